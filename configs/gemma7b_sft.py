@@ -1,0 +1,14 @@
+"""Gemma-7B on ESConv: SFT, the recipe of the DBT paper.
+
+Command:  python -m empathax.train --config=configs/gemma7b_sft.py --workdir=runs/gemma7b_sft
+Hardware: 8 x H100 80 GB, or a TPU v5p-16 and larger (fsdp takes every device there is).
+Expected: the paper's Table 1 has B-4 / R-L / Dist / DBT metric 0.21 / 2.85 / 2.90 / 0.2002 for this row.
+"""
+
+import ml_collections
+
+from empathax.recipes import dbt_paper
+
+
+def get_config() -> ml_collections.ConfigDict:
+    return dbt_paper("gemma7b_sft", "google/gemma-7b-it", stages=("sft",))

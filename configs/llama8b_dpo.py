@@ -1,0 +1,14 @@
+"""Llama-3-8B on ESConv: DPO, the recipe of the DBT paper.
+
+Command:  python -m empathax.train --config=configs/llama8b_dpo.py --workdir=runs/llama8b_dpo
+Hardware: 8 x H100 80 GB, or a TPU v5p-16 and larger (fsdp takes every device there is).
+Expected: the paper's Table 1 has B-4 / R-L / Dist / DBT metric 0.07 / 10.55 / 12.85 / 0.2087 for this row.
+"""
+
+import ml_collections
+
+from empathax.recipes import dbt_paper
+
+
+def get_config() -> ml_collections.ConfigDict:
+    return dbt_paper("llama8b_dpo", "meta-llama/Meta-Llama-3-8B-Instruct", stages=("dpo",))

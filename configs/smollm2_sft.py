@@ -1,0 +1,15 @@
+"""SmolLM2-135M-Instruct on ESConv: SFT.
+
+Command:  python -m empathax.train --config=configs/smollm2_sft.py --workdir=runs/smollm2_sft --config.data.path=PATH
+          (PATH: a folder with ESConv's train, valid and test .jsonl, or upstream's ESConv.json; the hub copy if left out)
+Hardware: 2 CPU cores and 8 GB of memory.
+Expected: @@sft@@
+"""
+
+import ml_collections
+
+from empathax.recipes import smollm2_esconv
+
+
+def get_config() -> ml_collections.ConfigDict:
+    return smollm2_esconv("smollm2_sft", stages=("sft",))

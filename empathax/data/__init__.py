@@ -1,0 +1,1 @@
+"""From files of dialogues to rows of token ids: sources, chat templates, prefix trees, packing, loader."""

@@ -1,0 +1,150 @@
+"""Batches as a pure function of (seed, step): a resumed run needs the step number and nothing else.
+
+Grain's order: source, seed, shuffle, repeat with a new order in each epoch, batch. A step's rows do not depend on how
+many processes read them: each takes its slice of the global batch.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+
+import grain
+import jax
+import numpy as np
+from jaxtyping import Float32, Int
+
+from empathax.data.batch import Batch
+from empathax.data.packing import PackedRows
+from empathax.errors import ConfigError, DataError
+
+PREFETCH_THREADS = 2
+PREFETCH_BATCHES = 4
+
+
+class Loader:
+    """Training batches [A, B, ...] of A = accumulation_steps micro-batches of B = rows_per_batch / process_count rows.
+
+    Args:
+        rows: packed rows; every step takes A * rows_per_batch of them.
+        rows_per_batch: rows of one micro-batch over all processes.
+        accumulation_steps: micro-batches of one step.
+        seed: order of the rows; with `shuffle=False` they come in their own order.
+        process_index, process_count: which slice of each micro-batch this process reads.
+        ref_logps: reference log-probability of each reply by sequence id; put into `ref_logps_BS`.
+
+    Raises:
+        DataError: fewer rows than one step takes.
+        ConfigError: rows_per_batch does not divide by process_count.
+    """
+
+    def __init__(
+        self,
+        rows: PackedRows,
+        *,
+        rows_per_batch: int,
+        accumulation_steps: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+        process_index: int = 0,
+        process_count: int = 1,
+        ref_logps: Float32[np.ndarray, " sequences"] | None = None,
+    ) -> None:
+        if rows_per_batch % process_count:
+            raise ConfigError(f"rows_per_batch = {rows_per_batch} does not divide by {process_count} processes")
+        self.rows = rows
+        self.rows_per_step = rows_per_batch * accumulation_steps
+        if len(rows) < self.rows_per_step:
+            raise DataError(
+                f"the data fill {len(rows)} row(s) of {rows.sizes.tokens} tokens, but one step takes "
+                f"rows_per_batch * accumulation_steps = {rows_per_batch} * {accumulation_steps} = {self.rows_per_step}: "
+                "lower these, lower data.row_length, or add data"
+            )
+        self._shape = (accumulation_steps, rows_per_batch)
+        local = rows_per_batch // process_count
+        self._slice = slice(process_index * local, (process_index + 1) * local)
+        self._order = {"seed": seed, "shuffle": shuffle}
+        self._ref_logps = ref_logps
+        order = grain.MapDataset.range(len(rows)).seed(seed)
+        order = order.shuffle() if shuffle else order
+        self._row_ids = order.repeat(None, reseed_each_epoch=True).batch(self.rows_per_step, drop_remainder=True)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in which every row is seen once; a step may span two epochs."""
+        return len(self.rows) / self.rows_per_step
+
+    def num_steps(self, num_epochs: float, max_steps: int = 0) -> int:
+        """Steps of a stage: every row at least `num_epochs` times, or `max_steps` where that is set."""
+        return max_steps or math.ceil(round(num_epochs * self.steps_per_epoch, 6))
+
+    def row_ids(self, step: int) -> Int[np.ndarray, "A B"]:
+        """The rows of step `step` over all processes."""
+        return np.asarray(self._row_ids[step]).reshape(self._shape)
+
+    def sequence_ids(self, step: int) -> Int[np.ndarray, " sequences"]:
+        """Ids of all replies of step `step`."""
+        return np.concatenate([self.rows.sequence_ids(int(row)) for row in self.row_ids(step).ravel()])
+
+    def batch_at(self, step: int) -> Batch:
+        """This process's part of step `step`, leading dims [A, B]; numpy arrays."""
+        return self._assemble(self._row_ids[step])
+
+    def iterate(self, start_step: int = 0, stop_step: int | None = None) -> Iterator[Batch]:
+        """Batches of steps start_step, start_step + 1, ..., read ahead in the background.
+
+        Raises:
+            DataError: a row cannot be laid out; names it.
+        """
+        stop = min(stop_step if stop_step is not None else sys.maxsize, len(self._row_ids))
+        batches = self._row_ids[start_step:stop].map(self._assemble)
+        options = grain.ReadOptions(num_threads=PREFETCH_THREADS, prefetch_buffer_size=PREFETCH_BATCHES)
+        iterator = iter(batches.to_iter_dataset(options))
+        try:
+            yield from iterator
+        finally:
+            iterator.close()
+
+    def fingerprint(self) -> dict[str, str]:
+        """What the rows of a step depend on, by name; two loaders with equal values give equal batches."""
+        parts = {**self._order, "rows_per_step": self.rows_per_step, "rows": self.rows.fingerprint()}
+        return {name: str(value) for name, value in parts.items()}
+
+    def _assemble(self, row_ids: Int[np.ndarray, " AB"]) -> Batch:
+        local_ids = np.asarray(row_ids).reshape(self._shape)[:, self._slice]
+        flat = _stack([_read(self.rows, int(row), self._ref_logps) for row in local_ids.ravel()])
+        return jax.tree.map(lambda array: array.reshape(*local_ids.shape, *array.shape[1:]), flat)
+
+
+def eval_batches(
+    rows: PackedRows,
+    rows_per_batch: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    ref_logps: Float32[np.ndarray, " sequences"] | None = None,
+) -> Iterator[Batch]:
+    """One pass over `rows` in their own order, leading dim [B]; the last batch is filled up with empty rows."""
+    if rows_per_batch % process_count:
+        raise ConfigError(f"eval.rows_per_batch = {rows_per_batch} does not divide by {process_count} processes")
+    local = rows_per_batch // process_count
+    for start in range(0, len(rows), rows_per_batch):
+        first = start + process_index * local
+        yield _stack([_read(rows, row, ref_logps) for row in range(first, first + local)])
+
+
+def _read(rows: PackedRows, row: int, ref_logps: np.ndarray | None) -> Batch:
+    """One row, an empty one past the end, with its reference log-probs."""
+    try:
+        batch = rows[row] if row < len(rows) else rows.empty_row()
+        if ref_logps is None:
+            return batch
+        ids = batch.sequence_id_BS
+        return batch.replace(ref_logps_BS=np.where(ids >= 0, ref_logps[ids], 0.0).astype(np.float32))
+    except Exception as error:
+        raise DataError(f"row {row} of the packed data cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _stack(rows: Sequence[Batch]) -> Batch:
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *rows)

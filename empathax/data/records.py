@@ -1,0 +1,72 @@
+"""What a row of a data set is, once read: plain, typed, and able to say where it came from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn; role is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A conversation whose assistant turns are all replies to learn.
+
+    `first_trained` is the index of the first message that may be trained; `origin` is "file:line".
+    """
+
+    messages: tuple[Message, ...]
+    dialogue_id: str
+    origin: str
+    first_trained: int = 0
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CompletionRow:
+    """A prompt and its reply; a prompt is messages, or plain text."""
+
+    prompt: tuple[Message, ...] | str
+    completion: str
+    dialogue_id: str
+    origin: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PreferenceRow:
+    """A prompt, the better and the worse reply."""
+
+    prompt: tuple[Message, ...] | str
+    chosen: str
+    rejected: str
+    dialogue_id: str
+    origin: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+Row = Dialogue | CompletionRow | PreferenceRow
+
+
+@dataclass
+class Tally:
+    """What became of a source's rows: `bad` could not be read, `dropped` could not be used, by reason."""
+
+    num_rows: int = 0
+    bad: list[str] = field(default_factory=list)  # "file:line: reason"
+    dropped: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)  # things worth knowing that lose no row
+
+    def add_bad(self, origin: str, reason: str) -> None:
+        """Counts a row that cannot be read."""
+        self.bad.append(f"{origin}: {reason}")

@@ -1,0 +1,93 @@
+"""The parent's side of template_worker.py: one child process per chat template, asked for one text at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import selectors
+import subprocess
+import sys
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from empathax.errors import DataError
+
+CPU_SECONDS = 5.0  # of one rendering; a dialogue takes about a ten-thousandth
+WALL_SECONDS = 120.0  # for a machine so busy that CPU_SECONDS take this long
+FREE_CHARACTERS = 200_000  # a template may print this much, and OUTPUT_RATIO times what it was given
+OUTPUT_RATIO = 8
+
+
+class TemplateRefused(DataError):
+    """The template raised an exception of its own: it does not accept these messages."""
+
+
+class TemplateProcess:
+    """A compiled chat template in a process without access to ours, with limits on time, memory and output.
+
+    Raises:
+        DataError: the template has a syntax error, or breaks a limit while rendering.
+        TemplateRefused: the template called raise_exception.
+    """
+
+    def __init__(self, source: str, name: str) -> None:
+        self._name = name
+        worker = Path(__file__).with_name("template_worker.py")
+        # -P: the worker's folder must not shadow modules of the standard library.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(worker)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+        )
+        self._close = weakref.finalize(self, _close, self._process)
+        self._ask(source)
+
+    def render(self, variables: Mapping[str, Any], num_characters: int) -> str:
+        """The text for `variables`, given that their own texts have `num_characters` characters in all."""
+        limit = FREE_CHARACTERS + OUTPUT_RATIO * num_characters
+        return self._ask({"variables": variables, "cpu_seconds": CPU_SECONDS, "max_characters": limit})["text"]
+
+    def close(self) -> None:
+        """Ends the process; happens by itself when the object goes."""
+        self._close()
+
+    def _ask(self, request: Any) -> dict[str, Any]:
+        answer = self._exchange(json.dumps(request))
+        if not answer:
+            self.close()
+            raise DataError(
+                f"{self._name}: ended after {CPU_SECONDS:.0f} s of CPU time or for want of memory (it loops, or builds "
+                "a huge text); set data.chat_template to a family's name or to another .jinja file"
+            )
+        result = json.loads(answer)
+        if result.get("kind") == "refused":
+            raise TemplateRefused(f"{self._name} refuses the messages: {result['error']}")
+        if "error" in result:
+            raise DataError(
+                f"{self._name} cannot be used: {result['error']}; set data.chat_template to a family's name or to "
+                "another .jinja file"
+            )
+        return result
+
+    def _exchange(self, line: str) -> str:
+        """Sends one line, waits for one; "" if the process ended or took too long."""
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._process.stdout, selectors.EVENT_READ)
+                if selector.select(WALL_SECONDS):
+                    return self._process.stdout.readline()
+        return ""
+
+
+def _close(process: subprocess.Popen) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            pipe.close()

@@ -1,0 +1,77 @@
+"""Every error a user can meet, and the exit code it ends a command with."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import ParamSpec
+
+P = ParamSpec("P")
+
+
+class EmpathaxError(Exception):
+    """Base of all errors whose message is meant for the user; says what was found, expected, and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(EmpathaxError):
+    """A setting, flag or mesh that cannot work."""
+
+    exit_code = 2
+
+
+class DataError(EmpathaxError):
+    """A data file, row, dialogue or chat template that cannot be used."""
+
+    exit_code = 3
+
+
+class WeightsError(EmpathaxError):
+    """Model files that are missing, damaged or of another architecture."""
+
+    exit_code = 4
+
+
+class CheckpointError(EmpathaxError):
+    """A checkpoint that cannot be written, read or continued."""
+
+    exit_code = 5
+
+
+class NonFiniteError(EmpathaxError):
+    """Training met NaN or Inf too often to go on."""
+
+    exit_code = 6
+
+
+class Preempted(EmpathaxError):
+    """The run was asked to stop and saved its state; run the same command again to go on."""
+
+    exit_code = 75
+
+
+def raise_all(kind: type[EmpathaxError], heading: str, problems: Sequence[str], limit: int = 20) -> None:
+    """Raises one `kind` that lists every problem (the first `limit` in full); returns if there is none."""
+    if not problems:
+        return
+    if len(problems) == 1:
+        raise kind(f"{heading}: {problems[0]}")
+    shown = "".join(f"\n  - {problem}" for problem in problems[:limit])
+    rest = f"\n  ... and {len(problems) - limit} more" if len(problems) > limit else ""
+    raise kind(f"{heading}: {len(problems)} problems{shown}{rest}")
+
+
+def exit_on_error(main: Callable[P, int | None]) -> Callable[P, int]:
+    """Wraps a command: an EmpathaxError becomes one message on stderr and its exit code."""
+
+    @functools.wraps(main)
+    def run(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs) or 0
+        except EmpathaxError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+
+    return run

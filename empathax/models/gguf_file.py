@@ -1,0 +1,170 @@
+"""GGUF files: the header, and tensors unpacked to float32 a few rows at a time.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3. The header is parsed here because
+the `gguf` package's reader takes 12 s for a vocabulary of 262,144; its tables of block sizes and its unpacking are used.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from empathax.errors import WeightsError, raise_all
+from empathax.models.mapped_file import MappedFile, TensorInfo
+
+GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K")
+
+# value types of the metadata that have a fixed size: id -> struct code
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_CHUNK_BYTES = 8 << 20  # float32 bytes unpacked at once
+
+
+class _Place(NamedTuple):
+    """Where a tensor's blocks lie."""
+
+    start: int
+    row_bytes: int
+    type_id: int
+
+
+class GgufFile:
+    """One GGUF file: `metadata` as a dict, `tensors` by name, `read` for values."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._gguf = _import_gguf()
+        self._file = MappedFile(path)
+        try:
+            self.metadata, entries, data_start = _parse_header(self._file)
+        except (struct.error, UnicodeDecodeError, _BadHeader) as error:
+            detail = error if isinstance(error, _BadHeader) else "the header ends early or is damaged"
+            raise WeightsError(f"{path} cannot be read as GGUF: {detail}; download it again") from error
+        self.tensors: dict[str, TensorInfo] = {}
+        self._places: dict[str, _Place] = {}
+        self._locate(entries, data_start)
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """Float32 values of a tensor at `index`; only the rows asked for are unpacked."""
+        info, place = self.tensors[name], self._places[name]
+        row_index, column_index = (index[0], index[1]) if len(info.shape) == 2 else (slice(None), index[0])
+        num_rows, num_columns = (info.shape[0] if len(info.shape) == 2 else 1), info.shape[-1]
+        first, last, _ = row_index.indices(num_rows)
+        columns = range(num_columns)[column_index]
+        values = np.empty((last - first, len(columns)), np.float32)
+        step = max(1, _CHUNK_BYTES // (4 * num_columns))
+        for row in range(first, last, step):
+            stop = min(row + step, last)
+            values[row - first : stop - first] = self._unpack(place, row, stop)[:, column_index]
+        self._file.forget(place.start + first * place.row_bytes, (last - first) * place.row_bytes)
+        return values if len(info.shape) == 2 else values[0]
+
+    def _unpack(self, place: _Place, first: int, last: int) -> np.ndarray:
+        raw = self._file.view(place.start + first * place.row_bytes, (last - first) * place.row_bytes, np.uint8)
+        kind = self._gguf.GGMLQuantizationType(place.type_id)
+        return self._gguf.quants.dequantize(raw.reshape(last - first, place.row_bytes), kind)
+
+    def _locate(self, entries: list[tuple[str, tuple[int, ...], int, int]], data_start: int) -> None:
+        problems = []
+        for name, shape, type_id, offset in entries:
+            type_name, block, block_bytes = self._type(type_id)
+            row_bytes = shape[-1] // block * block_bytes if shape else 0
+            end = data_start + offset + math.prod(shape[:-1]) * row_bytes
+            if name in self.tensors:
+                problems.append(f"{name}: found twice, expected once")
+            elif block and end > len(self._file):
+                problems.append(f"{name}: ends at byte {end:,}, but the file has {len(self._file):,}")
+            elif block and (len(shape) not in (1, 2) or shape[-1] % block):
+                problems.append(f"{name}: shape {list(shape)} does not fit blocks of {block} ({type_name})")
+            self.tensors[name] = TensorInfo(shape, type_name, self.path.name, type_name in GGUF_TYPES)
+            self._places[name] = _Place(data_start + offset, row_bytes, type_id)
+        raise_all(WeightsError, f"{self.path} is damaged or cut short; download it again", problems)
+
+    def _type(self, type_id: int) -> tuple[str, int, int]:
+        """Name, values per block and bytes per block; (name, 0, 0) for a type that `gguf` does not know."""
+        try:
+            kind = self._gguf.GGMLQuantizationType(type_id)
+        except ValueError:
+            return f"type {type_id}", 1, 0
+        block, block_bytes = self._gguf.GGML_QUANT_SIZES[kind]
+        return kind.name, block, block_bytes
+
+
+class _BadHeader(Exception):
+    pass
+
+
+def _import_gguf() -> ModuleType:
+    try:
+        import gguf
+        import gguf.quants
+    except ImportError as error:
+        raise WeightsError(
+            "reading a .gguf file needs the package 'gguf', which is not installed: pip install gguf "
+            "(or install empathax with its 'demo' extra)"
+        ) from error
+    return gguf
+
+
+def _parse_header(file: MappedFile) -> tuple[dict[str, Any], list[tuple[str, tuple[int, ...], int, int]], int]:
+    """(metadata, [(name, shape with rows first, type, offset)], start of the data)."""
+    if len(file) < 24 or file.buffer[:4] != b"GGUF":
+        raise _BadHeader("it does not start with the letters GGUF")
+    version, num_tensors, num_fields = struct.unpack_from("<IQQ", file.buffer, 4)
+    if version not in (2, 3):
+        raise _BadHeader(f"found version {version}, expected 2 or 3 (little-endian)")
+    cursor = _Cursor(file.buffer, 24)
+    metadata = {}
+    for _ in range(num_fields):
+        key = cursor.string()
+        metadata[key] = cursor.value(cursor.scalar("I"))
+    entries = [_tensor_entry(cursor) for _ in range(num_tensors)]
+    alignment = metadata.get("general.alignment", 32)
+    return metadata, entries, -(-cursor.position // alignment) * alignment
+
+
+def _tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
+    name = cursor.string()
+    num_dims = cursor.scalar("I")
+    sizes = tuple(cursor.scalar("Q") for _ in range(num_dims))
+    return name, sizes[::-1], cursor.scalar("I"), cursor.scalar("Q")  # GGUF names the fastest axis first
+
+
+class _Cursor:
+    """Reads little-endian values one after the other."""
+
+    def __init__(self, buffer: Any, position: int):
+        self._buffer = buffer
+        self.position = position
+
+    def scalar(self, code: str) -> Any:
+        (value,) = struct.unpack_from(f"<{code}", self._buffer, self.position)
+        self.position += struct.calcsize(code)
+        return value
+
+    def string(self) -> str:
+        start = self.position + 8
+        (length,) = struct.unpack_from("<Q", self._buffer, self.position)
+        if start + length > len(self._buffer):
+            raise _BadHeader("the header ends early or is damaged")
+        self.position = start + length
+        return str(self._buffer[start : start + length], "utf-8", "replace")
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.string()
+        if kind != _ARRAY:
+            if kind not in _SCALARS:
+                raise _BadHeader(f"the header has a value of unknown type {kind}")
+            return self.scalar(_SCALARS[kind])
+        item, count = self.scalar("I"), self.scalar("Q")
+        if item in _SCALARS:
+            values = struct.unpack_from(f"<{count}{_SCALARS[item]}", self._buffer, self.position)
+            self.position += count * struct.calcsize(_SCALARS[item])
+            return list(values)
+        return [self.value(item) for _ in range(count)]

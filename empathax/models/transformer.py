@@ -1,0 +1,252 @@
+"""The decoder: its parameters declared with Flax NNX, its forward pass a pure function of their plain tree.
+
+Parameter tree (layers stacked along a leading axis L; kernels are [in, out], the two vocabulary kernels [V, D]):
+
+    embedding/kernel [V, D]
+    layers/attention_norm/scale [L, D]
+    layers/attention/query/kernel [L, D, N*H]      (+ bias [L, N*H] with attention_bias)
+    layers/attention/key/kernel, value/kernel [L, D, K*H]    (+ bias [L, K*H])
+    layers/attention/output/kernel [L, N*H, D]     (+ bias [L, D] with output_bias)
+    layers/attention/query_norm/scale, key_norm/scale [L, H]    (with qk_norm)
+    layers/post_attention_norm/scale, post_mlp_norm/scale [L, D]    (with post_norms)
+    layers/mlp_norm/scale [L, D]
+    layers/mlp/gate/kernel, up/kernel [L, D, F]; down/kernel [L, F, D]    (+ bias with mlp_bias)
+    final_norm/scale [D]
+    output/kernel [V, D]    (unless tied_embeddings)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from empathax.errors import ConfigError
+from empathax.models.attention import attention as tree_attention
+from empathax.models.layers import LayerKinds, Params, decoder_layer, embed, rms_norm
+from empathax.models.model_config import ModelConfig
+
+LOGICAL_AXES = ("layer", "vocab", "embed", "heads", "kv_heads", "head_dim", "ff")
+REMAT = ("none", "full", "dots")
+
+
+class Linear(nnx.Module):
+    """One kernel per layer, [L, in, out], and perhaps a bias, [L, out]."""
+
+    def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], use_bias: bool, declare: _Declare):
+        self.kernel = declare(shape, axes, "normal")
+        if use_bias:
+            self.bias = declare((shape[0], shape[-1]), (axes[0], axes[-1]), "zeros")
+
+
+class RmsNorm(nnx.Module):
+    """The scale of an RMS norm."""
+
+    def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], declare: _Declare):
+        self.scale = declare(shape, axes, "norm")
+
+
+class Table(nnx.Module):
+    """A vocabulary kernel, [V, D]."""
+
+    def __init__(self, shape: tuple[int, ...], declare: _Declare):
+        self.kernel = declare(shape, ("vocab", "embed"), "normal")
+
+
+class Attention(nnx.Module):
+    """Query, key, value and output projections of all layers."""
+
+    def __init__(self, config: ModelConfig, declare: _Declare):
+        L, D, query, kv = config.num_layers, config.model_dim, config.query_dim, config.kv_dim
+        self.query = Linear((L, D, query), ("layer", "embed", "heads"), config.attention_bias, declare)
+        self.key = Linear((L, D, kv), ("layer", "embed", "kv_heads"), config.attention_bias, declare)
+        self.value = Linear((L, D, kv), ("layer", "embed", "kv_heads"), config.attention_bias, declare)
+        self.output = Linear((L, query, D), ("layer", "heads", "embed"), config.output_bias, declare)
+        if config.qk_norm:
+            self.query_norm = RmsNorm((L, config.head_dim), ("layer", "head_dim"), declare)
+            self.key_norm = RmsNorm((L, config.head_dim), ("layer", "head_dim"), declare)
+
+
+class Mlp(nnx.Module):
+    """Gate, up and down projections of all layers."""
+
+    def __init__(self, config: ModelConfig, declare: _Declare):
+        L, D, F = config.num_layers, config.model_dim, config.ff_dim
+        self.gate = Linear((L, D, F), ("layer", "embed", "ff"), config.mlp_bias, declare)
+        self.up = Linear((L, D, F), ("layer", "embed", "ff"), config.mlp_bias, declare)
+        self.down = Linear((L, F, D), ("layer", "ff", "embed"), config.mlp_bias, declare)
+
+
+class Layers(nnx.Module):
+    """All decoder layers, stacked."""
+
+    def __init__(self, config: ModelConfig, declare: _Declare):
+        shape, axes = (config.num_layers, config.model_dim), ("layer", "embed")
+        self.attention_norm = RmsNorm(shape, axes, declare)
+        self.attention = Attention(config, declare)
+        self.mlp_norm = RmsNorm(shape, axes, declare)
+        self.mlp = Mlp(config, declare)
+        if config.post_norms:
+            self.post_attention_norm = RmsNorm(shape, axes, declare)
+            self.post_mlp_norm = RmsNorm(shape, axes, declare)
+
+
+class Transformer(nnx.Module):
+    """Every parameter of a model, each declared once with shape, initializer and logical axes."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype = jnp.float32):
+        declare = functools.partial(_declare, config=config, rngs=rngs, param_dtype=param_dtype)
+        vocabulary = (config.vocab_size, config.model_dim)
+        self.config = config
+        self.embedding = Table(vocabulary, declare)
+        self.layers = Layers(config, declare)
+        self.final_norm = RmsNorm((config.model_dim,), ("embed",), declare)
+        if not config.tied_embeddings:
+            self.output = Table(vocabulary, declare)
+
+    def __call__(
+        self,
+        token_ids_BT: Int[Array, "B T"],
+        positions_BT: Int[Array, "B T"],
+        subtree_end_BT: Int[Array, "B T"],
+        **options: Any,
+    ) -> Float[Array, "B T V"]:
+        """Float32 logits; the options are those of `hidden_states`."""
+        params = nnx.to_pure_dict(nnx.state(self, nnx.Param))
+        return logits(params, self.config, token_ids_BT, positions_BT, subtree_end_BT, **options)
+
+
+_Declare = Callable[[tuple[int, ...], tuple[str, ...], str], nnx.Param]
+
+
+def _declare(
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    init: str,
+    *,
+    config: ModelConfig,
+    rngs: nnx.Rngs,
+    param_dtype: jnp.dtype,
+) -> nnx.Param:
+    if init == "normal":
+        value = jax.random.normal(rngs.params(), shape, param_dtype) * jnp.asarray(config.initializer_range, param_dtype)
+    else:
+        is_one = init == "norm" and not config.unit_offset_norm
+        value = jnp.full(shape, float(is_one), param_dtype)
+    return nnx.Param(value, logical_axes=axes)
+
+
+def init_params(
+    config: ModelConfig, seed: int, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None
+) -> Params:
+    """Random parameters, created straight into `shardings` (a tree like `abstract_params`) if given."""
+
+    def create() -> Params:
+        model = Transformer(config, rngs=nnx.Rngs(seed), param_dtype=param_dtype)
+        return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+    return jax.jit(create, out_shardings=shardings)()
+
+
+def abstract_params(config: ModelConfig, param_dtype: jnp.dtype = jnp.float32) -> Params:
+    """The parameter tree as `jax.ShapeDtypeStruct`s; allocates nothing."""
+    return nnx.to_pure_dict(_abstract_state(config, param_dtype))
+
+
+def logical_axes(config: ModelConfig) -> Params:
+    """The parameter tree with each leaf the tuple of its axes' names (one of LOGICAL_AXES per dimension)."""
+    state = _abstract_state(config, jnp.float32)
+    return nnx.to_pure_dict(state, extract_fn=lambda variable: variable.get_metadata("logical_axes"))
+
+
+def hidden_states(
+    params: Params,
+    config: ModelConfig,
+    token_ids_BT: Int[Array, "B T"],
+    positions_BT: Int[Array, "B T"],
+    subtree_end_BT: Int[Array, "B T"],
+    *,
+    compute_dtype: jnp.dtype = jnp.float32,
+    remat: str = "none",
+    attention: str = "auto",
+) -> Float[Array, "B T D"]:
+    """Hidden states after the final norm, of rows laid out as prefix trees (see data/batch.py).
+
+    `remat` names what the backward pass keeps of each layer: "none" recomputes nothing, "dots" keeps the results of
+    the weight matmuls, "full" keeps only the layer's input. `attention` is an implementation of models/attention.py.
+    """
+    kinds = LayerKinds(config, positions_BT)
+
+    def layer_step(x_BTD: Array, scanned: tuple[Params, Array | None]) -> tuple[Array, None]:
+        layer, window = scanned
+        window, tables = kinds.window_and_tables(window)
+
+        def attend(q_BNTH: Array, k_BKTH: Array, v_BKTH: Array) -> tuple[Array, None]:
+            out_BNTH = tree_attention(
+                q_BNTH,
+                k_BKTH,
+                v_BKTH,
+                positions_BT=positions_BT,
+                subtree_end_BT=subtree_end_BT,
+                window=window,
+                softcap=config.attention_softcap,
+                scale=config.query_scale,
+                implementation=attention,
+            )
+            return out_BNTH, None
+
+        return decoder_layer(layer, config, x_BTD, tables, attend)
+
+    x_BTD = embed(params, config, token_ids_BT, compute_dtype)
+    x_BTD, _ = jax.lax.scan(_rematerialized(layer_step, remat), x_BTD, (params["layers"], kinds.windows_L))
+    return rms_norm(params["final_norm"], config, x_BTD)
+
+
+def output_projection(params: Params, config: ModelConfig) -> Float[Array, "V D"]:
+    """The vocabulary kernel: the embedding if tied. `config.final_softcap` is the caller's to apply."""
+    return params["embedding" if config.tied_embeddings else "output"]["kernel"]
+
+
+def project_logits(
+    params: Params, config: ModelConfig, hidden: Float[Array, "*B D"]
+) -> Float[Array, "*B V"]:
+    """Float32 logits of hidden states, final soft-cap included; for few positions only (decoding, tests)."""
+    kernel_VD = output_projection(params, config).astype(hidden.dtype)
+    out = jnp.einsum("...d,vd->...v", hidden, kernel_VD, preferred_element_type=jnp.float32)
+    return config.final_softcap * jnp.tanh(out / config.final_softcap) if config.final_softcap else out
+
+
+def logits(
+    params: Params,
+    config: ModelConfig,
+    token_ids_BT: Int[Array, "B T"],
+    positions_BT: Int[Array, "B T"],
+    subtree_end_BT: Int[Array, "B T"],
+    **options: Any,
+) -> Float[Array, "B T V"]:
+    """Float32 logits at every token: for tests and small inputs. Options as in `hidden_states`."""
+    hidden_BTD = hidden_states(params, config, token_ids_BT, positions_BT, subtree_end_BT, **options)
+    return project_logits(params, config, hidden_BTD)
+
+
+def _rematerialized(layer_step: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    if remat == "none":
+        return layer_step
+    policies = {
+        "full": jax.checkpoint_policies.nothing_saveable,
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    }
+    if remat not in policies:
+        raise ConfigError(f"remat {remat!r} does not exist: choose one of {', '.join(map(repr, REMAT))}")
+    # within a scan the loop itself keeps XLA from undoing the recomputation
+    return jax.checkpoint(layer_step, policy=policies[remat], prevent_cse=False)
+
+
+def _abstract_state(config: ModelConfig, param_dtype: jnp.dtype) -> nnx.State:
+    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0), param_dtype=param_dtype))
+    return nnx.state(model, nnx.Param)

@@ -1,0 +1,1 @@
+"""Objectives: log-probabilities of replies, supervised fine-tuning, preference optimization."""

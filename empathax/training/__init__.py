@@ -1,0 +1,1 @@
+"""The training run: state, compiled steps, optimizers, frozen references, metrics."""

@@ -1,0 +1,179 @@
+"""Training state on disk: asynchronous Orbax checkpoints, one directory per stage, one per step in it.
+
+A checkpoint holds three items: `params`, `rest` (optimizer state and counters) and `meta` (JSON: the step, what the model
+is and which data it was trained on). A stage directory whose newest checkpoint says `finished` is never trained again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from empathax.errors import CheckpointError, raise_all
+from empathax.training.state import TrainState
+
+ITEMS = ("params", "rest", "meta")
+
+
+class StageCheckpoints:
+    """The checkpoints of one stage of a run. Use as a context manager: leaving it waits for pending saves."""
+
+    def __init__(self, directory: Path, keep: int = 2) -> None:
+        self.directory = Path(directory).absolute()
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{directory} cannot be written: {error.strerror}; choose another --workdir") from error
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+        )
+        self._manager = ocp.CheckpointManager(self.directory, item_names=ITEMS, options=options)
+        self._last_saved: int | None = None
+
+    def __enter__(self) -> StageCheckpoints:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def latest_step(self) -> int | None:
+        """The newest committed step on disk, or None. The disk is read: the manager also counts saves that failed."""
+        return _latest_step(self.directory)
+
+    def save(self, state: TrainState, meta: dict[str, Any]) -> None:
+        """Starts a background save of `state` at its step. `meta` must be JSON; `step` is added to it."""
+        step = int(state.step)
+        args = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            rest=ocp.args.StandardSave(_rest(state)),
+            meta=ocp.args.JsonSave({**meta, "step": step}),
+        )
+        try:
+            self._manager.save(step, args=args, force=True)
+        except Exception as error:  # a failed background save surfaces here, as whatever its thread raised
+            raise CheckpointError(f"saving step {step} to {self.directory} failed: {error}") from error
+        self._last_saved = step
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The newest state, in the shapes, dtypes and shardings of `like`, and its meta.
+
+        Raises CheckpointError if there is none, or naming each leaf whose shape or dtype differs.
+        """
+        step = self.latest_step()
+        if step is None:
+            raise CheckpointError(f"{self.directory} holds no finished checkpoint")
+        rest = _rest(like)
+        _check_layout(self._manager, step, {"params": like.params, "rest": rest})
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(_abstract(like.params)),
+                rest=ocp.args.StandardRestore(_abstract(rest)),
+                meta=ocp.args.JsonRestore(),
+            ),
+        )
+        return like.replace(params=restored["params"], **restored["rest"]), restored["meta"]
+
+    def meta(self) -> dict[str, Any] | None:
+        """The meta of the newest checkpoint, or None if there is no checkpoint."""
+        step = self.latest_step()
+        return None if step is None else read_meta(self.directory / str(step))
+
+    def wait(self) -> None:
+        """Waits for pending saves; raises CheckpointError if the last one did not reach the disk."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise CheckpointError(f"saving to {self.directory} failed: {error}") from error
+        if self._last_saved is not None and self.latest_step() != self._last_saved:
+            raise CheckpointError(f"step {self._last_saved} did not reach {self.directory}; is the disk full?")
+
+    def close(self) -> None:
+        """Waits for pending saves and frees the manager."""
+        self._manager.close()
+
+
+def latest_checkpoint(path: Path) -> Path:
+    """The newest step directory at or below `path`: a run's workdir, its checkpoints/, a stage, or a step itself.
+
+    Of several stages the one written last is taken. Raises CheckpointError if there is none.
+    """
+    path = Path(path).absolute()
+    if (path / "meta").is_dir():
+        return path
+    for stages in (path / "checkpoints", path):
+        found = [(stage, _latest_step(stage)) for stage in (stages, *_subdirectories(stages))]
+        steps = [stage / str(step) for stage, step in found if step is not None]
+        if steps:
+            return max(steps, key=lambda step: step.stat().st_mtime)
+    raise CheckpointError(
+        f"{path} holds no finished checkpoint: expected a run's --workdir, its checkpoints/, or a stage in it"
+    )
+
+
+def read_meta(step_dir: Path) -> dict[str, Any]:
+    """The meta of one checkpoint."""
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return reader.restore(step_dir / "meta")
+
+
+def restore_params(step_dir: Path, abstract_params: Any) -> Any:
+    """The parameters alone of one checkpoint, in the shapes, dtypes and shardings of `abstract_params`."""
+    with ocp.StandardCheckpointer() as reader:
+        try:
+            return reader.restore(Path(step_dir) / "params", _abstract(abstract_params))
+        except (ValueError, FileNotFoundError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"{step_dir} cannot be read into this model: {reason}") from error
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    fields = dataclasses.fields(state)
+    return {field.name: getattr(state, field.name) for field in fields if field.name != "params"}
+
+
+def _subdirectories(path: Path) -> list[Path]:
+    return sorted(child for child in path.iterdir() if child.is_dir()) if path.is_dir() else []
+
+
+def _latest_step(directory: Path) -> int | None:
+    steps = [int(child.name) for child in _subdirectories(directory) if child.name.isdigit()]
+    finished = [step for step in steps if all((directory / str(step) / item).is_dir() for item in ITEMS)]
+    return max(finished, default=None)
+
+
+def _abstract(tree: Any) -> Any:
+    def leaf(value: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=getattr(value, "sharding", None))
+
+    return jax.tree.map(leaf, tree)
+
+
+def _check_layout(manager: ocp.CheckpointManager, step: int, wanted: dict[str, Any]) -> None:
+    # Orbax refuses another shape or tree but casts another dtype without a word, so all three are compared here.
+    problems = []
+    for item, tree in wanted.items():
+        found = _leaves(manager.item_metadata(step)[item])
+        expected = _leaves(tree)
+        problems += [f"{item}/{name} is in the checkpoint but not in this run" for name in found.keys() - expected.keys()]
+        problems += [f"{item}/{name} is not in the checkpoint" for name in expected.keys() - found.keys()]
+        problems += [
+            f"{item}/{name} is {_spell(found[name])} in the checkpoint, {_spell(expected[name])} in this run"
+            for name in sorted(found.keys() & expected.keys())
+            if _spell(found[name]) != _spell(expected[name])
+        ]
+    heading = f"step {step} of {manager.directory} was written by another model or optimizer"
+    raise_all(CheckpointError, heading, problems)
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _spell(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"

@@ -1,0 +1,77 @@
+"""Optimizers and learning-rate schedules, with the conventions of Hugging Face's Trainer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from empathax.config import StageOptions
+
+Schedule = Callable[[jax.Array | int], jax.Array]
+
+
+def make_optimizer(options: StageOptions, num_steps: int) -> tuple[optax.GradientTransformation, Schedule]:
+    """The update direction (float32, before the learning rate) and the learning rate of each step.
+
+    The step multiplies the two, so that the rate follows the batches seen, also past skipped updates. Optimizer states
+    are float32 whatever the parameters are. Weight decay is decoupled and leaves out norms and biases.
+    """
+    directions = [_direction(options)]
+    if options.weight_decay:
+        directions.append(optax.add_decayed_weights(options.weight_decay, mask=decay_mask))
+    return _in_float32(optax.chain(*directions)), make_schedule(options, num_steps)
+
+
+def make_schedule(options: StageOptions, num_steps: int) -> Schedule:
+    """Linear warm-up from 0 over ceil(num_steps * warmup_ratio) steps, then constant, linear or cosine decay to
+    `final_lr_ratio` of the peak at step `num_steps`."""
+    warmup = math.ceil(num_steps * options.warmup_ratio)
+    peak, final = options.learning_rate, options.final_lr_ratio
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        progress = jnp.clip((step - warmup) / max(1, num_steps - warmup), 0.0, 1.0)
+        decay = {
+            "constant": jnp.ones_like(progress),
+            "linear": final + (1.0 - final) * (1.0 - progress),
+            "cosine": final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
+        }[options.schedule]
+        return peak * jnp.where(step < warmup, step / max(1, warmup), decay)
+
+    return schedule
+
+
+def decay_mask(params: Any) -> Any:
+    """True for the parameters that weight decay shrinks: all but norms and biases (embeddings included)."""
+
+    def decays(path: tuple[Any, ...], _: Any) -> bool:
+        name = jax.tree_util.keystr(path, simple=True, separator="/").lower()
+        return "norm" not in name and "bias" not in name
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def _direction(options: StageOptions) -> optax.GradientTransformation:
+    if options.optimizer == "adamw":
+        return optax.scale_by_adam(options.b1, options.b2, options.eps)
+    if options.optimizer == "lion":
+        return optax.scale_by_lion(options.b1, options.b2)
+    # As the Trainer runs it: no momentum, no scaling by the parameter's size, an absolute learning rate.
+    return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+
+
+def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Keeps states and arithmetic in float32: Adam's second moment in bfloat16 stops moving after a few steps."""
+
+    def cast(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+    return optax.GradientTransformation(
+        init=lambda params: tx.init(cast(params)),
+        update=lambda grads, state, params=None: tx.update(cast(grads), state, cast(params)),
+    )

@@ -1,0 +1,88 @@
+"""What a training step changes: parameters, optimizer state and counters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
+
+Tree = Any  # nested dicts of arrays, of ShapeDtypeStructs or of shardings
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The donated argument of a train step. `step` counts batches seen, skipped ones included."""
+
+    step: Int[Array, ""]
+    params: Tree
+    opt_state: Tree
+    nonfinite_streak: Int[Array, ""]  # updates skipped in a row, up to now
+    nonfinite_total: Int[Array, ""]
+
+
+def init_state(params: Tree, tx: optax.GradientTransformation, shardings: TrainState | None = None) -> TrainState:
+    """A state at step 0 that takes over `params`: the first step donates them, so keep a copy of any you still need."""
+    return jax.jit(lambda params: _new_state(params, tx), out_shardings=shardings)(params)
+
+
+def abstract_state(abstract_params: Tree, tx: optax.GradientTransformation) -> TrainState:
+    """Shapes and dtypes of the state, for sharding rules, checkpoints and compiling without the arrays."""
+    return jax.eval_shape(lambda params: _new_state(params, tx), abstract_params)
+
+
+def state_shardings(abstract: TrainState, param_shardings: Tree) -> TrainState:
+    """Shardings of the whole state: optimizer arrays lie like the parameter they belong to, the rest is replicated.
+
+    An optimizer array belongs to the parameter whose path ends its own path, if the shapes are equal too (the factored
+    moments of Adafactor are smaller and replicated).
+    """
+    replicated = NamedSharding(jax.tree.leaves(param_shardings)[0].mesh, PartitionSpec())
+    shapes = jax.tree.map(lambda leaf: leaf.shape, abstract.params)
+    known = jax.tree_util.tree_leaves_with_path(shapes, is_leaf=lambda value: isinstance(value, tuple))
+    by_path = {
+        _names(path): (shape, sharding)
+        for (path, shape), sharding in zip(known, jax.tree.leaves(param_shardings), strict=True)
+    }
+
+    def shard(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        names = _names(path)
+        for start in range(len(names)):
+            shape, sharding = by_path.get(names[start:], (None, replicated))
+            if shape == leaf.shape:
+                return sharding
+        return replicated
+
+    return jax.tree_util.tree_map_with_path(shard, abstract)
+
+
+def leaf_digests(tree: Tree) -> dict[str, int]:
+    """A 32-bit digest of each leaf's bits, shape and dtype aside, by path: equal on every mesh, unequal after any change
+    of one element. The wrap-around sum of bit patterns times an odd weight that depends on the position."""
+    digests = jax.device_get(jax.jit(lambda tree: jax.tree.map(_digest, tree))(tree))
+    leaves = jax.tree_util.tree_leaves_with_path(digests)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): int(digest) for path, digest in leaves}
+
+
+def _digest(leaf: jax.Array) -> jax.Array:
+    unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+    position = jnp.zeros(leaf.shape, jnp.uint32)
+    for dim, size in enumerate(leaf.shape):  # no reshape: that would gather a sharded leaf
+        position = position * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim)
+    mixed = (position ^ (position >> 15)) * np.uint32(2654435761)
+    return (bits * (mixed | np.uint32(1))).sum(dtype=jnp.uint32)
+
+
+def _new_state(params: Tree, tx: optax.GradientTransformation) -> TrainState:
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(step=zero, params=params, opt_state=tx.init(params), nonfinite_streak=zero, nonfinite_total=zero)
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)

@@ -1,0 +1,132 @@
+"""What a run writes while it goes: metrics.jsonl (the record), TensorBoard event files, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
+from tensorboard.plugins.text import metadata as text_metadata
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Tracker:
+    """Writes the metrics of one stage. On resume at step s, earlier lines after s are dropped, in both records."""
+
+    def __init__(self, workdir: Path, stage: str, start_step: int, *, tensorboard: bool, enabled: bool = True) -> None:
+        self.stage = stage
+        self._file = None
+        self._events: EventFileWriter | None = None
+        if not enabled:
+            return
+        path = workdir / METRICS_FILE
+        _drop_lines_after(path, stage, start_step)
+        self._file = path.open("a", encoding="utf-8")
+        if tensorboard:
+            self._events = EventFileWriter(str(workdir / "tensorboard" / stage))
+            # SessionLog.START tells TensorBoard to forget what a stopped run wrote from this step on.
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._add(event_pb2.Event(wall_time=time.time(), step=start_step + 1, session_log=start))
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file:
+            self._file.close()
+        if self._events:
+            self._events.close()
+
+    def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Records `values` of `split` ("train" or "eval") at `step`, under their names in docs/metrics.md."""
+        if self._file is None:
+            return
+        line = {"step": step, "stage": self.stage, "split": split, **values}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        summary = summary_pb2.Summary(
+            value=[summary_pb2.Summary.Value(tag=f"{split}/{name}", simple_value=v) for name, v in values.items()]
+        )
+        self._add(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """Shows `markdown` in TensorBoard's Text tab under `tag`."""
+        tensor = tensor_pb2.TensorProto(
+            dtype=types_pb2.DT_STRING, string_val=[markdown.encode()], tensor_shape=tensor_shape_pb2.TensorShapeProto()
+        )
+        meta = text_metadata.create_summary_metadata(display_name=tag, description="")
+        value = summary_pb2.Summary.Value(tag=tag, tensor=tensor, metadata=meta)
+        self._add(event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=[value])))
+
+    def flush(self) -> None:
+        """Makes what was written so far visible to a running TensorBoard."""
+        if self._events:
+            self._events.flush()
+
+    def _add(self, event: event_pb2.Event) -> None:
+        if self._events is None:
+            return
+        try:
+            self._events.add_event(event)
+        except OSError as error:  # metrics.jsonl is the record; a full disk here must not end the run
+            warnings.warn(f"TensorBoard files cannot be written any more: {error}", stacklevel=2)
+            self._events = None
+
+
+def _drop_lines_after(path: Path, stage: str, step: int) -> None:
+    if not path.exists():
+        return
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    kept = [line for line in lines if _is_kept(line, stage, step)]
+    if len(kept) < len(lines):
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        temporary.replace(path)
+
+
+def _is_kept(line: str, stage: str, step: int) -> bool:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:  # the last line of a run that was killed while it wrote
+        return False
+    return record["stage"] != stage or record["step"] <= step
+
+
+class ProgressBar:
+    """Steps done, speed, time left and memory of one stage, on a terminal; nothing where there is none."""
+
+    def __init__(self, stage: str, total: int, done: int, *, enabled: bool) -> None:
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[status]}"),
+        )  # fmt: skip
+        console = Console(stderr=True)
+        self._progress = Progress(*columns, console=console, disable=not (enabled and console.is_terminal))
+        self._task = self._progress.add_task(stage, total=total, completed=done, status="compiling")
+
+    def __enter__(self) -> ProgressBar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+    def update(self, done: int, values: Mapping[str, float]) -> None:
+        """Shows `values` ("tokens/s" and so on) beside the bar."""
+        status = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+        self._progress.update(self._task, completed=done, status=status)
+
+
+def _short(value: Any) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

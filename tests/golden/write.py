@@ -1,0 +1,12 @@
+"""Writes the resolved text of every file in configs/ beside this script, for review in a diff."""
+
+import json
+from pathlib import Path
+
+from empathax.config import load_config, to_dict
+
+HERE = Path(__file__).parent
+
+for path in sorted((HERE.parent.parent / "configs").glob("*.py")):
+    config, _ = load_config([f"--config={path}"])
+    (HERE / f"{path.stem}.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")

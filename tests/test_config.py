@@ -1,0 +1,83 @@
+"""Settings: every problem is reported at once, every file in configs/ resolves to its golden text."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from empathax.config import Config, default_config, from_config_dict, load_config, to_dict
+from empathax.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+def test_defaults_round_trip():
+    assert from_config_dict(default_config()) == Config()
+
+
+def test_every_problem_in_one_message():
+    source = default_config().to_dict()
+    source["seed"] = "one"
+    source["sft"]["optimizer"] = "adam"
+    source["dpo"]["betta"] = 0.1
+    source["data"]["eval_fraction"] = 2
+    source["stages"] = ("sft", "dpo")
+    with pytest.raises(ConfigError) as caught:
+        from_config_dict(source)
+    message = str(caught.value)
+    assert "4 problems" in message
+    assert "seed = 'one' is str: expected int" in message
+    assert "sft.optimizer = 'adam'" in message
+    assert "did you mean 'adamw'" in message
+    assert "unknown key dpo.betta; did you mean dpo.beta?" in message
+    assert "data.eval_fraction = 2.0: expected a value in [0.0, 0.9]" in message
+
+
+@pytest.mark.parametrize("stages", [(), ("rlhf",), ("sft", "sft")])
+def test_stages_are_checked(stages):
+    with pytest.raises(ConfigError, match="stages"):
+        from_config_dict({"stages": stages})
+
+
+def test_mesh_leaves_one_axis_open_at_most():
+    with pytest.raises(ConfigError, match="at most one"):
+        from_config_dict({"mesh": {"data": -1, "fsdp": -1}})
+
+
+def test_flags_override_the_file():
+    argv = [f"--config={ROOT}/configs/demo.py", "--config.sft.learning_rate=1", "--config.stages=dpo", "--workdir=w"]
+    config, rest = load_config(argv)
+    assert config.sft.learning_rate == 1.0
+    assert config.stages == ("dpo",)
+    assert rest == ["--workdir=w"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "reason"),
+    [
+        ([], "no --config=FILE"),
+        (["--config=absent.py"], "cannot be read"),
+        ([f"--config={ROOT}/configs/demo.py", "--config.sft.learning_rat=1"], "Did you mean \"learning_rate\""),
+        ([f"--config={ROOT}/configs/demo.py", "--config.sft.learning_rate=fast"], "could not convert"),
+    ],
+)
+def test_bad_flags_are_config_errors(argv, reason):
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        load_config(argv)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_equals_its_golden_text(path):
+    """To accept a change: `python tests/golden/write.py`, then read the diff."""
+    config, _ = load_config([f"--config={path}"])
+    golden = json.loads((ROOT / "tests" / "golden" / f"{path.stem}.json").read_text())
+    assert json.loads(json.dumps(to_dict(config))) == golden
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_docstring_says_how_to_run_it(path):
+    text = path.read_text()
+    assert all(word in text for word in ("Command:", "Hardware:", "Expected:"))
+    assert "@@" not in text
