@@ -37,7 +37,7 @@ class ModelOptions:
     param_dtype: str = _option("float32", ("float32", "bfloat16"))
     compute_dtype: str = _option("auto", ("auto", "float32", "bfloat16"))  # auto: float32 on CPU, else bfloat16
     remat: str = _option("none", ("none", "full", "dots"))
-    attention: str = _option("auto", ("auto", "dense"))
+    attention: str = _option("auto", ("auto", "dense", "blockwise"))
     vocab_chunk: int = _option(8192, low=128)  # vocabulary entries per chunk of the log-softmax
 
 
@@ -52,7 +52,9 @@ class DataOptions:
     eval_fraction: float = _option(0.1, low=0.0, high=0.9)  # split off by a hash of the prompt, never by row
     system_prompt: str = "dbt"  # dbt, caregiving, none (template's own default line), or the text itself
     chat_template: str = "auto"  # auto = tokenizer's own, else the family's; or a family name; or a .jinja file
-    plain_text: str = _option("chat", ("chat", "raw"))  # string prompts: wrapped as chat turns, or tokenized as they are
+    plain_text: str = _option(
+        "chat", ("chat", "raw")
+    )  # string prompts: wrapped as chat turns, or tokenized as they are
     packing: str = _option("tree", ("tree", "pair", "none"))
     max_length: int = _option(1024, low=8)  # tokens of prompt + reply
     row_length: int = _option(0, low=0)  # tokens of a row; 0 = the smallest multiple of 128 that holds every unit
@@ -249,7 +251,9 @@ def _checked(value: Any, hint: Any, spec: dataclasses.Field, name: str, problems
         hint_text = f"; did you mean {close[0]!r}?" if close else ""
         problems.append(f"{name} = {value!r}: expected one of {', '.join(map(repr, choices))}{hint_text}")
     if (low is not None and value < low) or (high is not None and value > high) or value != value:
-        problems.append(f"{name} = {value!r}: expected a value {'>= ' + str(low) if high is None else f'in [{low}, {high}]'}")
+        problems.append(
+            f"{name} = {value!r}: expected a value {'>= ' + str(low) if high is None else f'in [{low}, {high}]'}"
+        )
     return value
 
 

@@ -1,7 +1,7 @@
 """Messages to token ids through a chat template, with the exact tokens of a reply.
 
 The text of a message can never become control tokens. Special-token strings inside a message are replaced by
-placeholder characters before rendering; afterwards each placeholder is tokenized as plain text.
+placeholder characters before rendering; afterwards each placeholder is tokenized as the plain text it stands for.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from jaxtyping import Int32
 
 from empathax.data.families import CONTROL_TOKENS, TEMPLATES, fallback_name
 from empathax.data.records import Message
-from empathax.data.sandbox import TemplateProcess, TemplateRefused
+from empathax.data.sandbox import TemplateProcess
 from empathax.errors import DataError
 
 if TYPE_CHECKING:
@@ -61,10 +61,13 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self._special = sorted(tokenizer.special_tokens, key=lambda token: (-len(token), token))
         self._special_pattern = re.compile("|".join(map(re.escape, self._special)) or r"(?!)")
+        self._escape_pattern = re.compile(f"([{chr(_ESCAPES)}-{chr(_ESCAPES + max(len(self._special) - 1, 0))}])")
         self.name, self.source = _template_source(tokenizer, choice, family)
         self._process = TemplateProcess(self.source, self.name)
         self._splitter = self._split_pattern()
         self._cache: dict[str, list[int]] = {}
+        self._last_prompt: tuple[Message, ...] | None = None
+        self._last_surroundings = ("", "", "")
         self._probe()
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
@@ -94,35 +97,34 @@ class ChatTemplate:
         Prompt and reply are tokenized together, so that both are what the model meets when it reads on; where this
         changes the prompt's last tokens, they count as part of the reply.
         """
-        prompt_text, lead, tail = self._surroundings(prompt)
-        body = _escaped(reply.strip() if self._strips else reply, self._special_pattern, self._special)
+        if self._last_prompt != tuple(prompt):  # the replies of a pair share the work
+            self._last_prompt, self._last_surroundings = tuple(prompt), self._surroundings(prompt)
+        prompt_text, lead, tail = self._last_surroundings
+        body = self._escaped(reply.strip() if self._strips else reply)
         prompt_ids = self._tokenize(prompt_text)
         full_ids = self._tokenize(prompt_text + lead + body + tail)
         if not tail:
-            full_ids = [*full_ids, self.tokenizer.eos_id]
+            full_ids = [*full_ids, self._eos_id()]
         return split_prompt(prompt_ids, full_ids)
 
     def encode_raw(self, prompt: str, reply: str) -> EncodedReply:
         """Plain text without a template: BOS if the tokenizer adds one, the prompt, the reply, EOS."""
-        bos = [self.tokenizer.bos_id] if getattr(self.tokenizer, "add_bos", False) else []
-        prompt_text = _escaped(prompt, self._special_pattern, self._special)
-        text = _escaped(prompt + reply, self._special_pattern, self._special)
-        full_ids = [*bos, *self._tokenize(text), self.tokenizer.eos_id]
-        return split_prompt([*bos, *self._tokenize(prompt_text)], full_ids)
+        bos = [self.tokenizer.bos_token_id] if self.tokenizer.add_bos else []
+        prompt_ids = self._tokenize(self._escaped(prompt))
+        reply_ids = self._tokenize(self._escaped(prompt + reply))
+        return split_prompt([*bos, *prompt_ids], [*bos, *reply_ids, self._eos_id()])
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
         """Tokens that end a reply: the one this template writes, and the tokenizer's own."""
-        return tuple(sorted({self._stop_id, *self.tokenizer.stop_token_ids}))
+        return tuple(sorted({self._stop_id or self._eos_id(), *self.tokenizer.stop_token_ids}))
 
     def fingerprint(self) -> str:
         """Digest of the template's source."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        escaped = [
-            {"role": m.role, "content": _escaped(m.content, self._special_pattern, self._special)} for m in messages
-        ]
+        escaped = [{"role": message.role, "content": self._escaped(message.content)} for message in messages]
         variables = {
             "messages": escaped,
             "add_generation_prompt": add_generation_prompt,
@@ -146,17 +148,20 @@ class ChatTemplate:
         stop = self._special_pattern.search(after)
         return prompt_text, lead, after[: stop.end()] if stop else ""
 
+    def _escaped(self, text: str) -> str:
+        """`text` with each special-token string in it replaced by its placeholder character."""
+        return self._special_pattern.sub(lambda match: chr(_ESCAPES + self._special.index(match.group())), text)
+
     def _tokenize(self, text: str) -> list[int]:
-        """Token ids of rendered text; placeholders become the plain text they stand for."""
-        ids: list[int] = []
-        last = _ESCAPES + len(self._special) - 1
-        pattern = f"([{chr(_ESCAPES)}-{chr(last)}])" if self._special else r"((?!))"
-        for piece in re.split(pattern, text):
-            if len(piece) == 1 and _ESCAPES <= ord(piece) <= last:
-                ids += self.tokenizer.encode_plain(self._special[ord(piece) - _ESCAPES])
-            elif piece:
-                ids += self._tokenize_template(piece)
-        return ids
+        """Token ids of rendered text; a placeholder becomes the text it stands for, never its control token."""
+        pieces = self._escape_pattern.split(text)  # template, placeholder, template, ...
+        if len(pieces) == 1:
+            return self._tokenize_template(text)
+        segments = [
+            (self._special[ord(piece) - _ESCAPES], True) if number % 2 else (piece, False)
+            for number, piece in enumerate(pieces)
+        ]
+        return self.tokenizer.encode_segments(segments)
 
     def _tokenize_template(self, text: str) -> list[int]:
         """`tokenizer.encode(text)`, from remembered pieces where control tokens part them (a dialogue's old turns)."""
@@ -196,19 +201,25 @@ class ChatTemplate:
             raise DataError(f"{self.name} does not print a reply exactly once; set data.chat_template to another one")
         self._lead = before.removeprefix(os.path.commonprefix([before, asked]))
         stop = self._special_pattern.search(after)
-        self._stop_id = self.tokenizer.token_to_id(stop.group()) if stop else self.tokenizer.eos_id
-        self.accepts_system = self._keeps([system, user, reply, user], system) and self._keeps(
-            [system, user, reply, user, reply], system
+        self._stop_id = self.tokenizer.token_to_id(stop.group()) if stop else None
+        asked, answered = [system, user, reply, user], [system, user, reply, user, reply]
+        self.accepts_system = self._prints(asked, system) and self._prints(answered, system)
+        self.accepts_assistant_first = (
+            self._prints([reply, user], reply) and self._prints([reply, user, reply], reply) and self._prints([])
         )
-        self.accepts_assistant_first = self._keeps(
-            [replace(system, role="user"), reply][1:] + [user], reply
-        ) and self._keeps([reply, user, reply], reply)
 
-    def _keeps(self, messages: Sequence[Message], message: Message) -> bool:
+    def _prints(self, messages: Sequence[Message], message: Message | None = None) -> bool:
+        """Whether the template takes `messages` and prints `message`."""
         try:
-            return message.content in self._render(messages, messages[-1].role == "user")
-        except TemplateRefused:
+            text = self._render(messages, not messages or messages[-1].role == "user")
+        except DataError:
             return False
+        return message is None or message.content in text
+
+    def _eos_id(self) -> int:
+        if self.tokenizer.eos_token_id is None:
+            raise DataError(f"{self.name} writes no token after a reply, and the tokenizer has no EOS token to stop at")
+        return self.tokenizer.eos_token_id
 
 
 def split_prompt(prompt_ids: Sequence[int], full_ids: Sequence[int]) -> EncodedReply:
@@ -241,11 +252,6 @@ def _template_source(tokenizer: Tokenizer, choice: str, family: str) -> tuple[st
             "tokens: choose the template of the model's own family (auto does)"
         )
     return f"the built-in chat template {name!r}", TEMPLATES[name]
-
-
-def _escaped(text: str, pattern: re.Pattern[str], special: Sequence[str]) -> str:
-    """`text` with each special-token string replaced by its placeholder character."""
-    return pattern.sub(lambda match: chr(_ESCAPES + special.index(match.group())), text)
 
 
 def _folded(messages: Sequence[Message]) -> list[Message]:

@@ -22,6 +22,8 @@ from empathax.errors import ConfigError
 ROW_MULTIPLE = 128  # T, for attention blocks
 TRAINED_MULTIPLE = 64  # M
 SEQUENCE_MULTIPLE = 8  # S and P
+CANDIDATES = 8  # row lengths tried by row_length = 0
+ATTENTION_LENGTH = 4096  # row length at which attention costs a token as much as everything else; a rough mean of models
 
 Unit = tuple[ScoredSequence, ...]  # (reply,) or (chosen, rejected)
 Group = Sequence[Unit]
@@ -84,30 +86,31 @@ def pack(groups: Sequence[Group], packing: str, row_length: int = 0, max_length:
     Args:
         groups: units by dialogue; all units have the same number of sequences.
         packing: "tree", "pair" or "none".
-        row_length: tokens of a row, rounded up to a multiple of 128. 0 chooses the length of the largest group's tree,
-            but not above `max_length` unless a single unit needs more.
+        row_length: tokens of a row, rounded up to a multiple of 128. 0 chooses: between the smallest length that holds
+            max_length and every unit (or the largest tree, if that is less) and twice this, the one with the least work.
         max_length: longest prompt + reply of the data, used by row_length = 0; 0 = unlimited.
 
     Raises:
         ConfigError: a unit is larger than `row_length`.
     """
-    share = packing != "none"
-    whole = list(groups) if packing == "tree" else [[unit] for group in groups for unit in group]
-    trees = [_tree(group, share) for group in whole if group]
-    length = _row_length(whole, trees, share, row_length, max_length)
-    fitting: list[Tree] = []
-    for group, tree in zip((group for group in whole if group), trees, strict=True):
-        parts = [group] if tree.num_tokens <= length else split_group(group, length, share)
-        fitting += [tree] if len(parts) == 1 else [_tree(part, share) for part in parts]
-    tree_indices = best_fit([tree.num_tokens for tree in fitting], length)
-    paired = any(len(group[0]) == 2 for group in whole if group)
-    ids = [int(tree.sequence_ids.max()) for tree in fitting]
+    share, merge = packing != "none", packing == "tree"
+    whole = [group for group in groups if group]
+    whole = whole if merge else [[unit] for group in whole for unit in group]
+    sizes = [_num_tokens(group, share) for group in whole]
+    if row_length:
+        _check_units(whole, sizes, row_length, share)
+        plan = _plan(whole, sizes, _round_up(row_length, ROW_MULTIPLE), share, merge)
+    else:
+        lengths = _candidate_lengths(whole, sizes, max_length, share)
+        plan = min((_plan(whole, sizes, length, share, merge) for length in lengths), key=lambda plan: plan.work)
+    trees, rows = _trees(plan, share, merge)
+    paired = any(len(group[0]) == 2 for group in whole)
     return PackedRows(
-        trees=tuple(fitting),
-        tree_indices=tuple(tuple(row) for row in tree_indices),
+        trees=tuple(trees),
+        tree_indices=tuple(tuple(row) for row in rows),
         paired=paired,
-        sizes=_row_sizes(fitting, tree_indices, length, paired),
-        num_sequences=max(ids, default=-1) + 1,
+        sizes=_row_sizes(trees, rows, plan.length, paired),
+        num_sequences=max((int(tree.sequence_ids.max()) for tree in trees), default=-1) + 1,
     )
 
 
@@ -174,27 +177,85 @@ def _insert(trie: PrefixTrie, unit: Unit) -> None:
         trie.insert(sequence.token_ids())
 
 
-def _row_length(groups: Sequence[Group], trees: Sequence[Tree], share: bool, row_length: int, max_length: int) -> int:
-    largest_tree = max((tree.num_tokens for tree in trees), default=1)
-    wanted = row_length or (min(largest_tree, max_length) if max_length else largest_tree)
-    length = _round_up(wanted, ROW_MULTIPLE)
-    if largest_tree <= length:
-        return length
-    nonempty = (group for group in groups if group)
-    large = (group for group, tree in zip(nonempty, trees, strict=True) if tree.num_tokens > length)
-    largest_unit = max(_num_tokens(unit, share) for group in large for unit in group)
-    if row_length and largest_unit > length:
+@dataclass(frozen=True)
+class _Plan:
+    """Which units form a tree, and which trees a row of `length` tokens."""
+
+    parts: list[Group]
+    rows: list[list[int]]  # indices into parts
+    length: int
+
+    @property
+    def work(self) -> float:
+        """Tokens computed, each with its share of attention, which grows with the row."""
+        return len(self.rows) * self.length * (1 + self.length / ATTENTION_LENGTH)
+
+
+def _plan(groups: Sequence[Group], sizes: Sequence[int], length: int, share: bool, merge: bool) -> _Plan:
+    """Splits what is larger than a row and fills rows best-fit. With `merge` a row becomes one tree, where what all
+    data begin with (BOS, the system text) is laid out once."""
+    parts: list[Group] = []
+    part_sizes: list[int] = []
+    for group, size in zip(groups, sizes, strict=True):
+        split = [group] if size <= length else split_group(group, length, share)
+        parts += split
+        part_sizes += [size] if len(split) == 1 else [_num_tokens(part, share) for part in split]
+    common = _common_prefix_length(groups) if merge else 0
+    return _Plan(parts, best_fit([size - common for size in part_sizes], length - common), length)
+
+
+def _trees(plan: _Plan, share: bool, merge: bool) -> tuple[list[Tree], list[list[int]]]:
+    """The trees of a plan, and each row's indices into them."""
+    if not merge:
+        return [_tree(part, share) for part in plan.parts], plan.rows
+    trees = [_tree([unit for part in row for unit in plan.parts[part]], share) for row in plan.rows]
+    return trees, [[row] for row in range(len(trees))]
+
+
+def _common_prefix_length(parts: Sequence[Group]) -> int:
+    """Tokens that every prompt begins with."""
+    prompts = [sequence.prompt_ids for part in parts for unit in part for sequence in unit]
+    if not prompts:
+        return 0
+    common = prompts[0]
+    for prompt in prompts:
+        common = common[: min(len(common), len(prompt))]
+        different = common != prompt[: len(common)]
+        common = common[: int(different.argmax())] if different.any() else common
+    return len(common)
+
+
+def _candidate_lengths(groups: Sequence[Group], sizes: Sequence[int], max_length: int, share: bool) -> list[int]:
+    """Row lengths worth trying: from the smallest that will do to twice that, at most CANDIDATES of them."""
+    largest_tree = max(sizes, default=1)
+    least = min(largest_tree, max(max_length, _largest_unit(groups, sizes, max_length, share)))
+    lowest = _round_up(least, ROW_MULTIPLE) if max_length else _round_up(largest_tree, ROW_MULTIPLE)
+    lengths = list(range(lowest, 2 * lowest + 1, ROW_MULTIPLE))
+    step = -(-len(lengths) // CANDIDATES)
+    return lengths[::step]
+
+
+def _largest_unit(groups: Sequence[Group], sizes: Sequence[int], above: int, share: bool) -> int:
+    """Tokens of the largest unit, where groups up to `above` need not be looked into."""
+    large = [group for group, size in zip(groups, sizes, strict=True) if size > above]
+    return max((_num_tokens([unit], share) for group in large for unit in group), default=1)
+
+
+def _check_units(groups: Sequence[Group], sizes: Sequence[int], row_length: int, share: bool) -> None:
+    length = _round_up(row_length, ROW_MULTIPLE)
+    largest_unit = _largest_unit(groups, sizes, length, share)
+    if largest_unit > length:
+        kind = "pair" if len(groups[0][0]) == 2 else "reply with its prompt"
         raise ConfigError(
-            f"data.row_length = {row_length}: the largest {'pair' if len(groups[0][0]) == 2 else 'reply with its prompt'} "
-            f"takes {largest_unit} tokens and must lie in one row; set data.row_length to "
-            f"{_round_up(largest_unit, ROW_MULTIPLE)} or more (0 = automatic), or lower data.max_length"
+            f"data.row_length = {row_length}: the largest {kind} takes {largest_unit} tokens and must lie in one row; set "
+            f"data.row_length to {_round_up(largest_unit, ROW_MULTIPLE)} or more (0 = automatic), or lower data.max_length"
         )
-    return max(length, _round_up(largest_unit, ROW_MULTIPLE))
 
 
-def _num_tokens(unit: Unit, share: bool) -> int:
+def _num_tokens(group: Group, share: bool) -> int:
     trie = PrefixTrie(share)
-    _insert(trie, unit)
+    for unit in group:
+        _insert(trie, unit)
     return trie.num_tokens
 
 

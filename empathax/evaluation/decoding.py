@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
+from empathax.evaluation.prompt_tree import PromptTree, prefill_tree
 from empathax.evaluation.sampling import Sampling, next_token, row_keys
-from empathax.models.kv_cache import Cache, decode_step, init_cache, prefill
+from empathax.models.kv_cache import Cache, decode_step
 from empathax.models.model_config import ModelConfig
 from empathax.models.transformer import project_logits
 
@@ -44,8 +45,7 @@ class _Loop:
 def generate(
     params: Params,
     config: ModelConfig,
-    token_ids_BT: Int[Array, "B T"],
-    lengths_B: Int[Array, " B"],
+    prompts: PromptTree,
     row_ids_B: Int[Array, " B"],
     seed: Int[Array, ""] | int = 0,
     *,
@@ -55,9 +55,9 @@ def generate(
     compute_dtype: Any = jnp.float32,
     attention: str = "auto",
 ) -> Generated:
-    """Continues each left-padded prompt until one of `stop_ids` or `max_new_tokens`.
+    """Continues each prompt until one of `stop_ids` or `max_new_tokens`.
 
-    `lengths_B` counts a prompt's tokens, at least 1. A row's random numbers come from (seed, row_ids_B, its own step),
+    A row's random numbers come from (seed, row_ids_B, its own step),
     so neither its place in the batch nor its neighbours change what it says. Rows with a negative id are padding: they
     generate nothing and nobody waits for them.
     """
@@ -70,10 +70,8 @@ def generate(
         hidden_BD, cache = decode_step(params, config, loop.last_id_B, loop.cache, compute_dtype=compute_dtype)
         return _append(loop.replace(cache=cache), choose(hidden_BD, loop.step), stop_ids)
 
-    B, T = token_ids_BT.shape
-    cache = init_cache(config, B, T + max_new_tokens - 1, compute_dtype)
-    hidden_BD, cache = prefill(
-        params, config, token_ids_BT, lengths_B, cache, compute_dtype=compute_dtype, attention=attention
+    hidden_BD, cache = prefill_tree(
+        params, config, prompts, max_new_tokens - 1, compute_dtype=compute_dtype, attention=attention
     )
     loop = _append(_start(cache, row_ids_B, max_new_tokens), choose(hidden_BD, 0), stop_ids)
     running = lambda loop: (loop.step < max_new_tokens) & ~jnp.all(loop.done_B)  # noqa: E731

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from empathax.errors import WeightsError
+from empathax.models.hf_config import from_hf_config
+from empathax.models.hf_config_writer import to_hf_config
 from empathax.models.model_config import ACTIVATIONS, FAMILIES, ModelConfig
 from empathax.models.rope import RopeConfig
 
@@ -12,7 +14,9 @@ __all__ = [
     "PRESETS",
     "ModelConfig",
     "RopeConfig",
+    "from_hf_config",
     "preset",
+    "to_hf_config",
 ]
 
 

@@ -6,12 +6,14 @@ Heads come before tokens in every array ("bnth"): on XLA's CPU backend that runs
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from empathax.errors import ConfigError
+from empathax.models.blockwise import block_size, blockwise_attention
 
 NO_WINDOW = jnp.iinfo(jnp.int32).max  # a traced window that hides nothing
 _MASKED = -1e30  # finite: a row without any visible token gives a uniform softmax, not NaN
@@ -93,4 +95,16 @@ def _dense(
     return masked_attention(q_BNTH, k_BKTH, v_BKTH, mask_BTT, softcap, scale)
 
 
-_IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {"auto": _dense, "dense": _dense}
+def _auto(q_BNTH: Array, *rest: Any) -> Array:
+    """Blocks where a row divides into several of them, the plain matrix where it is short."""
+    T = q_BNTH.shape[2]
+    size = block_size(T)
+    run = _dense if size is None or 2 * size > T else blockwise_attention
+    return run(q_BNTH, *rest)
+
+
+_IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
+    "auto": _auto,
+    "dense": _dense,
+    "blockwise": blockwise_attention,
+}

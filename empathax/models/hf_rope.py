@@ -66,14 +66,14 @@ def _read_two(
     max_positions: int,
     problems: list[str],
 ) -> tuple[RopeConfig, RopeConfig]:
-    for key in sorted(parameters.keys() - set(_LAYER_TYPES)):
-        problems.append(f"rope_parameters.{key}: expected only {' and '.join(_LAYER_TYPES)} for gemma3")
+    unknown = sorted(parameters.keys() - set(_LAYER_TYPES))
+    problems.extend(f"rope_parameters.{key}: expected {' and '.join(_LAYER_TYPES)} in gemma3" for key in unknown)
     wide = {"rope_theta": source.get("rope_theta")} | (parameters.get("full_attention") or {}) | scaling
     local = {"rope_theta": source.get("rope_local_base_freq")} | (parameters.get("sliding_attention") or {})
     name = "rope_scaling" if scaling else "rope_parameters.full_attention"
-    for part in (wide, local):
-        if part.get("truncate") is False:  # transformers looks for it one level up and never finds it
-            problems.append("rope_parameters: truncate = false is not read per layer type by transformers: remove it")
+    if wide.get("truncate") is False or local.get("truncate") is False:
+        # transformers looks for it one level up and never finds it: readers would not agree
+        problems.append(f"{name}.truncate = False is not supported in gemma3: expected true or none")
     return (
         _read_one(wide, name, 1_000_000.0, max_positions, problems),
         _read_one(local, "rope_parameters.sliding_attention", 10_000.0, max_positions, problems),
@@ -88,13 +88,12 @@ def _read_one(
     if kind not in ROPE_TYPES:
         problems.append(f"{name}.rope_type = {kind!r}: expected one of {', '.join(ROPE_TYPES)}")
         return RopeConfig()
-    for key in sorted(given.keys() - _KNOWN_KEYS):
-        problems.append(f"{name}.{key} = {given[key]!r} is not supported: expected the keys of rope type {kind!r}")
+    unknown = sorted(given.keys() - _KNOWN_KEYS)
+    problems.extend(f"{name}.{key} = {given[key]!r} is not known for rope type {kind!r}" for key in unknown)
     if given.get("partial_rotary_factor", 1.0) != 1.0:
         problems.append(f"{name}.partial_rotary_factor = {given['partial_rotary_factor']!r}: expected 1.0")
-    for key in _REQUIRED.get(kind, ()):
-        if key not in given:
-            problems.append(f"{name}.{key} is missing: rope type {kind!r} needs it")
+    missing = [key for key in _REQUIRED.get(kind, ()) if key not in given]
+    problems.extend(f"{name}.{key} is missing: rope type {kind!r} needs it" for key in missing)
     numbers = {key: given[key] for key in ("rope_theta", *_KEYS[kind]) if key in given and key != "truncate"}
     for key, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from empathax.models.attention import Window, attention as tree_attention, masked_attention
+from empathax.models.attention import Window, masked_attention
+from empathax.models.attention import attention as tree_attention
 from empathax.models.layers import LayerKinds, Params, decoder_layer, embed, rms_norm
 from empathax.models.model_config import ModelConfig
 
@@ -32,7 +33,7 @@ class Cache:
     key_LBKSH: Float[Array, "L B K S H"]
     value_LBKSH: Float[Array, "L B K S H"]
     position_BS: Int[Array, "B S"]  # position of the token in each slot; -1: padding or not yet filled
-    next_position_B: Int[Array, "B"]  # position of the row's next token = its tokens so far
+    next_position_B: Int[Array, " B"]  # position of the row's next token = its tokens so far
     num_filled: Int[Array, ""]  # the slot that the next token takes
 
 
@@ -52,7 +53,7 @@ def prefill(
     params: Params,
     config: ModelConfig,
     token_ids_BT: Int[Array, "B T"],
-    lengths_B: Int[Array, "B"],
+    lengths_B: Int[Array, " B"],
     cache: Cache,
     *,
     compute_dtype: jnp.dtype = jnp.float32,
@@ -64,7 +65,9 @@ def prefill(
     """
     T, num_slots = token_ids_BT.shape[1], cache.position_BS.shape[1]
     if num_slots < T:
-        raise ValueError(f"the prompts have {T} tokens but the cache {num_slots} slots: give init_cache a larger length")
+        raise ValueError(
+            f"the prompts have {T} tokens but the cache {num_slots} slots: give init_cache a larger length"
+        )
     offset_BT = jnp.arange(T, dtype=jnp.int32) - (T - lengths_B[:, None])
     is_token_BT = offset_BT >= 0
     positions_BT = jnp.maximum(offset_BT, 0)
@@ -107,7 +110,7 @@ def prefill(
 def decode_step(
     params: Params,
     config: ModelConfig,
-    token_ids_B: Int[Array, "B"],
+    token_ids_B: Int[Array, " B"],
     cache: Cache,
     *,
     compute_dtype: jnp.dtype = jnp.float32,

@@ -46,7 +46,7 @@ class LayerKinds:
         self._local = rope_tables(config.local_rope, positions_BT, config.head_dim) if config.local_rope else None
 
     @property
-    def windows_L(self) -> Int[Array, "L"] | None:
+    def windows_L(self) -> Int[Array, " L"] | None:
         """The windows for `jax.lax.scan` to hand out; None if all layers have the same."""
         if len(set(self._config.windows)) == 1:
             return None
@@ -100,9 +100,7 @@ def linear(weights: Params, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
     return out + weights["bias"].astype(x.dtype) if "bias" in weights else out
 
 
-def _project_qkv(
-    weights: Params, config: ModelConfig, x_BTD: Array, tables: Tables
-) -> tuple[Array, Array, Array]:
+def _project_qkv(weights: Params, config: ModelConfig, x_BTD: Array, tables: Tables) -> tuple[Array, Array, Array]:
     q_BNTH = _split_heads(linear(weights["query"], x_BTD), config.num_heads)
     k_BKTH = _split_heads(linear(weights["key"], x_BTD), config.num_kv_heads)
     v_BKTH = _split_heads(linear(weights["value"], x_BTD), config.num_kv_heads)

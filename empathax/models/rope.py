@@ -89,7 +89,7 @@ def _theta_powers(theta: float, head_dim: int) -> np.ndarray:
     return np.power(float(theta), exponents.astype(np.float64)).astype(np.float32)
 
 
-def _dynamic_frequencies(rope: RopeConfig, length: Int[Array, ""], head_dim: int) -> Float[Array, "half"]:
+def _dynamic_frequencies(rope: RopeConfig, length: Int[Array, ""], head_dim: int) -> Float[Array, " half"]:
     """NTK-aware scaling by the length seen: theta grows once `length` passes original_max_positions."""
     length = jnp.maximum(length, rope.original_max_positions).astype(jnp.float32)
     stretch = rope.factor * length / rope.original_max_positions - (rope.factor - 1)
@@ -130,4 +130,3 @@ def _yarn(rope: RopeConfig, powers: np.ndarray, head_dim: int) -> np.ndarray:
     extrapolated = np.float32(1) / powers
     interpolated = np.float32(1) / (np.float32(rope.factor) * powers)
     return (interpolated * (np.float32(1) - kept) + extrapolated * kept).astype(np.float32)
-

@@ -134,7 +134,9 @@ def _declare(
     param_dtype: jnp.dtype,
 ) -> nnx.Param:
     if init == "normal":
-        value = jax.random.normal(rngs.params(), shape, param_dtype) * jnp.asarray(config.initializer_range, param_dtype)
+        value = jax.random.normal(rngs.params(), shape, param_dtype) * jnp.asarray(
+            config.initializer_range, param_dtype
+        )
     else:
         is_one = init == "norm" and not config.unit_offset_norm
         value = jnp.full(shape, float(is_one), param_dtype)
@@ -212,9 +214,7 @@ def output_projection(params: Params, config: ModelConfig) -> Float[Array, "V D"
     return params["embedding" if config.tied_embeddings else "output"]["kernel"]
 
 
-def project_logits(
-    params: Params, config: ModelConfig, hidden: Float[Array, "*B D"]
-) -> Float[Array, "*B V"]:
+def project_logits(params: Params, config: ModelConfig, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Float32 logits of hidden states, final soft-cap included; for few positions only (decoding, tests)."""
     kernel_VD = output_projection(params, config).astype(hidden.dtype)
     out = jnp.einsum("...d,vd->...v", hidden, kernel_VD, preferred_element_type=jnp.float32)

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-
 _LOWEST = float(np.finfo(np.float32).min)
 
 

@@ -27,7 +27,9 @@ class StageCheckpoints:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CheckpointError(f"{directory} cannot be written: {error.strerror}; choose another --workdir") from error
+            raise CheckpointError(
+                f"{directory} cannot be written: {error.strerror}; choose another --workdir"
+            ) from error
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
@@ -67,7 +69,7 @@ class StageCheckpoints:
         if step is None:
             raise CheckpointError(f"{self.directory} holds no finished checkpoint")
         rest = _rest(like)
-        _check_layout(self._manager, step, {"params": like.params, "rest": rest})
+        _check_layout(self.directory / str(step), {"params": like.params, "rest": rest})
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -153,20 +155,23 @@ def _abstract(tree: Any) -> Any:
     return jax.tree.map(leaf, tree)
 
 
-def _check_layout(manager: ocp.CheckpointManager, step: int, wanted: dict[str, Any]) -> None:
+def _check_layout(step_dir: Path, wanted: dict[str, Any]) -> None:
     # Orbax refuses another shape or tree but casts another dtype without a word, so all three are compared here.
     problems = []
     for item, tree in wanted.items():
-        found = _leaves(manager.item_metadata(step)[item])
+        with ocp.StandardCheckpointer() as reader:
+            found = _leaves(reader.metadata(step_dir / item).item_metadata.tree)
         expected = _leaves(tree)
-        problems += [f"{item}/{name} is in the checkpoint but not in this run" for name in found.keys() - expected.keys()]
+        problems += [
+            f"{item}/{name} is in the checkpoint but not in this run" for name in found.keys() - expected.keys()
+        ]
         problems += [f"{item}/{name} is not in the checkpoint" for name in expected.keys() - found.keys()]
         problems += [
             f"{item}/{name} is {_spell(found[name])} in the checkpoint, {_spell(expected[name])} in this run"
             for name in sorted(found.keys() & expected.keys())
             if _spell(found[name]) != _spell(expected[name])
         ]
-    heading = f"step {step} of {manager.directory} was written by another model or optimizer"
+    heading = f"{step_dir} was written by another model or optimizer"
     raise_all(CheckpointError, heading, problems)
 
 

@@ -57,6 +57,7 @@ def train_stage(
     num_steps: int,
     *,
     evaluate: Evaluate,
+    check_first: Callable[[Mapping[str, float]], None] | None = None,
     checkpoints: StageCheckpoints,
     tracker: Tracker,
     meta: dict[str, Any],
@@ -65,11 +66,12 @@ def train_stage(
     """Trains from `state.step` to `num_steps` and returns the last state; every due checkpoint has been started.
 
     Metrics of step n-1 are read after step n was dispatched, so that the device never waits for the host. Raises
-    NonFiniteError after too many skipped updates in a row, Preempted after SIGTERM (with the state saved).
+    NonFiniteError after too many skipped updates in a row, Preempted after SIGTERM (with the state saved), and what
+    `check_first` raises at the metrics of the first step.
     """
     options = config.stage(stage)
     start = int(state.step)
-    recorder = _Recorder(stage, config, options, tracker)
+    recorder = _Recorder(stage, config, options, tracker, check_first)
     with ProgressBar(stage, num_steps, start, enabled=config.tracking.progress) as bar, _stop_on_sigterm() as stopping:
         recorder.bar = bar
         for step, batch in enumerate(batches(start, num_steps), start=start + 1):
@@ -93,7 +95,15 @@ def train_stage(
 class _Recorder:
     """Holds the metrics of the last dispatched step until the next one runs, then records them."""
 
-    def __init__(self, stage: str, config: Config, options: StageOptions, tracker: Tracker) -> None:
+    def __init__(
+        self,
+        stage: str,
+        config: Config,
+        options: StageOptions,
+        tracker: Tracker,
+        check_first: Callable[[Mapping[str, float]], None] | None,
+    ) -> None:
+        self._check_first = check_first
         self.clock = Clock()
         self.bar: ProgressBar | None = None
         self._stage, self._options, self._tracker = stage, options, tracker
@@ -111,8 +121,11 @@ class _Recorder:
         self._pending = None
         metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
         self.clock.add(metrics)
+        if self._check_first is not None:
+            self._check_first(metrics)
+            self._check_first = None
         self._check_finite(step, metrics)
-        if step % self._every and self.bar is not None:
+        if step % self._every:
             return
         rates = self.clock.read()
         self._tracker.scalars(step, "train", {**metrics, **rates, "memory_gb": memory_gb()})

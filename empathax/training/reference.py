@@ -118,7 +118,8 @@ def _write(path: Path, wanted: Mapping[str, str], logps: SequenceLogps) -> None:
                 raise
     except OSError as error:
         raise CheckpointError(
-            f"the reference log-probs cannot be written to {path}: {error.strerror}; free space or choose another --workdir"
+            f"the reference log-probs cannot be written to {path}: {error.strerror}; free some space or choose another "
+            "--workdir"
         ) from error
 
 

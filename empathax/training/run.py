@@ -1,52 +1,72 @@
-"""A whole run: everything that can be refused is refused first, then the stages in order, then the report."""
+"""A whole run: the stages in order, each starting from the last one's result, with the before/after report."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
-import jax
-import numpy as np
-from jax.sharding import Mesh
+from empathax.config import to_dict
+from empathax.parallel.distributed import is_leader
+from empathax.training import report
+from empathax.training.held_out import HeldOut
+from empathax.training.job import Job, Params
+from empathax.training.report import Evaluations, Measured, Row
+from empathax.training.stage import run_stage
 
-from empathax.config import Config, to_dict
-from empathax.data.dataset import Dataset, build_dataset
-from empathax.data.loader import Loader
-from empathax.errors import CheckpointError, ConfigError
-from empathax.evaluation.held_out import HeldOut
-from empathax.models.model_config import ModelConfig
-from empathax.models.source import ModelSource, resolve_model
-from empathax.models.tokenizer import Tokenizer
-from empathax.models.transformer import abstract_params, logical_axes
-from empathax.parallel.distributed import is_leader, put_batch
-from empathax.parallel.mesh import make_mesh
-from empathax.parallel.rules import batch_sharding, check_batch, param_shardings
-from empathax.training.checkpoint import StageCheckpoints, restore_params
-from empathax.training.loop import train_stage
-from empathax.training.optimizer import make_optimizer
-from empathax.training.reference import precompute_reference
-from empathax.training.report import Evaluations
-from empathax.training.state import TrainState, abstract_state, init_state, state_shardings
-from empathax.training.step import make_train_step
-from empathax.training.tracking import Tracker
+ROW_NAMES = {("sft",): "+SFT", ("dpo",): "+DPO", ("sft", "dpo"): "+SFT+DPO", ("dpo", "sft"): "+DPO+SFT"}
+NOTES = (
+    "perplexity and token accuracy: held-out replies, given the dialogue before them",
+    "reward accuracy and margin: held-out pairs, rewards against the base model for every row (0 for base by definition)",
+)
 
 
-@dataclass
-class Job:
-    """What a run works with, checked and ready before anything compiles."""
+def run(job: Job) -> str:
+    """Trains all stages of `job`, or goes on where an earlier run of the same directory stopped.
 
-    config: Config
-    workdir: Path
-    mesh: Mesh
-    source: ModelSource
-    tokenizer: Tokenizer
-    datasets: dict[str, Dataset]
-    shardings: Any  # of the parameters
+    Returns report.md's text: metrics and replies of the base model and of every stage's result.
+    """
+    held_out = HeldOut(job)
+    known = Evaluations(job.workdir, _fingerprint(job))
+    source: Callable[[], Params] = job.load_params
+    if "base" not in known.measured:
+        params = source()
+        known.add("base", held_out.measure(params, job.config.stages), write=is_leader())
+        del params
+    before = known.measured["base"]
+    for number, stage in enumerate(job.config.stages, start=1):
+        name = ROW_NAMES[job.config.stages[:number]]
+        params = run_stage(job, stage, source, held_out, before)
+        if name not in known.measured:
+            known.add(name, held_out.measure(params, job.config.stages), write=is_leader())
+        before = known.measured[name]
+        source = partial(_same, params)
+    return _report(job, held_out, known)
 
-    @property
-    def model_config(self) -> ModelConfig:
-        return self.source.config
+
+def _same(params: Params) -> Params:
+    return params
+
+
+def _fingerprint(job: Job) -> str:
+    parts = {stage: dataset.fingerprint for stage, dataset in job.datasets.items()}
+    text = json.dumps([job.source.fingerprint(), parts, to_dict(job.config)["eval"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _report(job: Job, held_out: HeldOut, known: Evaluations) -> str:
+    base = known.measured["base"]
+    rows = {name: _row(held_out, measured, base) for name, measured in known.measured.items()}
+    text = report.markdown(f"{job.config.name}: before and after", rows, NOTES)
+    if is_leader():
+        (job.workdir / "report.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _row(held_out: HeldOut, measured: Measured, base: Measured) -> Row:
+    values: dict[str, float] = {}
+    if measured.pair_logps is not None and base.pair_logps is not None:
+        values |= held_out.pair_metrics(measured.pair_logps, base.pair_logps)
+    values |= measured.reply_metrics or {}
+    return Row(values, measured.prompts, measured.replies)

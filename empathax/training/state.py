@@ -62,8 +62,10 @@ def state_shardings(abstract: TrainState, param_shardings: Tree) -> TrainState:
 
 
 def leaf_digests(tree: Tree) -> dict[str, int]:
-    """A 32-bit digest of each leaf's bits, shape and dtype aside, by path: equal on every mesh, unequal after any change
-    of one element. The wrap-around sum of bit patterns times an odd weight that depends on the position."""
+    """A 32-bit digest of each leaf's bits by path: equal on every mesh, unequal after any change of one element.
+
+    The wrap-around sum of bit patterns times an odd weight that depends on the position.
+    """
     digests = jax.device_get(jax.jit(lambda tree: jax.tree.map(_digest, tree))(tree))
     leaves = jax.tree_util.tree_leaves_with_path(digests)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): int(digest) for path, digest in leaves}

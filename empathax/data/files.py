@@ -1,0 +1,145 @@
+"""Reading files of rows: JSON lines, JSON lists, CSV, parquet. Every value comes with its "file:line"."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from empathax.data.records import Tally
+from empathax.errors import DataError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".ndjson")
+MAX_LINE_BYTES = 8 << 20  # a longer line is no row but a damaged file
+_UTF8_BOM = b"\xef\xbb\xbf"
+_OTHER_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"PK": "a zip archive", b"\x1f\x8b": "a gzip archive"}
+
+
+class BadRow(Exception):
+    """A row that cannot be read; the message is the reason."""
+
+
+class NoReply(BadRow):
+    """A row that is well formed but holds no reply to learn."""
+
+
+def read_values(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
+    """(value, "file:line") of every row; rows that cannot be decoded are counted in `tally.bad`.
+
+    Raises:
+        DataError: the file as a whole cannot be read.
+    """
+    readers = {".csv": _read_csv, ".parquet": _read_parquet, ".json": _read_json}
+    try:
+        _check_encoding(path)
+        yield from readers.get(path.suffix.lower(), _read_json_lines)(path, tally)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def csv_columns(path: Path) -> list[str]:
+    """The names in the first line of a CSV file."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        return next(csv.reader(file), [])
+
+
+def _check_encoding(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(4)
+    if not head.removeprefix(_UTF8_BOM):
+        raise DataError(f"{path}: the file is empty")
+    for mark, name in _OTHER_BOMS.items():
+        if head.startswith(mark):
+            raise DataError(f"{path}: the file is {name}, expected UTF-8 text or parquet; convert it first")
+
+
+def _read_json_lines(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(_lines(file), start=1):
+            text = line.removeprefix(_UTF8_BOM) if number == 1 else line
+            if text.strip():
+                origin = f"{path}:{number}"
+                try:
+                    yield _parsed(text), origin
+                except BadRow as error:
+                    tally.num_rows += 1
+                    tally.add_bad(origin, str(error))
+
+
+def _lines(file: Any) -> Iterator[bytes]:
+    """Lines of a binary file; of a line over the limit, only its beginning."""
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        rest = line
+        while rest and not rest.endswith(b"\n") and len(rest) > MAX_LINE_BYTES:
+            rest = file.readline(MAX_LINE_BYTES + 1)
+        yield line
+
+
+def _parsed(line: bytes) -> Any:
+    if len(line) > MAX_LINE_BYTES:
+        raise BadRow(f"the line has more than {MAX_LINE_BYTES >> 20} MiB")
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadRow(f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}") from None
+    except json.JSONDecodeError as error:
+        raise BadRow(f"not JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise BadRow("not JSON: nested too deeply") from None
+
+
+def _read_json(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
+    """A JSON list, its items with the line they begin at; or JSON lines under the name .json."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}") from None
+    if not text.lstrip().startswith("["):
+        yield from _read_json_lines(path, tally)
+        return
+    decoder = json.JSONDecoder()
+    position, line, counted = text.index("[") + 1, 1, 0
+    while True:
+        while text[position : position + 1].isspace():
+            position += 1
+        if text[position : position + 1] == "]":
+            return
+        line, counted = line + text.count("\n", counted, position), position
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except (json.JSONDecodeError, RecursionError) as error:
+            if isinstance(error, json.JSONDecodeError):
+                line = error.lineno
+            raise DataError(f"{path}:{line}: not a JSON list: {getattr(error, 'msg', 'nested too deeply')}") from None
+        yield value, f"{path}:{line}"
+        while text[position : position + 1].isspace() or text[position : position + 1] == ",":
+            position += 1
+
+
+def _read_csv(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
+    # EmpatheticDialogues as first published does not quote: a quotation mark is text there.
+    quoting = csv.QUOTE_NONE if "selfeval" in csv_columns(path) else csv.QUOTE_MINIMAL
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, quoting=quoting, restkey="", strict=True)
+            for row in reader:
+                yield {key: value for key, value in row.items() if key}, f"{path}:{reader.line_num}"
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except csv.Error as error:
+        raise DataError(f"{path}: not a CSV file: {error}") from None
+
+
+def _read_parquet(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
+    import pyarrow.parquet
+
+    try:
+        number = 0
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for value in batch.to_pylist():
+                number += 1
+                yield {key: item for key, item in value.items() if item is not None}, f"{path}:{number}"
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: not a parquet file: {error}") from None

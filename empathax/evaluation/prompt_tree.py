@@ -1,0 +1,147 @@
+"""Prompts of a batch read as one prefix tree: what they share (system prompt, earlier turns) is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from empathax.data.prefix_tree import PrefixTrie
+from empathax.models.attention import attention as tree_attention
+from empathax.models.kv_cache import Cache, init_cache
+from empathax.models.layers import LayerKinds, Params, decoder_layer, embed, rms_norm
+from empathax.models.model_config import ModelConfig
+
+_SMALLEST = 128  # tokens; the block size of blockwise attention
+
+
+@flax.struct.dataclass
+class PromptTree:
+    """B prompts in R rows of T tokens, B / R of them a row; a row is laid out as in data/batch.py.
+
+    `path_BS` lists each prompt's tokens by their index in its row, left-padded to S slots.
+    """
+
+    token_ids_RT: Int[Array, "R T"]
+    positions_RT: Int[Array, "R T"]
+    subtree_end_RT: Int[Array, "R T"]
+    path_BS: Int[Array, "B S"]
+    lengths_B: Int[Array, " B"]  # tokens of each prompt, at least 1
+
+
+def lay_out_prompts(prompts: Sequence[Sequence[int]], num_rows: int = 1) -> PromptTree:
+    """Lays out non-empty prompts, numpy arrays; sizes are rounded up so that few shapes, hence compilations, occur."""
+    if len(prompts) % num_rows:
+        raise ValueError(f"{len(prompts)} prompts do not divide into {num_rows} rows")
+    arrays = [np.asarray(prompt, np.int32) for prompt in prompts]
+    share = len(arrays) // num_rows
+    rows = [_lay_out_row(arrays[start : start + share]) for start in range(0, len(arrays), share)]
+    num_tokens = rounded_up(max(len(token_ids) for token_ids, *_ in rows))
+    num_slots = rounded_up(max(map(len, arrays)))
+    paths = [path for *_, row_paths in rows for path in row_paths]
+    return PromptTree(
+        token_ids_RT=np.stack([_right_padded(row[0], np.zeros(num_tokens, np.int32)) for row in rows]),
+        positions_RT=np.stack([_right_padded(row[1], np.zeros(num_tokens, np.int32)) for row in rows]),
+        # a token that pads sees itself only
+        subtree_end_RT=np.stack([_right_padded(row[2], np.arange(1, num_tokens + 1, dtype=np.int32)) for row in rows]),
+        path_BS=np.stack([np.pad(path, (num_slots - len(path), 0)) for path in paths]),
+        lengths_B=np.array([len(path) for path in paths], np.int32),
+    )
+
+
+def rounded_up(num_tokens: int) -> int:
+    """The next of 128, 192, 256, 384, 512, 768, ...: at most a third is padding."""
+    size = _SMALLEST
+    while size < num_tokens:
+        size *= 2
+    three_quarters = size * 3 // 4
+    return three_quarters if size > _SMALLEST and three_quarters >= num_tokens else size
+
+
+def prefill_tree(
+    params: Params,
+    config: ModelConfig,
+    prompts: PromptTree,
+    num_new: int,
+    *,
+    compute_dtype: jnp.dtype = jnp.float32,
+    attention: str = "auto",
+) -> tuple[Float[Array, "B D"], Cache]:
+    """Reads the prompts into a new cache with room for `num_new` more tokens a row.
+
+    Returns the hidden state of each prompt's last token, after the final norm, and the cache. The keys and values of
+    shared tokens are computed once and copied to every prompt that has them.
+    """
+    kinds = LayerKinds(config, prompts.positions_RT)
+
+    def layer_step(x_RTD: Array, scanned: tuple[Params, Array | None]) -> tuple[Array, tuple[Array, Array]]:
+        layer, window = scanned
+        window, tables = kinds.window_and_tables(window)
+
+        def attend(q_RNTH: Array, k_RKTH: Array, v_RKTH: Array) -> tuple[Array, tuple[Array, Array]]:
+            out_RNTH = tree_attention(
+                q_RNTH,
+                k_RKTH,
+                v_RKTH,
+                positions_BT=prompts.positions_RT,
+                subtree_end_BT=prompts.subtree_end_RT,
+                window=window,
+                softcap=config.attention_softcap,
+                scale=config.query_scale,
+                implementation=attention,
+            )
+            return out_RNTH, (_along_paths(k_RKTH, prompts.path_BS), _along_paths(v_RKTH, prompts.path_BS))
+
+        return decoder_layer(layer, config, x_RTD, tables, attend)
+
+    x_RTD = embed(params, config, prompts.token_ids_RT, compute_dtype)
+    x_RTD, (key_LBKSH, value_LBKSH) = jax.lax.scan(layer_step, x_RTD, (params["layers"], kinds.windows_L))
+    last_BD = _along_paths(x_RTD[:, None], prompts.path_BS[:, -1:])[:, 0, 0]
+    cache = _filled_cache(config, prompts, num_new, key_LBKSH, value_LBKSH)
+    return rms_norm(params["final_norm"], config, last_BD), cache
+
+
+def _lay_out_row(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]]:
+    """(token ids, positions, subtree ends, each prompt's path) of one row."""
+    trie = PrefixTrie()
+    for prompt in prompts:
+        trie.insert(prompt)
+    nodes = trie.nodes()
+    lengths = [len(node.token_ids) for node in nodes]
+    positions = [np.arange(node.start, node.start + length) for node, length in zip(nodes, lengths, strict=True)]
+    return (
+        np.concatenate([node.token_ids for node in nodes]),
+        np.concatenate(positions),
+        np.repeat([node.offset + node.num_below for node in nodes], lengths),
+        [trie.find(prompt, root) for root, prompt in enumerate(prompts)],
+    )
+
+
+def _right_padded(values: np.ndarray, padding: np.ndarray) -> np.ndarray:
+    return np.concatenate([values, padding[len(values) :]]).astype(np.int32)
+
+
+def _along_paths(x_RKTH: Float[Array, "R K T H"], path_BS: Int[Array, "B S"]) -> Float[Array, "B K S H"]:
+    """The entries of each prompt's path, out of its row."""
+    R, K, _, H = x_RKTH.shape
+    B, S = path_BS.shape
+    taken_RKCSH = jax.vmap(lambda x_KTH, path_CS: x_KTH[:, path_CS])(x_RKTH, path_BS.reshape(R, B // R, S))
+    return taken_RKCSH.swapaxes(1, 2).reshape(B, K, S, H)
+
+
+def _filled_cache(config: ModelConfig, prompts: PromptTree, num_new: int, keys: Any, values: Any) -> Cache:
+    B, S = prompts.path_BS.shape
+    empty = init_cache(config, B, S + num_new, keys.dtype)
+    offset_BS = jnp.arange(S, dtype=jnp.int32) - (S - prompts.lengths_B[:, None])
+    return empty.replace(
+        key_LBKSH=empty.key_LBKSH.at[:, :, :, :S].set(keys),
+        value_LBKSH=empty.value_LBKSH.at[:, :, :, :S].set(values),
+        position_BS=empty.position_BS.at[:, :S].set(jnp.maximum(offset_BS, -1)),
+        next_position_B=prompts.lengths_B.astype(jnp.int32),
+        num_filled=jnp.int32(S),
+    )

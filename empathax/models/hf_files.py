@@ -1,0 +1,149 @@
+"""The files of a Hugging Face directory: JSON settings, and safetensors weights in one file or in shards.
+
+safetensors: https://github.com/huggingface/safetensors#format. Pickled weights are never opened.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from empathax.errors import WeightsError, raise_all
+from empathax.models.mapped_file import FLOAT_TYPES, MappedFile, TensorInfo
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+_NUMPY_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None if there is no such file, a WeightsError if it is not a JSON object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # ValueError: bad JSON or bad UTF-8
+        raise WeightsError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise WeightsError(f"{path} holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+class SafetensorsFiles:
+    """The tensors of one or several safetensors files, read from memory maps."""
+
+    def __init__(self, paths: Iterable[Path], expected_files: dict[str, str] | None = None):
+        """`expected_files` is the index's tensor -> file name; it must agree with what the files hold."""
+        self.tensors: dict[str, TensorInfo] = {}
+        self._places: dict[str, tuple[MappedFile, int, int]] = {}
+        problems: list[str] = []
+        for path in paths:
+            self._add(path, problems)
+        problems += _index_problems(self.tensors, expected_files)
+        raise_all(WeightsError, "the safetensors files cannot be used", problems)
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """A copy of the values at `index`, in the file's own float type."""
+        info = self.tensors[name]
+        file, start, num_bytes = self._places[name]
+        values = file.view(start, num_bytes, _NUMPY_TYPES[info.dtype]).reshape(info.shape)[index].copy()
+        file.forget(start, num_bytes)
+        return values
+
+    def _add(self, path: Path, problems: list[str]) -> None:
+        try:
+            with safetensors.safe_open(path, framework="numpy"):  # checks sizes and offsets against the file
+                pass
+            file = MappedFile(path)
+        except FileNotFoundError:
+            problems.append(f"{path.name}: found no such file in {path.parent}, expected a weight shard")
+            return
+        except (safetensors.SafetensorError, WeightsError, OSError) as error:
+            size = path.stat().st_size if path.is_file() else 0
+            problems.append(f"{path.name}: cut short or damaged ({size:,} bytes: {error}); download it again")
+            return
+        length = int.from_bytes(file.buffer[:8], "little")
+        header = json.loads(file.buffer[8 : 8 + length], object_pairs_hook=lambda pairs: _unique(pairs, path.name, problems))
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            first, last = entry["data_offsets"]
+            shape, dtype = tuple(entry["shape"]), entry["dtype"]
+            if name in self.tensors:
+                problems.append(f"{name}: found in {self.tensors[name].file} and in {path.name}, expected once")
+            self.tensors[name] = TensorInfo(shape, dtype, path.name, dtype in FLOAT_TYPES)
+            self._places[name] = (file, 8 + length + first, last - first)
+
+
+def open_weights(directory: Path) -> SafetensorsFiles:
+    """The weights of a directory: by its index, or its one .safetensors file. Never opens pickles."""
+    index = read_json(directory / INDEX_NAME)
+    if index is not None:
+        return _open_index(directory, index)
+    found = sorted(directory.glob("*.safetensors"))
+    if (directory / SINGLE_NAME) in found:
+        return SafetensorsFiles([directory / SINGLE_NAME])
+    if len(found) == 1 and found[0].name != "adapter_model.safetensors":
+        return SafetensorsFiles(found)
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:3])
+        raise WeightsError(f"{directory} has {len(found)} .safetensors files ({names}, ...) but no {INDEX_NAME}: copy it too")
+    raise WeightsError(_no_weights(directory, found))
+
+
+def _open_index(directory: Path, index: dict[str, Any]) -> SafetensorsFiles:
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise WeightsError(f"{directory / INDEX_NAME} has no 'weight_map' of tensor names to file names")
+    files = sorted(set(weight_map.values()))
+    outside = [name for name in files if Path(name).name != name or name in ("", ".", "..") or "\\" in name]
+    raise_all(
+        WeightsError,
+        f"{directory / INDEX_NAME} points outside its directory, so nothing was read",
+        [f"found {name!r}, expected a plain file name" for name in outside],
+    )
+    pickles = [name for name in files if not name.endswith(".safetensors")]
+    raise_all(
+        WeightsError,
+        f"{directory / INDEX_NAME} names files that are not safetensors, so nothing was read",
+        [f"found {name!r}, expected *.safetensors" for name in pickles],
+    )
+    return SafetensorsFiles([directory / name for name in files], weight_map)
+
+
+def _index_problems(tensors: dict[str, TensorInfo], expected: dict[str, str] | None) -> list[str]:
+    if expected is None:
+        return []
+    problems = []
+    for name, file in expected.items():
+        if name not in tensors:
+            problems.append(f"{name}: found in no readable file, expected in {file} by the index")
+        elif tensors[name].file != file:
+            problems.append(f"{name}: found in {tensors[name].file}, expected in {file} by the index")
+    extra = [f"{name}: found in {info.file}, but the index does not name it" for name, info in tensors.items() if name not in expected]
+    return problems + extra
+
+
+def _no_weights(directory: Path, found: list[Path]) -> str:
+    if found:
+        return f"{directory} holds a LoRA adapter (adapter_model.safetensors), expected a whole model: merge it first"
+    pickles = sorted(path.name for path in directory.iterdir() if path.suffix in _PICKLE_SUFFIXES)
+    if pickles:
+        return (
+            f"{directory} has only pickled weights ({', '.join(pickles[:3])}), which can run code when opened and were not "
+            "read: expected *.safetensors; save the model again with transformers' save_pretrained, or pick another revision"
+        )
+    return f"{directory} has no weights: expected {SINGLE_NAME}, or {INDEX_NAME} with its shards"
+
+
+def _unique(pairs: list[tuple[str, Any]], file: str, problems: list[str]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    problems += [f"{name}: found twice in {file}, expected once" for name in set(names) if names.count(name) > 1]
+    return dict(pairs)

@@ -1,0 +1,222 @@
+"""Weights on disk -> the parameter tree: checked as a whole, then read piece by piece into each device's memory."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from empathax.errors import WeightsError, raise_all
+from empathax.models.mapped_file import TensorReader
+from empathax.models.model_config import ModelConfig
+from empathax.models.transformer import abstract_params
+from empathax.models.weight_names import Naming, Stored, stored_parameters
+
+Params = dict[str, Any]
+_PIECE_BYTES = 16 << 20  # of a parameter, on the host at one time (or one layer of it, if that is more)
+
+
+def load_params(
+    reader: TensorReader,
+    config: ModelConfig,
+    naming: Naming,
+    source: str,
+    param_dtype: jnp.dtype = jnp.float32,
+    shardings: Params | None = None,
+) -> Params:
+    """The parameter tree of `abstract_params(config, param_dtype)`, each leaf laid out as `shardings` says.
+
+    Raises one WeightsError with every tensor that is missing, left over, of a wrong shape or type, or not finite.
+    `source` names the file or directory in it. Each device is sent only its own slice; the host holds one piece of a
+    parameter at a time (16 MB, or one layer).
+    """
+    check_tensors(reader, config, naming, source)
+    shapes = abstract_params(config, param_dtype)
+    default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    nonfinite: dict[str, int] = {}
+    params: Params = {}
+    for stored in stored_parameters(config, naming):
+        shape = _at(shapes, stored.path)
+        sharding = default if shardings is None else _at(shardings, stored.path)
+        read = functools.partial(_read_part, reader, stored, shape, nonfinite)
+        _put(params, stored.path, _load_leaf(shape, sharding, read))
+    problems = [f"{name}: found {count:,} NaN or infinite values, expected none" for name, count in nonfinite.items()]
+    raise_all(WeightsError, f"{source} holds weights that are not finite", problems)
+    return params
+
+
+def check_tensors(reader: TensorReader, config: ModelConfig, naming: Naming, source: str) -> None:
+    """Compares the file's tensors with what `config` needs, by name, type and shape; reads no weights (but see below).
+
+    A tied model's file may hold the output projection all the same; it must then equal the embedding.
+    """
+    expected: dict[str, tuple[int, ...]] = {}
+    shapes = abstract_params(config)
+    for stored in stored_parameters(config, naming):
+        expected |= dict.fromkeys(stored.names, _file_shape(stored, _at(shapes, stored.path).shape))
+    found = reader.tensors
+    if expected.keys().isdisjoint(found):
+        raise WeightsError(
+            f"{source} holds none of the {len(expected)} tensors of a {config.family} model: found {_some(found)}, "
+            f"expected {_some(expected)}; are the weights and the config of the same model?"
+        )
+    tied_head = naming.head_name() if config.tied_embeddings and naming.head_name() in found else None
+    notes = {name: _complaint(reader, name, shape) for name, shape in expected.items()}
+    notes |= {
+        name: "found in the file, but the config has no place for it"
+        for name in found.keys() - expected.keys() - {tied_head}
+        if not naming.is_unused(name, config)
+    }
+    problems = _grouped((name, note) for name, note in sorted(notes.items(), key=_by_layer) if note)
+    if tied_head and not problems:
+        problems = _tied_head_problems(reader, next(iter(expected)), tied_head)
+    raise_all(WeightsError, f"{source} does not hold the {config.family} model that its config describes", problems)
+
+
+def read_parameter(reader: TensorReader, stored: Stored, layer: int, index: tuple[slice, ...]) -> np.ndarray:
+    """The part of one layer's parameter at `index` (in our layout), in a float dtype."""
+    name = stored.names[layer]
+    file_index = index[::-1] if stored.transposed else index
+    if stored.interleaved_heads:
+        values = _read_interleaved(reader, name, stored.interleaved_heads, file_index)
+    else:
+        values = reader.read(name, file_index)
+    if stored.offset:  # in float32: near 1 a bfloat16 has too few digits left for the scale
+        values = values.astype(np.float32) - np.float32(stored.offset)
+    return values.T if stored.transposed else values
+
+
+def _read_interleaved(reader: TensorReader, name: str, num_heads: int, index: tuple[slice, ...]) -> np.ndarray:
+    """Rows of a query or key tensor in our order: a head's even rows of the file first, then its odd ones.
+
+    llama.cpp rotates planes (2i, 2i + 1), so its converter interleaves the halves of each head.
+    """
+    num_rows = reader.tensors[name].shape[0]
+    head_rows = num_rows // num_heads
+    first, last, _ = index[0].indices(num_rows)
+    low, high = first // head_rows * head_rows, -(-last // head_rows) * head_rows
+    rows = reader.read(name, (slice(low, high), *index[1:]))
+    by_plane = rows.reshape(-1, head_rows // 2, 2, *rows.shape[1:])
+    return by_plane.swapaxes(1, 2).reshape(rows.shape)[first - low : last - low]
+
+
+def _read_part(
+    reader: TensorReader,
+    stored: Stored,
+    leaf: jax.ShapeDtypeStruct,
+    nonfinite: dict[str, int],
+    index: tuple[slice, ...],
+) -> np.ndarray:
+    """The part of a whole parameter (layer axis included) at `index`, in its target dtype."""
+    ranges = [range(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True)]
+    values = np.empty([len(part) for part in ranges], leaf.dtype)
+    inner = index[1:] if stored.stacked else index
+    for row, layer in enumerate(ranges[0] if stored.stacked else (0,)):
+        part = read_parameter(reader, stored, layer, inner)
+        num_bad = part.size - int(np.count_nonzero(np.isfinite(part)))
+        if num_bad:
+            nonfinite[stored.names[layer]] = max(num_bad, nonfinite.get(stored.names[layer], 0))
+        values[row if stored.stacked else ...] = part
+    return values
+
+
+def _load_leaf(
+    leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding, read: Callable[[tuple[slice, ...]], np.ndarray]
+) -> jax.Array:
+    """Fills one array with pieces along its first axis (layers, or vocabulary rows), in place on the devices."""
+    num_rows = leaf.shape[0]
+    row_bytes = math.prod(leaf.shape[1:]) * np.dtype(leaf.dtype).itemsize
+    step = max(1, _PIECE_BYTES // row_bytes)
+    if step >= num_rows or sharding.shard_shape(leaf.shape)[0] != num_rows:
+        return jax.make_array_from_callback(leaf.shape, sharding, read)
+    empty, put = _placers(leaf.shape, np.dtype(leaf.dtype), sharding)
+    whole = empty()
+    for start in range(0, num_rows, step):
+        start = min(start, num_rows - step)  # the last piece overlaps rather than have a size of its own to compile
+        piece = jax.make_array_from_callback(
+            (step, *leaf.shape[1:]), sharding, lambda index, start=start: read((_shift(index[0], start, step), *index[1:]))
+        )
+        whole = put(whole, piece, start)
+    return whole.block_until_ready()
+
+
+@functools.lru_cache(maxsize=64)
+def _placers(
+    shape: tuple[int, ...], dtype: np.dtype, sharding: jax.sharding.Sharding
+) -> tuple[Callable[[], jax.Array], Callable[[jax.Array, jax.Array, int], jax.Array]]:
+    empty = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
+
+    def put(whole: jax.Array, piece: jax.Array, start: int) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(whole, piece, start, axis=0)
+
+    return empty, jax.jit(put, donate_argnums=0, out_shardings=sharding)
+
+
+def _shift(part: slice, start: int, size: int) -> slice:
+    first, last, _ = part.indices(size)
+    return slice(start + first, start + last)
+
+
+def _file_shape(stored: Stored, shape: tuple[int, ...]) -> tuple[int, ...]:
+    inner = shape[1:] if stored.stacked else shape
+    return inner[::-1] if stored.transposed else inner
+
+
+def _complaint(reader: TensorReader, name: str, shape: tuple[int, ...]) -> str | None:
+    """What is wrong with one expected tensor; None if nothing."""
+    info = reader.tensors.get(name)
+    if info is None:
+        return f"found nothing, expected shape {list(shape)}"
+    if not info.is_float:
+        return f"found type {info.dtype}, expected a float type"
+    return None if info.shape == shape else f"found shape {list(info.shape)}, expected {list(shape)}"
+
+
+def _tied_head_problems(reader: TensorReader, embedding: str, head: str) -> list[str]:
+    info = reader.tensors[head]
+    if info.shape != reader.tensors[embedding].shape or not info.is_float:
+        return [f"{head}: found shape {list(info.shape)}, expected none (tied to {embedding})"]
+    step = max(1, _PIECE_BYTES // (4 * info.shape[1]))
+    for start in range(0, info.shape[0], step):
+        rows = (slice(start, start + step), slice(None))
+        if not np.array_equal(reader.read(head, rows), reader.read(embedding, rows), equal_nan=True):
+            return [f"{head}: differs from {embedding}, but tie_word_embeddings says that they are one; set it to false"]
+    return []
+
+
+def _grouped(notes: Iterable[tuple[str, str]]) -> list[str]:
+    """One line for the same complaint about the same tensor of many layers."""
+    problems = []
+    for (pattern, note), group in itertools.groupby(notes, key=lambda item: (_pattern(item[0]), item[1])):
+        names = [name for name, _ in group]
+        shown = ", ".join(names) if len(names) <= 3 else f"{names[0]} ... {names[-1]} ({len(names)} tensors {pattern})"
+        problems.append(f"{shown}: {note}")
+    return problems
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\d+", "*", name, count=1)
+
+
+def _by_layer(item: tuple[str, str | None]) -> tuple[str, str, int]:
+    digits = re.search(r"\d+", item[0])
+    return _pattern(item[0]), item[1] or "", int(digits[0]) if digits else 0
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(itertools.islice(names, 3)) or "nothing"
+
+
+def _at(tree: Params, path: tuple[str, ...]) -> Any:
+    return functools.reduce(lambda node, key: node[key], path, tree)
+
+
+def _put(tree: Params, path: tuple[str, ...], value: Any) -> None:
+    functools.reduce(lambda node, key: node.setdefault(key, {}), path[:-1], tree)[path[-1]] = value

@@ -1,0 +1,42 @@
+"""`python -m empathax.train --config=FILE --workdir=DIR`: runs a config's stages; run it again to go on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from empathax.config import load_config
+from empathax.errors import exit_on_error
+
+
+@exit_on_error
+def main(argv: Sequence[str]) -> int:
+    """See docs/commands.md. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m empathax.train --config=FILE [--config.a.b=VALUE]", description=__doc__)
+    parser.add_argument("--workdir", type=Path, required=True, help="where the run is kept; the same again goes on")
+    parser.add_argument("--overwrite", action="store_true", help="empty an earlier run's directory first")
+    parser.add_argument("--multihost", action="store_true", help="one of several processes: find the others, then start")
+    flags, rest = parser.parse_known_args(argv)
+    config, unknown = load_config(rest)
+    if unknown:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+
+    from empathax.parallel.distributed import initialize, is_leader
+    from empathax.training.job import describe, prepare
+    from empathax.training.run import run
+
+    if flags.multihost:
+        initialize()
+    job = prepare(config, flags.workdir, flags.overwrite)
+    if is_leader():
+        print(describe(job), flush=True)
+    text = run(job)
+    if is_leader():
+        print(f"\n{text}\n{flags.workdir}: report.md, metrics.jsonl, tensorboard/, checkpoints/")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,104 @@
+"""Held-out metrics of one set of parameters: a pass over the replies, a pass over the pairs, a few generated replies."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32
+
+from empathax.config import DpoOptions
+from empathax.data.batch import Batch
+from empathax.data.dataset import Example
+from empathax.data.loader import eval_batches
+from empathax.data.packing import PackedRows
+from empathax.evaluation.replies import generate_replies
+from empathax.objectives.preference import dpo_loss
+from empathax.parallel.distributed import put_batch
+from empathax.parallel.rules import batch_sharding
+from empathax.training import metrics
+from empathax.training.job import Job, Params
+from empathax.training.reference import precompute
+from empathax.training.report import Measured
+from empathax.training.step import make_eval_step, make_score_step
+
+Logps = Float32[np.ndarray, " sequences"]
+
+
+class HeldOut:
+    """The held-out data of a run, with its compiled steps."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        model_config, options = job.source.config, job.config.model
+        self._score_step = make_score_step(model_config, options, mesh=job.mesh)
+        self._eval_step = make_eval_step("sft", model_config, job.config, mesh=job.mesh)
+
+    def measure(self, params: Params, stages: Collection[str]) -> Measured:
+        """Runs `params` over the held-out replies ("sft"), the held-out pairs ("dpo") and the sample prompts."""
+        prompts, replies = self._replies(params)
+        return Measured(
+            reply_metrics=self._reply_metrics(params) if "sft" in stages else None,
+            pair_logps=self.row_logps(params, self._job.datasets["dpo"].eval).tolist() if "dpo" in stages else None,
+            prompts=prompts,
+            replies=replies,
+        )
+
+    def pair_metrics(self, logps: Sequence[float], ref_logps: Sequence[float]) -> dict[str, float]:
+        """Rewards, margin, accuracy and both log-probs on the held-out pairs, from log-probs by sequence id."""
+        ids = np.asarray([example.sequence_ids for example in self._job.datasets["dpo"].eval_examples])
+        policy, ref = (np.asarray(values, np.float32)[ids].T for values in (logps, ref_logps))
+        return metrics.finalize(metrics.total([pair_sums(policy, ref, self._job.config.dpo)]))
+
+    def _reply_metrics(self, params: Params) -> dict[str, float]:
+        sums = [self._eval_step(params, batch) for batch in self._batches(self._job.datasets["sft"].eval)]
+        return metrics.finalize(metrics.total(sums))
+
+    def row_logps(self, params: Params, rows: PackedRows) -> Logps:
+        """Log-probs of every reply in `rows`, by sequence id."""
+        return precompute(self._score_step, params, self._batches(rows), rows.num_sequences)
+
+    def _replies(self, params: Params) -> tuple[list[str], list[str]]:
+        dataset = next(iter(self._job.datasets.values()))
+        examples = pick_examples(dataset.eval_examples, self._job.config.eval.num_replies)
+        prompts = [last_turn(example) for example in examples]
+        ids = [example.prompt_ids for example in examples]
+        return prompts, generate_replies(params, self._job.source.config, dataset.template, ids, self._job.config)
+
+    def _batches(self, rows: PackedRows) -> Iterator[Batch]:
+        batches = eval_batches(
+            rows,
+            self._job.config.eval.rows_per_batch,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        sharding = batch_sharding(self._job.mesh)
+        return (put_batch(batch, sharding) for batch in batches)
+
+
+@partial(jax.jit, static_argnames="options")
+def pair_sums(logps_2P: jax.Array, ref_logps_2P: jax.Array, options: DpoOptions) -> dict[str, jax.Array]:
+    """Metric sums over pairs from the log-probs of their (chosen, rejected) replies."""
+    weights = jnp.ones_like(logps_2P[0])
+    smoothing = options.label_smoothing
+    return dpo_loss(*logps_2P, *ref_logps_2P, weights, beta=options.beta, label_smoothing=smoothing, loss=options.loss)[
+        2
+    ]
+
+
+def pick_examples(examples: Sequence[Example], count: int) -> list[Example]:
+    """`count` examples spread over the held-out dialogues, each from the middle of its dialogue."""
+    by_dialogue: dict[str, list[Example]] = {}
+    for example in examples:
+        by_dialogue.setdefault(example.dialogue_id, []).append(example)
+    dialogues = list(by_dialogue.values())
+    step = max(1, len(dialogues) // max(1, count))
+    return [dialogue[len(dialogue) // 2] for dialogue in dialogues[::step][:count]]
+
+
+def last_turn(example: Example) -> str:
+    """What the reply answers: the prompt's last message, or the end of a plain prompt."""
+    return example.prompt[-400:] if isinstance(example.prompt, str) else example.prompt[-1].content

@@ -1,0 +1,166 @@
+"""What a run needs, read and checked before anything compiles."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float32
+
+from empathax.config import Config, to_dict
+from empathax.data.dataset import Dataset, build_dataset, trained_texts
+from empathax.data.loader import Loader
+from empathax.errors import ConfigError, DataError
+from empathax.models.source import ModelSource, resolve_model
+from empathax.models.tokenizer import Tokenizer
+from empathax.models.transformer import abstract_params, logical_axes
+from empathax.parallel.distributed import is_leader
+from empathax.parallel.mesh import make_mesh
+from empathax.parallel.rules import check_batch, param_shardings
+
+Params = Any
+
+
+@dataclass
+class Job:
+    """What a run works with, checked and ready before anything compiles."""
+
+    config: Config
+    workdir: Path
+    mesh: Mesh
+    source: ModelSource
+    tokenizer: Tokenizer
+    datasets: dict[str, Dataset]  # by stage
+    param_shardings: Any
+
+    @property
+    def abstract_params(self) -> Params:
+        """Shapes, dtypes and shardings of the parameters."""
+        abstract = abstract_params(self.source.config, jnp.dtype(self.config.model.param_dtype))
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            abstract,
+            self.param_shardings,
+        )
+
+    def load_params(self) -> Params:
+        """The base model's parameters on the mesh."""
+        return self.source.load_params(jnp.dtype(self.config.model.param_dtype), self.param_shardings)
+
+    def num_steps(self, stage: str) -> int:
+        """Steps of a stage."""
+        options = self.config.stage(stage)
+        return self.loader(stage).num_steps(options.num_epochs, options.max_steps)
+
+    def loader(self, stage: str, ref_logps: Float32[np.ndarray, " sequences"] | None = None) -> Loader:
+        """This process's training batches of a stage, with reference log-probs by sequence id if given."""
+        options, dataset = self.config.stage(stage), self.datasets[stage]
+        if not len(dataset.eval):
+            raise DataError(
+                f"{stage}: no held-out rows; set data.eval_path or data.eval_fraction "
+                f"(now {self.config.data.eval_fraction:g})"
+            )
+        return Loader(
+            dataset.train,
+            rows_per_batch=options.rows_per_batch,
+            accumulation_steps=options.accumulation_steps,
+            seed=self.config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            ref_logps=ref_logps,
+        )
+
+
+def prepare(config: Config, workdir: Path, overwrite: bool = False) -> Job:
+    """Reads and checks everything that a user can get wrong: mesh, weights' header, tokenizer, data, directory.
+
+    Raises an EmpathaxError of the kind that failed. Nothing is compiled and no weights are read.
+    """
+    mesh = make_mesh(config.mesh)
+    check_batch(mesh, config.eval.rows_per_batch, "eval.rows_per_batch")
+    for stage in config.stages:
+        check_batch(mesh, config.stage(stage).rows_per_batch, f"{stage}.rows_per_batch")
+    source = resolve_model(config.model.path)
+    tokenizer_source = resolve_model(config.model.tokenizer_path) if config.model.tokenizer_path else source
+    tokenizer = tokenizer_source.tokenizer()
+    abstract = abstract_params(source.config, jnp.dtype(config.model.param_dtype))
+    shardings = param_shardings(mesh, abstract, logical_axes(source.config))
+    datasets = {
+        stage: build_dataset(config.data, stage, tokenizer, source.config, config.seed) for stage in config.stages
+    }
+    job = Job(config, workdir, mesh, source, tokenizer, datasets, shardings)
+    for stage in config.stages:
+        job.loader(stage)  # too few rows for one step are refused here
+    _open_workdir(config, workdir, overwrite)
+    return job
+
+
+def describe(job: Job) -> str:
+    """What the run is about to do, for the terminal: model, mesh, data and the trained text of one row."""
+    model = job.source.config
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(job.abstract_params))
+    lines = [
+        f"model    {job.config.model.path}: {model.family}, {num_params / 1e6:,.1f}M parameters",
+        f"mesh     {' x '.join(f'{axis}={size}' for axis, size in job.mesh.shape.items())}"
+        f" on {job.mesh.devices.flat[0].device_kind}",
+    ]
+    for stage, dataset in job.datasets.items():
+        figures = dataset.report["train"]
+        lines.append(
+            f"{stage:<8} {figures['units']:,} {'pairs' if dataset.train.paired else 'replies'} in {figures['rows']:,} rows"
+            f" of {figures['row_length']:,} tokens ({figures['fill_ratio']:.0%} filled), {figures['times_fewer_tokens']:.1f}"
+            f" times fewer tokens than one by one; {len(dataset.eval_examples):,} held out; {job.num_steps(stage):,} steps"
+        )
+        lines += [
+            f"         {name}: {count:,}"
+            for name, count in {**dataset.report["dropped"], **dataset.report["counts"]}.items()
+        ]
+        texts = trained_texts(dataset.train, 0, job.tokenizer)
+        lines.append(f"         trained text of one row, first of {len(texts)} replies: {texts[0]!r}")
+    return "\n".join(lines)
+
+
+def _open_workdir(config: Config, workdir: Path, overwrite: bool) -> None:
+    """Makes the directory and writes config.json; says which settings differ from those of an earlier run in it."""
+    if not is_leader():
+        return
+    path = workdir / "config.json"
+    try:
+        if overwrite and path.exists():  # only ever a directory that a run has made
+            shutil.rmtree(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not path.exists() and any(workdir.iterdir()):
+            raise ConfigError(f"--workdir={workdir} holds files of something else; choose an empty or a new directory")
+        if path.exists():
+            _say_differences(json.loads(path.read_text(encoding="utf-8")), to_dict(config))
+        path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={workdir} cannot be written: {error.strerror}; choose another directory"
+        ) from error
+
+
+def _say_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    old, new = (dict(_flat(json.loads(json.dumps(settings)))) for settings in (before, now))
+    changed = [
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in sorted(old | new) if old.get(key) != new.get(key)
+    ]
+    if changed:
+        print("settings that changed since this directory's last run:\n  " + "\n  ".join(changed), file=sys.stderr)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

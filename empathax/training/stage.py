@@ -1,0 +1,197 @@
+"""One stage of a run: its state from new or from disk, its reference, its evaluations, its last checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+
+from empathax.config import to_dict
+from empathax.data.batch import Batch
+from empathax.errors import CheckpointError, WeightsError, raise_all
+from empathax.parallel.distributed import is_leader, put_batch
+from empathax.parallel.rules import batch_sharding
+from empathax.training import reference, report
+from empathax.training.checkpoint import StageCheckpoints, restore_params
+from empathax.training.held_out import HeldOut, Logps
+from empathax.training.job import Job, Params
+from empathax.training.loop import train_stage
+from empathax.training.optimizer import make_optimizer
+from empathax.training.report import Measured
+from empathax.training.state import TrainState, abstract_state, init_state, state_shardings
+from empathax.training.step import TrainStep, compute_dtype, make_train_step
+from empathax.training.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A DPO stage's frozen reference: its parameters, or its log-probs on the training rows."""
+
+    params: Params | None = None
+    train_logps: Logps | None = None
+
+
+def run_stage(job: Job, stage: str, source: Callable[[], Params], held_out: HeldOut, before: Measured) -> Params:
+    """Trains one stage from the parameters that `source` gives and returns its result, from disk if it is finished.
+
+    `before` is what held-out data say of the parameters it starts from: the first point of its curves, and its
+    reference's log-probs on the held-out pairs.
+    """
+    num_steps = job.num_steps(stage)
+    tx, schedule = make_optimizer(job.config.stage(stage), num_steps)
+    abstract = abstract_state(job.abstract_params, tx)
+    shardings = state_shardings(abstract, job.param_shardings)
+    meta = _meta(job, stage, num_steps)
+    with StageCheckpoints(job.workdir / "checkpoints" / stage, job.config.checkpoint.keep) as checkpoints:
+        found = checkpoints.meta()
+        if found is not None:
+            _check_same_run(found, meta, str(checkpoints.directory))
+            if found["finished"]:
+                return restore_params(checkpoints.directory / str(found["step"]), job.abstract_params)
+        start = source()
+        frozen = _reference(job, start, held_out) if stage == "dpo" else Reference()
+        if found is None:
+            state = init_state(start, tx, shardings)
+        else:
+            state, _ = checkpoints.restore(jax.tree.map(_placed, abstract, shardings))
+        del start, source
+        step = make_train_step(stage, job.source.config, job.config, tx, schedule, shardings=shardings)
+        step = partial(step, ref_params=frozen.params)
+        state = _train(job, stage, state, step, num_steps, held_out, before, frozen, checkpoints, meta)
+        checkpoints.save(state, {**meta, "finished": True})
+        checkpoints.wait()
+    return state.params
+
+
+def _train(
+    job: Job,
+    stage: str,
+    state: TrainState,
+    step: TrainStep,
+    num_steps: int,
+    held_out: HeldOut,
+    before: Measured,
+    frozen: Reference,
+    checkpoints: StageCheckpoints,
+    meta: dict[str, Any],
+) -> TrainState:
+    start = int(state.step)
+    tensorboard = job.config.tracking.tensorboard
+    with Tracker(job.workdir, stage, start, tensorboard=tensorboard, enabled=is_leader()) as tracker:
+
+        def record(step: int, measured: Measured) -> None:
+            values = _stage_metrics(stage, measured, before, held_out)
+            tracker.scalars(step, "eval", values)
+            tracker.text(
+                step, "replies", report.replies_text({"reply": report.Row(values, measured.prompts, measured.replies)})
+            )
+            tracker.flush()
+            if is_leader():
+                print(f"{stage} step {step}/{num_steps}, held out: {_in_words(values)}", flush=True)
+
+        def evaluate(state: TrainState) -> None:
+            record(int(state.step), held_out.measure(state.params, [stage]))
+
+        if start == 0:
+            tracker.text(0, "config", f"```json\n{json.dumps(to_dict(job.config), indent=2)}\n```")
+            record(0, before)
+        state = train_stage(
+            stage,
+            job.config,
+            state,
+            step,
+            partial(_batches, job, stage, frozen),
+            num_steps,
+            evaluate=evaluate,
+            check_first=_check_first_step if stage == "dpo" and start == 0 else None,
+            checkpoints=checkpoints,
+            tracker=tracker,
+            meta=meta,
+            workdir=job.workdir,
+        )
+        evaluate(state)
+    return state
+
+
+def _batches(job: Job, stage: str, frozen: Reference, start: int, stop: int) -> Iterator[Batch]:
+    loader = job.loader(stage, frozen.train_logps)
+    sharding = batch_sharding(job.mesh, num_leading=1)
+    return (put_batch(batch, sharding) for batch in loader.iterate(start, stop))
+
+
+def _reference(job: Job, params: Params, held_out: HeldOut) -> Reference:
+    if job.config.dpo.reference == "resident":
+        return Reference(params=reference.frozen_copy(params))
+    dataset = job.datasets["dpo"]
+    dtype = str(compute_dtype(job.config.model, job.mesh))
+    wanted = reference.fingerprint(params, {**dataset.fingerprint, "compute_dtype": dtype})
+    compute = partial(held_out.row_logps, params, dataset.train)
+    logps, from_disk = reference.cached_logps(job.workdir / "reference", wanted, compute)
+    if is_leader():
+        print(
+            f"dpo reference log-probs of {len(logps):,} replies {'read from disk' if from_disk else 'computed'}",
+            flush=True,
+        )
+    return Reference(train_logps=logps)
+
+
+def _check_first_step(metrics: Mapping[str, float]) -> None:
+    """Before its first update the policy is the reference: loss ln 2, margin 0, whatever beta and label smoothing."""
+    tolerance = 1e-3
+    if abs(metrics["loss"] - math.log(2.0)) > tolerance or abs(metrics["reward_margin"]) > tolerance:
+        raise WeightsError(
+            f"dpo starts with loss {metrics['loss']:.6f} and reward margin {metrics['reward_margin']:.6f}, but policy and "
+            "reference must be the same model then (loss 0.693147, margin 0): delete the run's reference/ directory"
+        )
+
+
+def _stage_metrics(stage: str, measured: Measured, before: Measured, held_out: HeldOut) -> dict[str, float]:
+    if stage == "dpo":
+        return held_out.pair_metrics(measured.pair_logps or (), before.pair_logps or ())
+    return dict(measured.reply_metrics or {})
+
+
+def _in_words(values: Mapping[str, float]) -> str:
+    shown = ("perplexity", "token_accuracy", "loss", "reward_accuracy", "reward_margin", "logp_chosen", "logp_rejected")
+    return ", ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
+
+
+def _placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _meta(job: Job, stage: str, num_steps: int) -> dict[str, Any]:
+    """What a checkpoint must have been trained with to be continued here, and what export needs."""
+    options = job.config.model
+    tokenizer_path = options.tokenizer_path or options.path
+    return {
+        "model_path": options.path,
+        "tokenizer_path": tokenizer_path,
+        "model_config": dataclasses.asdict(job.source.config),
+        "same_run": {
+            "weights": job.source.fingerprint(),
+            "num_steps": str(num_steps),
+            **job.loader(stage).fingerprint(),
+            **job.datasets[stage].fingerprint,
+        },
+    }
+
+
+def _check_same_run(found: Mapping[str, Any], wanted: Mapping[str, Any], directory: str) -> None:
+    before, now = found["same_run"], wanted["same_run"]
+    problems = [
+        f"{name} was {before.get(name, 'absent')}, is {now.get(name, 'absent')}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    raise_all(
+        CheckpointError,
+        f"{directory} was trained on something else (use another --workdir, or --overwrite to start anew)",
+        problems,
+    )

@@ -1,0 +1,32 @@
+"""Runs the tiny config in this process and kills it at one step: `python killed_run.py WORKDIR STAGE STEP SIGNAL`."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tiny import tiny_config
+
+from empathax.errors import exit_on_error
+from empathax.training import loop
+from empathax.training.job import prepare
+from empathax.training.run import run
+
+workdir, stage, step, name = sys.argv[1:]
+push = loop._Recorder.push
+
+
+def push_and_die(self, number, metrics):
+    push(self, number, metrics)
+    if self._stage == stage and number == int(step):
+        os.kill(os.getpid(), getattr(signal, name))
+
+
+if name != "NONE":
+    loop._Recorder.push = push_and_die
+sys.exit(exit_on_error(lambda: print(run(prepare(tiny_config(), Path(workdir)))))())

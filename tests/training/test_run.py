@@ -1,0 +1,88 @@
+"""Whole runs: both stages and their record, and that a run that was stopped ends as if it never had been."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from empathax.errors import CheckpointError, ConfigError
+from empathax.training.checkpoint import latest_checkpoint
+from empathax.training.job import prepare
+from empathax.training.run import run
+
+HERE = Path(__file__).parent
+
+
+def _child(workdir, stage="none", step=0, name="NONE"):
+    command = [sys.executable, str(HERE / "killed_run.py"), str(workdir), stage, str(step), name]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def _params(workdir, stage):
+    with ocp.StandardCheckpointer() as reader:
+        return reader.restore(latest_checkpoint(workdir / "checkpoints" / stage) / "params")
+
+
+def _record(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    timing = ("tokens_per_second", "pairs_per_second", "memory_gb")
+    return [{key: value for key, value in line.items() if key not in timing} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    done = _child(workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_the_record_is_complete(whole):
+    lines = _record(whole)
+    config = json.loads((whole / "config.json").read_text())
+    assert config["name"] == "tiny"
+    for stage in ("sft", "dpo"):
+        train = [line for line in lines if line["stage"] == stage and line["split"] == "train"]
+        assert [line["step"] for line in train] == list(range(1, len(train) + 1))
+        held_out = [line["step"] for line in lines if line["stage"] == stage and line["split"] == "eval"]
+        assert held_out == [0, len(train)]
+    first = next(line for line in lines if line["stage"] == "dpo" and line["split"] == "train")
+    assert first["loss"] == pytest.approx(np.log(2.0), abs=1e-5)
+    assert first["reward_margin"] == pytest.approx(0.0, abs=1e-5)
+    report = (whole / "report.md").read_text()
+    assert all(name in report for name in ("| base", "| +SFT ", "| +SFT+DPO", "perplexity", "reward accuracy"))
+
+
+@pytest.mark.parametrize(("stage", "step"), [("sft", 1), ("sft", 7), ("dpo", 7)])
+def test_killed_and_run_again_is_bitwise_the_same(whole, tmp_path, stage, step):
+    workdir = tmp_path / "run"
+    assert _child(workdir, stage, step, "SIGKILL").returncode == -signal.SIGKILL
+    again = _child(workdir)
+    assert again.returncode == 0, again.stderr
+    for name in ("sft", "dpo"):
+        jax.tree.map(np.testing.assert_array_equal, _params(workdir, name), _params(whole, name))
+    assert _record(workdir) == _record(whole)
+
+
+def test_sigterm_saves_at_once_and_ends_with_75(whole, tmp_path):
+    workdir = tmp_path / "run"
+    stopped = _child(workdir, "sft", 3, "SIGTERM")
+    assert stopped.returncode == 75
+    assert "run the same command again" in stopped.stderr
+    assert latest_checkpoint(workdir).name == "3"
+    assert _child(workdir).returncode == 0
+    jax.tree.map(np.testing.assert_array_equal, _params(workdir, "dpo"), _params(whole, "dpo"))
+
+
+def test_a_finished_run_only_reports(whole):
+    before = (whole / "metrics.jsonl").read_bytes()
+    done = _child(whole)
+    assert "+SFT+DPO" in done.stdout
+    assert (whole / "metrics.jsonl").read_bytes() == before

@@ -1,0 +1,53 @@
+"""metrics.jsonl and TensorBoard files, read back with TensorBoard's own reader."""
+
+import json
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from empathax.training.tracking import Tracker
+
+
+def _lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_both_records_hold_the_same_numbers(tmp_path):
+    with Tracker(tmp_path, "sft", 0, tensorboard=True) as tracker:
+        for step in (1, 2):
+            tracker.scalars(step, "train", {"loss": 1.0 / step})
+        tracker.text(2, "replies", "> hello\n\n- **base**: hi")
+    assert _lines(tmp_path) == [
+        {"step": 1, "stage": "sft", "split": "train", "loss": 1.0},
+        {"step": 2, "stage": "sft", "split": "train", "loss": 0.5},
+    ]
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "sft")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 1.0), (2, 0.5)]
+    assert events.Tensors("replies")[0].tensor_proto.string_val[0].decode() == "> hello\n\n- **base**: hi"
+
+
+def test_resume_forgets_what_came_after_the_checkpoint(tmp_path):
+    with Tracker(tmp_path, "sft", 0, tensorboard=True) as tracker:
+        for step in (1, 2, 3):
+            tracker.scalars(step, "train", {"loss": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "stage": "sf')  # killed while it wrote
+    with Tracker(tmp_path, "sft", 1, tensorboard=True) as tracker:
+        tracker.scalars(2, "train", {"loss": 20.0})
+    assert [(line["step"], line["loss"]) for line in _lines(tmp_path)] == [(1, 1.0), (2, 20.0)]
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "sft")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 1.0), (2, 20.0)]
+
+
+def test_resume_of_one_stage_keeps_the_other(tmp_path):
+    for stage in ("sft", "dpo"):
+        with Tracker(tmp_path, stage, 0, tensorboard=False) as tracker:
+            tracker.scalars(5, "train", {"loss": 1.0})
+    with Tracker(tmp_path, "dpo", 0, tensorboard=False):
+        pass
+    assert [line["stage"] for line in _lines(tmp_path)] == ["sft"]
+
+
+def test_only_the_leader_writes(tmp_path):
+    with Tracker(tmp_path, "sft", 0, tensorboard=True, enabled=False) as tracker:
+        tracker.scalars(1, "train", {"loss": 1.0})
+    assert list(tmp_path.iterdir()) == []
