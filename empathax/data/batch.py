@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import flax.struct
-from jaxtyping import Array, Float, Int
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+Array = jax.Array | np.ndarray  # numpy on the host, jax once it lies on the mesh
 
 
-@flax.struct.dataclass
-class Batch:
+class Batch(flax.struct.PyTreeNode):
     """B rows of T tokens, each a forest of prefix trees in depth-first preorder (docs/prefix_tree.md).
 
     Token i of a row sees token j exactly when j <= i < subtree_end[j]. Unused tokens at a row's end have

@@ -7,17 +7,15 @@ placeholder characters before rendering; afterwards each placeholder is tokenize
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int32
 
-from empathax.data.families import CONTROL_TOKENS, TEMPLATES, fallback_name
+from empathax.data.families import template_source
 from empathax.data.records import Message
 from empathax.data.sandbox import TemplateProcess
 from empathax.errors import DataError
@@ -62,7 +60,7 @@ class ChatTemplate:
         self._special = sorted(tokenizer.special_tokens, key=lambda token: (-len(token), token))
         self._special_pattern = re.compile("|".join(map(re.escape, self._special)) or r"(?!)")
         self._escape_pattern = re.compile(f"([{chr(_ESCAPES)}-{chr(_ESCAPES + max(len(self._special) - 1, 0))}])")
-        self.name, self.source = _template_source(tokenizer, choice, family)
+        self.name, self.source = template_source(tokenizer, choice, family)
         self._process = TemplateProcess(self.source, self.name)
         self._splitter = self._split_pattern()
         self._cache: dict[str, list[int]] = {}
@@ -81,10 +79,10 @@ class ChatTemplate:
 
     def with_opening(self, messages: Sequence[Message], opening_user_turn: str) -> tuple[Message, ...]:
         """The messages, with `opening_user_turn` before an assistant's first turn if the template insists on one."""
-        turns = [message for message in messages if message.role != "system"]
-        if self.accepts_assistant_first or (turns and turns[0].role == "user"):
-            return tuple(messages)
         system = tuple(message for message in messages if message.role == "system")
+        turns = tuple(messages[len(system) :])
+        if (turns and turns[0].role == "user") or self._assistant_first[bool(system and self.accepts_system)]:
+            return tuple(messages)
         return (*system, Message("user", opening_user_turn), *turns)
 
     def encode_prompt(self, messages: Sequence[Message]) -> Int32[np.ndarray, " prompt"]:
@@ -109,7 +107,8 @@ class ChatTemplate:
 
     def encode_raw(self, prompt: str, reply: str) -> EncodedReply:
         """Plain text without a template: BOS if the tokenizer adds one, the prompt, the reply, EOS."""
-        bos = [self.tokenizer.bos_token_id] if self.tokenizer.add_bos else []
+        bos_id = self.tokenizer.bos_token_id
+        bos = [bos_id] if self.tokenizer.add_bos and bos_id is not None else []
         prompt_ids = self._tokenize(self._escaped(prompt))
         reply_ids = self._tokenize(self._escaped(prompt + reply))
         return split_prompt([*bos, *prompt_ids], [*bos, *reply_ids, self._eos_id()])
@@ -124,21 +123,24 @@ class ChatTemplate:
         return hashlib.sha256(self.source.encode()).hexdigest()
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        escaped = [{"role": message.role, "content": self._escaped(message.content)} for message in messages]
-        variables = {
-            "messages": escaped,
+        return self._process.render([self._variables(messages, add_generation_prompt)])[0]
+
+    def _variables(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> dict[str, Any]:
+        return {
+            "messages": [{"role": message.role, "content": self._escaped(message.content)} for message in messages],
             "add_generation_prompt": add_generation_prompt,
             "bos_token": self.tokenizer.bos_token or "",
             "eos_token": self.tokenizer.eos_token or "",
             "pad_token": self.tokenizer.pad_token or "",
             "enable_thinking": False,  # Qwen3: an empty think block, as replies here have none
         }
-        return self._process.render(variables, sum(len(message["content"]) for message in escaped))
 
     def _surroundings(self, prompt: Sequence[Message]) -> tuple[str, str, str]:
         """(text of the prompt, what stands between it and the reply, what follows the reply up to its stop token)."""
-        prompt_text = self.render(prompt, add_generation_prompt=True)
-        before, _, after = self.render([*prompt, Message("assistant", _REPLY)]).partition(_REPLY)
+        prompt = list(prompt) if self.accepts_system else _folded(prompt)
+        answered = self._variables([*prompt, Message("assistant", _REPLY)])
+        prompt_text, text = self._process.render([self._variables(prompt, True), answered])
+        before, _, after = text.partition(_REPLY)
         if before.startswith(prompt_text):
             lead = before[len(prompt_text) :]
         elif prompt_text.startswith(before):
@@ -177,7 +179,7 @@ class ChatTemplate:
         return ids
 
     def _split_pattern(self) -> re.Pattern[str] | None:
-        """Control tokens at which this tokenizer may be fed piece by piece with the same result; None if there is none."""
+        """Control tokens at which a text may be cut and tokenized piece by piece with the same result; None if none."""
         encode = self.tokenizer.encode
 
         def independent(token: str) -> bool:
@@ -194,27 +196,30 @@ class ChatTemplate:
         asked = self._render([user], True)
         if user.content not in asked:
             raise DataError(f"{self.name} does not print the user's message; set data.chat_template to another one")
-        before, _, after = self._render([user, Message("assistant", f" {_REPLY} ")]).partition(_REPLY)
-        self._strips = not (before.endswith(" ") and after.startswith(" "))
         before, found, after = self._render([user, Message("assistant", _REPLY)]).partition(_REPLY)
         if not found or _REPLY in after:
             raise DataError(f"{self.name} does not print a reply exactly once; set data.chat_template to another one")
-        self._lead = before.removeprefix(os.path.commonprefix([before, asked]))
+        self._strips = self._render([user, Message("assistant", f" {_REPLY} ")]) == before + _REPLY + after
+        self._lead = before.removeprefix(asked) if before.startswith(asked) else ""
         stop = self._special_pattern.search(after)
         self._stop_id = self.tokenizer.token_to_id(stop.group()) if stop else None
-        asked, answered = [system, user, reply, user], [system, user, reply, user, reply]
-        self.accepts_system = self._prints(asked, system) and self._prints(answered, system)
-        self.accepts_assistant_first = (
-            self._prints([reply, user], reply) and self._prints([reply, user, reply], reply) and self._prints([])
-        )
+        history = [system, user, reply, user]
+        self.accepts_system = self._prints(history, system) and self._prints([*history, reply], system)
+        self._assistant_first = {
+            has_system: all(
+                self._prints([*head, *turns]) for turns in ([], [reply], [reply, user], [reply, user, reply])
+            )
+            for has_system, head in ((False, []), (True, [system]))
+        }
 
     def _prints(self, messages: Sequence[Message], message: Message | None = None) -> bool:
-        """Whether the template takes `messages` and prints `message`."""
+        """Whether the template takes `messages` and prints `message` (by default, every reply)."""
         try:
-            text = self._render(messages, not messages or messages[-1].role == "user")
+            text = self._render(messages, not messages or messages[-1].role != "assistant")
         except DataError:
             return False
-        return message is None or message.content in text
+        wanted = [message] if message else [turn for turn in messages if turn.role == "assistant"]
+        return all(turn.content in text for turn in wanted)
 
     def _eos_id(self) -> int:
         if self.tokenizer.eos_token_id is None:
@@ -229,29 +234,6 @@ def split_prompt(prompt_ids: Sequence[int], full_ids: Sequence[int]) -> EncodedR
     different = np.flatnonzero(prompt[:length] != full[:length])
     cut = int(different[0]) if len(different) else length
     return EncodedReply(full[:cut], full[cut:], len(prompt) - cut)
-
-
-def _template_source(tokenizer: Tokenizer, choice: str, family: str) -> tuple[str, str]:
-    """(name for messages, Jinja source) of `data.chat_template`."""
-    if choice == "auto" and tokenizer.chat_template:
-        return "the tokenizer's own chat template", tokenizer.chat_template
-    if choice.endswith(".jinja"):
-        try:
-            return f"the chat template {choice}", Path(choice).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"data.chat_template = {choice!r} cannot be read: {error}") from None
-    name = fallback_name(family, tokenizer.special_tokens) if choice == "auto" else choice
-    if name not in TEMPLATES:
-        raise DataError(
-            f"data.chat_template = {choice!r}: expected auto, one of {', '.join(TEMPLATES)}, or a path ending in .jinja"
-        )
-    missing = [token for token in CONTROL_TOKENS[name] if token not in tokenizer.special_tokens]
-    if missing:
-        raise DataError(
-            f"data.chat_template = {name!r} writes {', '.join(missing)}, which this tokenizer does not know as control "
-            "tokens: choose the template of the model's own family (auto does)"
-        )
-    return f"the built-in chat template {name!r}", TEMPLATES[name]
 
 
 def _folded(messages: Sequence[Message]) -> list[Message]:

@@ -15,9 +15,10 @@ from jaxtyping import Int32
 from empathax.config import DataOptions
 from empathax.data.chat import ChatTemplate, EncodedReply
 from empathax.data.encoding import Prompt, ReplyEncoder, Unusable
-from empathax.data.packing import Group, PackedRows, Unit, pack, packing_report
+from empathax.data.packing import PackedRows, pack, packing_report
 from empathax.data.prefix_tree import ScoredSequence
 from empathax.data.records import CompletionRow, Dialogue, PreferenceRow, Row
+from empathax.data.row_plan import Group, Unit
 from empathax.data.sources import load_splits
 from empathax.errors import ConfigError, DataError
 
@@ -139,9 +140,10 @@ def encode_rows(
     """Units of one split by dialogue, in the rows' order; what cannot be used is counted in `dropped` by reason."""
     groups: dict[str, list[Unit]] = {}
     examples: list[Example] = []
+    num_turns = _num_turns(rows)
     next_id = 0
     for row in rows:
-        for prompt, replies, turn, num_turns in replies_of(row, objective):
+        for prompt, replies in replies_of(row, objective):
             try:
                 if len(replies) == 2 and replies[0].strip() == replies[1].strip():
                     raise Unusable("chosen equals rejected")
@@ -164,29 +166,24 @@ def encode_rows(
                     sequence_ids=tuple(sequence.sequence_id for sequence in unit),
                     dialogue_id=row.dialogue_id,
                     origin=row.origin,
-                    turn=turn,
-                    num_turns=num_turns,
+                    turn=_num_replies(prompt),
+                    num_turns=num_turns[row.dialogue_id],
                     meta=row.meta,
                 )
             )
     return EncodedSplit(tuple(groups.values()), tuple(examples))
 
 
-def replies_of(row: Row, objective: str) -> Iterator[tuple[Prompt, tuple[str, ...], int, int]]:
-    """(prompt, replies, turn, number of turns) of each example a row gives; sft learns the chosen reply of a pair."""
+def replies_of(row: Row, objective: str) -> Iterator[tuple[Prompt, tuple[str, ...]]]:
+    """(prompt, replies) of each example a row gives; sft learns the chosen reply of a pair."""
     if isinstance(row, PreferenceRow):
-        replies = (row.chosen, row.rejected) if objective == "dpo" else (row.chosen,)
-        yield row.prompt, replies, row.meta.get("turn", 0), row.meta.get("num_turns", 1)
+        yield row.prompt, (row.chosen, row.rejected) if objective == "dpo" else (row.chosen,)
     elif isinstance(row, CompletionRow):
-        yield row.prompt, (row.completion,), 0, 1
-    elif isinstance(row, Dialogue):
-        trained = [
-            index
-            for index, message in enumerate(row.messages)
-            if message.role == "assistant" and index >= row.first_trained
-        ]
-        for turn, index in enumerate(trained):
-            yield row.messages[:index], (row.messages[index].content,), turn, len(trained)
+        yield row.prompt, (row.completion,)
+    else:
+        for index, message in enumerate(row.messages):
+            if message.role == "assistant" and index >= row.first_trained:
+                yield row.messages[:index], (message.content,)
 
 
 def to_sequence(reply: EncodedReply, sequence_id: int) -> ScoredSequence:
@@ -201,8 +198,8 @@ def check_token_ids(groups: Sequence[Group], tokenizer: Tokenizer, model_config:
     )
     if largest >= model_config.vocab_size:
         raise ConfigError(
-            f"the tokenizer gives token id {largest} ({tokenizer.id_to_token(largest)!r}), but the model's embedding has "
-            f"{model_config.vocab_size} rows: use the tokenizer that belongs to the model (model.tokenizer_path)"
+            f"the tokenizer gives token id {largest} ({tokenizer.id_to_token(largest)!r}), but the model's embedding "
+            f"has {model_config.vocab_size} rows: use the tokenizer that belongs to the model (model.tokenizer_path)"
         )
 
 
@@ -216,6 +213,20 @@ def trained_texts(rows: PackedRows, row: int, tokenizer: Tokenizer) -> list[str]
     return texts
 
 
+def _num_replies(prompt: Prompt) -> int:
+    """Assistant turns already given: the place of the next reply among its dialogue's."""
+    return 0 if isinstance(prompt, str) else sum(message.role == "assistant" for message in prompt)
+
+
+def _num_turns(rows: Sequence[Row]) -> dict[str, int]:
+    """Replies of each dialogue, as far as the rows tell."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        num_replies = _num_replies(row.messages) if isinstance(row, Dialogue) else _num_replies(row.prompt) + 1
+        counts[row.dialogue_id] = max(counts.get(row.dialogue_id, 0), num_replies)
+    return counts
+
+
 def _check_dropped(dropped: Counter[str], num_kept: int, max_fraction: float) -> None:
     total = num_kept + sum(dropped.values())
     reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.most_common())
@@ -224,5 +235,6 @@ def _check_dropped(dropped: Counter[str], num_kept: int, max_fraction: float) ->
     if sum(dropped.values()) > max_fraction * total:
         raise DataError(
             f"{sum(dropped.values())} of {total} examples had to be dropped ({reasons}); data.max_dropped_fraction = "
-            f"{max_fraction:g} allows {int(max_fraction * total)}. Raise data.max_length, mend the data, or raise the limit"
+            f"{max_fraction:g} allows {int(max_fraction * total)}. Raise data.max_length, mend the data, or raise the "
+            "limit"
         )

@@ -1,8 +1,8 @@
 """Prompts and replies to token ids within data.max_length.
 
 What is cut when a prompt and its longest reply are too long, in this order:
-1. whole turns, oldest first, so that a user turn comes first; system text and BOS stay. Turns go in steps of a quarter of
-   max_length: the late replies of a long dialogue then keep the same beginning, and still share it in a prefix tree;
+1. whole turns, oldest first, so that a user turn comes first; system text and BOS stay. Turns go in steps of a quarter
+   of max_length: the late replies of a long dialogue then keep one beginning, and still share it in a prefix tree;
 2. the beginning of the last user turn;
 3. nothing more: a reply is never cut. If it does not fit after MIN_PROMPT_TOKENS of the last user turn, the example
    is dropped, with a reason that the caller counts.
@@ -70,7 +70,7 @@ class ReplyEncoder:
             raise Unusable("refused by the chat template", str(error)) from None
 
     def prepared(self, prompt: Prompt) -> tuple[Message, ...]:
-        """The messages of a prompt with the configured system text and, where the template needs one, an opening turn."""
+        """A prompt's messages with the configured system text and, where the template needs one, an opening turn."""
         messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
         if self._system and not (messages and messages[0].role == "system"):
             messages = (Message("system", self._system), *messages)

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from empathax.errors import DataError
+
+if TYPE_CHECKING:
+    from empathax.models.tokenizer import Tokenizer
+
 _LLAMA2 = """\
 {%- if messages[0]['role'] == 'system' -%}
     {%- set system = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' -%}
@@ -86,7 +94,30 @@ CONTROL_TOKENS = {
 }
 
 
-def fallback_name(family: str, special_tokens: set[str]) -> str:
+def template_source(tokenizer: Tokenizer, choice: str, family: str) -> tuple[str, str]:
+    """(name for messages, Jinja source) of `data.chat_template`."""
+    if choice == "auto" and tokenizer.chat_template:
+        return "the tokenizer's own chat template", tokenizer.chat_template
+    if choice.endswith(".jinja"):
+        try:
+            return f"the chat template {choice}", Path(choice).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"data.chat_template = {choice!r} cannot be read: {error}") from None
+    name = _fallback_name(family, tokenizer.special_tokens) if choice == "auto" else choice
+    if name not in TEMPLATES:
+        raise DataError(
+            f"data.chat_template = {choice!r}: expected auto, one of {', '.join(TEMPLATES)}, or a path ending in .jinja"
+        )
+    missing = [token for token in CONTROL_TOKENS[name] if token not in tokenizer.special_tokens]
+    if missing:
+        raise DataError(
+            f"data.chat_template = {name!r} writes {', '.join(missing)}, which this tokenizer does not know as control "
+            "tokens: choose the template of the model's own family (auto does)"
+        )
+    return f"the built-in chat template {name!r}", TEMPLATES[name]
+
+
+def _fallback_name(family: str, special_tokens: set[str]) -> str:
     """The template for a tokenizer without one: by its control tokens first, then by the model's family."""
     for name in ("llama3", "gemma", "chatml"):
         if special_tokens.issuperset(CONTROL_TOKENS[name]):

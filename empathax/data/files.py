@@ -81,7 +81,7 @@ def _parsed(line: bytes) -> Any:
     if len(line) > MAX_LINE_BYTES:
         raise BadRow(f"the line has more than {MAX_LINE_BYTES >> 20} MiB")
     try:
-        return json.loads(line.decode("utf-8"))
+        return json.loads(line.decode("utf-8").rstrip())
     except UnicodeDecodeError as error:
         raise BadRow(f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}") from None
     except json.JSONDecodeError as error:
@@ -120,10 +120,10 @@ def _read_json(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
 
 def _read_csv(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
     # EmpatheticDialogues as first published does not quote: a quotation mark is text there.
-    quoting = csv.QUOTE_NONE if "selfeval" in csv_columns(path) else csv.QUOTE_MINIMAL
+    quoting: Any = csv.QUOTE_NONE if "selfeval" in csv_columns(path) else csv.QUOTE_MINIMAL
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, quoting=quoting, restkey="", strict=True)
+            reader: csv.DictReader[str] = csv.DictReader(file, None, "", None, "excel", quoting=quoting, strict=True)
             for row in reader:
                 yield {key: value for key, value in row.items() if key}, f"{path}:{reader.line_num}"
     except UnicodeDecodeError as error:

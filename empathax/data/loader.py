@@ -6,9 +6,11 @@ many processes read them: each takes its slice of the global batch.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain
 import jax
@@ -58,15 +60,15 @@ class Loader:
         if len(rows) < self.rows_per_step:
             raise DataError(
                 f"the data fill {len(rows)} row(s) of {rows.sizes.tokens} tokens, but one step takes "
-                f"rows_per_batch * accumulation_steps = {rows_per_batch} * {accumulation_steps} = {self.rows_per_step}: "
-                "lower these, lower data.row_length, or add data"
+                f"rows_per_batch * accumulation_steps = {rows_per_batch} * {accumulation_steps}: lower these, lower "
+                "data.row_length, or add data"
             )
         self._shape = (accumulation_steps, rows_per_batch)
         local = rows_per_batch // process_count
         self._slice = slice(process_index * local, (process_index + 1) * local)
         self._order = {"seed": seed, "shuffle": shuffle}
         self._ref_logps = ref_logps
-        order = grain.MapDataset.range(len(rows)).seed(seed)
+        order = grain.MapDataset.range(len(rows)).seed(seed % 2**32)
         order = order.shuffle() if shuffle else order
         self._row_ids = order.repeat(None, reseed_each_epoch=True).batch(self.rows_per_step, drop_remainder=True)
 
@@ -141,7 +143,8 @@ def _read(rows: PackedRows, row: int, ref_logps: np.ndarray | None) -> Batch:
         if ref_logps is None:
             return batch
         ids = batch.sequence_id_BS
-        return batch.replace(ref_logps_BS=np.where(ids >= 0, ref_logps[ids], 0.0).astype(np.float32))
+        filled: Any = np.where(ids >= 0, ref_logps[ids], 0.0).astype(np.float32)
+        return dataclasses.replace(batch, ref_logps_BS=filled)
     except Exception as error:
         raise DataError(f"row {row} of the packed data cannot be read: {type(error).__name__}: {error}") from error
 

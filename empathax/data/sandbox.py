@@ -1,4 +1,4 @@
-"""The parent's side of template_worker.py: one child process per chat template, asked for one text at a time."""
+"""The parent's side of template_worker.py: one child process per chat template, asked for a few texts at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import selectors
 import subprocess
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,13 @@ class TemplateProcess:
             encoding="utf-8",
         )
         self._close = weakref.finalize(self, _close, self._process)
-        self._ask(source)
+        self._ask({"source": source, "cpu_seconds": CPU_SECONDS})
 
-    def render(self, variables: Mapping[str, Any], num_characters: int) -> str:
-        """The text for `variables`, given that their own texts have `num_characters` characters in all."""
+    def render(self, requests: Sequence[Mapping[str, Any]]) -> list[str]:
+        """The text for each set of variables; "messages" among them."""
+        num_characters = sum(len(message["content"]) for variables in requests for message in variables["messages"])
         limit = FREE_CHARACTERS + OUTPUT_RATIO * num_characters
-        return self._ask({"variables": variables, "cpu_seconds": CPU_SECONDS, "max_characters": limit})["text"]
+        return self._ask({"requests": requests, "cpu_seconds": CPU_SECONDS, "max_characters": limit})["texts"]
 
     def close(self) -> None:
         """Ends the process; happens by itself when the object goes."""
@@ -75,13 +76,16 @@ class TemplateProcess:
 
     def _exchange(self, line: str) -> str:
         """Sends one line, waits for one; "" if the process ended or took too long."""
+        requests, answers = self._process.stdin, self._process.stdout
+        assert requests is not None
+        assert answers is not None
         with contextlib.suppress(BrokenPipeError, ValueError):
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
+            requests.write(line + "\n")
+            requests.flush()
             with selectors.DefaultSelector() as selector:
-                selector.register(self._process.stdout, selectors.EVENT_READ)
+                selector.register(answers, selectors.EVENT_READ)
                 if selector.select(WALL_SECONDS):
-                    return self._process.stdout.readline()
+                    return answers.readline()
         return ""
 
 
@@ -90,4 +94,5 @@ def _close(process: subprocess.Popen) -> None:
     process.wait()
     for pipe in (process.stdin, process.stdout):
         with contextlib.suppress(OSError):
-            pipe.close()
+            if pipe is not None:
+                pipe.close()

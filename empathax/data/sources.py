@@ -1,27 +1,24 @@
-"""From `data.path` to rows: which files or hub splits it names, what format they have, what is held out."""
+"""From `data.path` to typed rows: what format they have, what is held out, what makes a pair."""
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from empathax.config import DataOptions
-from empathax.data.files import SUFFIXES, BadRow, NoReply, read_values
+from empathax.data.files import BadRow, NoReply
+from empathax.data.locations import Part, Values, open_source
 from empathax.data.records import CompletionRow, Dialogue, PreferenceRow, Row, Tally
 from empathax.data.support_corpora import esconv_pairs, parse_empathetic_dialogues, parse_esconv
 from empathax.data.trl_format import group_id, parse_row
 from empathax.errors import DataError, raise_all
 
-SPLIT_NAMES = {"train": ("train",), "eval": ("valid", "validation", "dev", "eval", "heldout", "test")}
 SHOWN_REASONS = 5
-
-Values = Iterable[tuple[Any, str]]  # (undecoded row, "file:line")
-Part = Callable[[Tally], Iterable[Values]]  # a split: the values of each of its files; unreadable lines are tallied
 
 
 @dataclass
@@ -36,8 +33,8 @@ class Splits:
 def load_splits(options: DataOptions, objective: str, seed: int = 0) -> Splits:
     """Rows for `objective` ("sft" or "dpo").
 
-    "dpo" reads `preference_path` where that is set. Held out is: `eval_path`, which belongs to `path`; else the source's
-    own valid (or test) split; else `eval_fraction` of the rows by a hash of the prompt, the same for every seed.
+    "dpo" reads `preference_path` where that is set. Held out is: `eval_path`, which belongs to `path`; else the
+    source's own valid (or test) split; else `eval_fraction` of the rows by a hash of the prompt, for every seed alike.
 
     Raises:
         DataError: nothing there, not readable, no row of a known format, or more bad rows than `max_bad_fraction`.
@@ -87,78 +84,9 @@ def check_bad_rows(tally: Tally, max_bad_fraction: float) -> None:
     raise_all(DataError, heading, tally.bad, limit=SHOWN_REASONS)
 
 
-def open_source(path: str, objective: str) -> dict[str, Part]:
-    """Undecoded rows by split: "train" and "eval" where the source has them, else "all"."""
-    if path == "samples":
-        kind = "preferences" if objective == "dpo" else "dialogues"
-        folder = Path(__file__).with_name("samples")
-        return {"train": _read([folder / f"{kind}_train.jsonl"]), "eval": _read([folder / f"{kind}_heldout.jsonl"])}
-    place = Path(path).expanduser()
-    if place.is_dir():
-        return {name: _read(files) for name, files in _directory_splits(place).items()}
-    if place.exists():
-        return {"all": _read([place])}
-    if path.startswith((".", "/", "~")) or place.suffix in SUFFIXES or path.count("/") > 1:
-        close = difflib.get_close_matches(place.name, [p.name for p in place.parent.glob("*")], n=1)
-        hint = f"; did you mean {place.parent / close[0]}?" if close else ""
-        raise DataError(f"{path}: no such file or directory{hint}")
-    return _hub_splits(path)
-
-
 def split_key(row: Row) -> str:
     """What decides the side of the held-out split: the dialogue, or the prompt's first user message."""
     return row.dialogue_id if isinstance(row, Dialogue) else group_id(row.prompt)
-
-
-def _read(paths: Sequence[Path]) -> Part:
-    return lambda tally: (read_values(path, tally) for path in paths)
-
-
-def _directory_splits(directory: Path) -> dict[str, list[Path]]:
-    """Files by split from their names (train.jsonl, valid.jsonl, train-00000-of-00001.parquet), also in data/."""
-    files = sorted(p for p in [*directory.iterdir(), *(directory / "data").glob("*")] if p.suffix.lower() in SUFFIXES)
-    splits: dict[str, list[Path]] = {}
-    for split, names in SPLIT_NAMES.items():
-        for name in names:
-            found = [p for p in files if p.stem.lower() == name or p.stem.lower().startswith((f"{name}-", f"{name}_"))]
-            if found:
-                splits[split] = found
-                break
-    if "train" in splits:
-        return splits
-    if len(files) == 1:
-        return {"all": files}
-    listing = ", ".join(p.name for p in files) or "no data file"
-    raise DataError(
-        f"{directory}: found {listing}; expected train.* and valid.* or test.*, or exactly one file of "
-        f"{', '.join(SUFFIXES)}: name the file itself"
-    )
-
-
-def _hub_splits(name: str) -> dict[str, Part]:
-    """Splits of a `datasets` hub name, downloaded on first use."""
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(name)
-    except Exception as error:  # the library raises whatever its network layer raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"{name!r} is no file or directory here, and could not be loaded from the Hugging Face hub: {reason}"
-        ) from None
-    splits: dict[str, Part] = {}
-    for split, names in SPLIT_NAMES.items():
-        found = next((candidate for candidate in names if candidate in loaded), None)
-        if found:
-            splits[split] = _hub_rows(loaded[found], f"{name}/{found}")
-    if "train" in splits:
-        return splits
-    first = next(iter(loaded))
-    return {"all": _hub_rows(loaded[first], f"{name}/{first}")}
-
-
-def _hub_rows(rows: Iterable[Any], origin: str) -> Part:
-    return lambda tally: [((row, f"{origin}:{number}") for number, row in enumerate(rows, start=1))]
 
 
 def _rows(part: Part, options: DataOptions, tally: Tally) -> list[Row]:
@@ -167,13 +95,12 @@ def _rows(part: Part, options: DataOptions, tally: Tally) -> list[Row]:
 
 
 def _parsed(values: Values, source: str, tally: Tally) -> Iterator[Row]:
-    iterator = iter(values)
-    first = next(iterator, None)
+    rest = ((_unwrapped(value), origin) for value, origin in values)
+    first = next(rest, None)
     if first is None:
         return
-    iterator = itertools.chain([first], iterator)
     source = _detected(first[0]) if source == "auto" else source
-    for result, origin in _results(iterator, source):
+    for result, origin in _results(itertools.chain([first], rest), source):
         tally.num_rows += 1
         if isinstance(result, NoReply):
             tally.dropped[str(result)] += 1
@@ -194,6 +121,14 @@ def _results(values: Values, source: str) -> Iterator[tuple[Row | BadRow, str]]:
             yield parse(value, origin), origin
         except BadRow as error:
             yield error, origin
+
+
+def _unwrapped(value: Any) -> Any:
+    """The hub's copy of ESConv (thu-coai/esconv) is lines of JSON in a column "text"."""
+    if isinstance(value, dict) and value.keys() == {"text"} and str(value["text"]).startswith("{"):
+        with contextlib.suppress(json.JSONDecodeError):
+            return json.loads(value["text"])
+    return value
 
 
 def _detected(value: Any) -> str:
@@ -235,14 +170,14 @@ def _hash(key: str) -> int:
 def _as_pairs(rows: list[Row], rejected: str, seed: int, path: str) -> list[Row]:
     """Preference rows as they are; pairs made of dialogues whose turns can be replaced."""
     dialogues = [row for row in rows if isinstance(row, Dialogue)]
-    if any(isinstance(row, CompletionRow) for row in rows) or any("strategies" not in d.meta for d in dialogues):
-        if rejected == "advice" or any(isinstance(row, CompletionRow) for row in rows):
-            raise DataError(
-                f"{path}: the rows have no rejected reply, which dpo needs: set data.preference_path to rows with prompt, "
-                "chosen and rejected, or for dialogues data.esconv_rejected='random'"
-            )
-    pairs = esconv_pairs(dialogues, rejected, seed) if dialogues else []
-    return [row for row in rows if isinstance(row, PreferenceRow)] + pairs
+    unpaired = any(isinstance(row, CompletionRow) for row in rows)
+    if unpaired or (rejected == "advice" and any("strategies" not in dialogue.meta for dialogue in dialogues)):
+        raise DataError(
+            f"{path}: the rows have no rejected reply, which dpo needs: set data.preference_path to rows with prompt, "
+            "chosen and rejected" + ("" if unpaired else ", or data.esconv_rejected='random'")
+        )
+    made = esconv_pairs(dialogues, rejected, seed) if dialogues else []
+    return [*(row for row in rows if isinstance(row, PreferenceRow)), *made]
 
 
 def _limited(rows: list[Row], num_dialogues: int) -> list[Row]:

@@ -46,7 +46,9 @@ def parse_esconv(value: Any, origin: str) -> Dialogue:
     return Dialogue(tuple(messages), messages_id(messages), origin, meta=meta)
 
 
-def parse_empathetic_dialogues(rows: Iterable[tuple[Mapping[str, str], str]]) -> Iterator[tuple[Dialogue | BadRow, str]]:
+def parse_empathetic_dialogues(
+    rows: Iterable[tuple[Mapping[str, str], str]],
+) -> Iterator[tuple[Dialogue | BadRow, str]]:
     """Dialogues of EmpatheticDialogues from its CSV rows; odd utterances are the speaker's (user).
 
     Yields (dialogue or what is wrong, "file:line").
@@ -100,15 +102,19 @@ def esconv_pairs(dialogues: Sequence[Dialogue], rejected: str, seed: int) -> lis
             f"found {kind} in fewer than 2 of {len(dialogues)} dialogues, so that no pair can be made: "
             "set data.esconv_rejected='random', data.preference_path, or use more dialogues"
         )
-    pairs = []
-    for dialogue in dialogues:
-        for index, message in enumerate(dialogue.messages):
-            if message.role == "assistant":
-                draw = _draw(pool, f"{seed}/{dialogue.dialogue_id}/{index}", dialogue.dialogue_id, message.content)
-                meta = {**dialogue.meta, "turn": index}
-                row = (dialogue.messages[:index], message.content, draw, dialogue.dialogue_id, dialogue.origin, meta)
-                pairs.append(PreferenceRow(*row))
-    return pairs
+    return [
+        PreferenceRow(
+            prompt=dialogue.messages[:index],
+            chosen=message.content,
+            rejected=_draw(pool, f"{seed}/{dialogue.dialogue_id}/{index}", dialogue.dialogue_id, message.content),
+            dialogue_id=dialogue.dialogue_id,
+            origin=dialogue.origin,
+            meta=dialogue.meta,
+        )
+        for dialogue in dialogues
+        for index, message in enumerate(dialogue.messages)
+        if message.role == "assistant"
+    ]
 
 
 def _esconv_turn(item: Any, number: int) -> tuple[str, str, str | None]:

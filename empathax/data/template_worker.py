@@ -62,12 +62,19 @@ def render(template: jinja2.Template, variables: dict, max_characters: int) -> s
     return "".join(pieces)
 
 
+def limit_cpu_time(seconds: float) -> None:
+    """Ends the process after so much CPU time from now, by a signal that nothing handles; 0 = no limit.
+
+    CPU time, not wall time: a busy machine must not fail a good template.
+    """
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
 def answer(template: jinja2.Template, request: dict) -> dict:
-    """{"text"} or {"error", "kind"}: kind "refused" where the template raised, else "broken"."""
-    # CPU time, not wall time: a busy machine must not fail a good template. Unhandled, the signal ends the process.
-    signal.setitimer(signal.ITIMER_PROF, request["cpu_seconds"])
+    """{"texts"} or {"error", "kind"}: kind "refused" where the template raised, else "broken"."""
+    limit_cpu_time(request["cpu_seconds"])
     try:
-        return {"text": render(template, request["variables"], request["max_characters"])}
+        return {"texts": [render(template, variables, request["max_characters"]) for variables in request["requests"]]}
     except jinja2.sandbox.SecurityError as error:
         return {"error": f"it does what the sandbox forbids: {error}", "kind": "broken"}
     except jinja2.UndefinedError as error:
@@ -81,7 +88,7 @@ def answer(template: jinja2.Template, request: dict) -> dict:
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}", "kind": "broken"}
     finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        limit_cpu_time(0)
 
 
 def main() -> None:
@@ -95,12 +102,16 @@ def main() -> None:
         pass  # a system without such limits: CPU time and output are still limited
     reply = sys.stdout
     try:
-        template = compile_template(json.loads(sys.stdin.readline()))
+        request = json.loads(sys.stdin.readline())
+        limit_cpu_time(request["cpu_seconds"])  # the compiler works out constant expressions
+        template = compile_template(request["source"])
+        limit_cpu_time(0)
         print(json.dumps({}), file=reply, flush=True)
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, MemoryError, RecursionError) as error:
         line = getattr(error, "lineno", None)
         where = f"line {line}: " if line else ""
-        print(json.dumps({"error": f"{where}{error}", "kind": "broken"}), file=reply, flush=True)
+        reason = str(error) or type(error).__name__
+        print(json.dumps({"error": f"{where}{reason}", "kind": "broken"}), file=reply, flush=True)
         return
     for line in sys.stdin:
         print(json.dumps(answer(template, json.loads(line))), file=reply, flush=True)

@@ -104,7 +104,7 @@ def _dialogue(value: dict[str, Any], system: tuple[Message, ...], origin: str) -
     messages = _text(value, "messages")
     if isinstance(messages, str):
         raise BadRow("messages is text, expected a list of messages")
-    messages = _with_system(messages, system)
+    messages = _as_messages(_with_system(messages, system))
     check_turns(messages)
     if not any(message.role == "assistant" for message in messages):
         raise NoReply("no assistant turn to learn from")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from empathax.errors import WeightsError
+from empathax.models.gguf_config import from_gguf_metadata
 from empathax.models.hf_config import from_hf_config
 from empathax.models.hf_config_writer import to_hf_config
 from empathax.models.model_config import ACTIVATIONS, FAMILIES, ModelConfig
@@ -14,14 +17,15 @@ __all__ = [
     "PRESETS",
     "ModelConfig",
     "RopeConfig",
+    "from_gguf_metadata",
     "from_hf_config",
     "preset",
     "to_hf_config",
 ]
 
 
-def _tiny(family: str, **changes: object) -> ModelConfig:
-    values: dict[str, object] = {
+def _tiny(family: str, **changes: Any) -> ModelConfig:
+    values: dict[str, Any] = {
         "family": family,
         "vocab_size": 512,
         "num_layers": 2,
@@ -45,7 +49,7 @@ def _tiny(family: str, **changes: object) -> ModelConfig:
     return ModelConfig(**(values | changes))
 
 
-_GEMMA = {
+_GEMMA: dict[str, Any] = {
     "activation": "gelu_tanh",
     "unit_offset_norm": True,
     "embedding_scale": 64**0.5,

@@ -65,7 +65,9 @@ def export_model(
         partial.chmod(0o755)  # mkdtemp's own mode keeps other users out
         os.replace(partial, target)
     except OSError as error:
-        raise CheckpointError(f"{target} could not be written ({error.strerror or error}); nothing was left there") from error
+        raise CheckpointError(
+            f"{target} could not be written ({error.strerror or error}); nothing was left there"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
@@ -91,9 +93,11 @@ def _tensors(params: dict[str, Any], config: ModelConfig) -> Iterator[_Tensor]:
 def _write_weights(directory: Path, params: dict[str, Any], tensors: list[_Tensor], dtype: str, limit: int) -> None:
     item_bytes = _DTYPES[dtype][1].itemsize
     shards = _split(tensors, item_bytes, limit)
-    names = [SINGLE_NAME] if len(shards) == 1 else [
-        f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))
-    ]
+    names = (
+        [SINGLE_NAME]
+        if len(shards) == 1
+        else [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
+    )
     for name, shard in zip(names, shards, strict=True):
         with (directory / name).open("wb") as file:
             _write_shard(file, params, shard, dtype)

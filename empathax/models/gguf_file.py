@@ -1,7 +1,7 @@
 """GGUF files: the header, and tensors unpacked to float32 a few rows at a time.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3. The header is parsed here because
-the `gguf` package's reader takes 12 s for a vocabulary of 262,144; its tables of block sizes and its unpacking are used.
+the `gguf` package's reader takes 12 s for a vocabulary of 262,144; its block sizes and its unpacking are used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 from empathax.errors import WeightsError, raise_all
 from empathax.models.mapped_file import MappedFile, TensorInfo
 
-GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K")
+# files named "Q4_K_M" and the like mix several of these
+GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 
 # value types of the metadata that have a fixed size: id -> struct code
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -125,6 +126,8 @@ def _parse_header(file: MappedFile) -> tuple[dict[str, Any], list[tuple[str, tup
         metadata[key] = cursor.value(cursor.scalar("I"))
     entries = [_tensor_entry(cursor) for _ in range(num_tensors)]
     alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise _BadHeader(f"general.alignment = {alignment!r}: expected a number of bytes")
     return metadata, entries, -(-cursor.position // alignment) * alignment
 
 

@@ -113,14 +113,20 @@ def _text_part(source: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     text = source.get("text_config")
     if not isinstance(text, dict):
         raise WeightsError(f"{_HEADING}: text_config = {text!r}: expected the object that describes the text model")
-    unknown = sorted(key for key in source.keys() - GEMMA3_WRAPPER - IGNORED if source[key] is not None)
-    problems.extend(f"{key} = {source[key]!r} beside text_config is not supported" for key in unknown)
+    fixed = FIXED["gemma3"]
+    problems.extend(
+        f"{key} = {value!r} beside text_config is not supported"
+        for key, value in source.items()
+        if value is not None and key not in GEMMA3_WRAPPER | IGNORED and (key not in fixed or value != fixed[key])
+    )
     outer = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "torch_dtype", "dtype")
     return {"model_type": "gemma3_text"} | text | {key: source[key] for key in outer if source.get(key) is not None}
 
 
 def _check_fields(family: str, source: dict[str, Any], problems: list[str]) -> None:
     read, fixed = DEFAULTS[family], FIXED[family]
+    if "sliding_window" in read:  # the first Gemma 2 files name it twice
+        fixed = fixed | {"sliding_window_size": source.get("sliding_window", read["sliding_window"])}
     for key, value in source.items():
         if key in read or key in IGNORED or key in LEGACY_KEYS or key == "rope_parameters":
             continue

@@ -123,8 +123,10 @@ _OFF: dict[str, Any] = {
     "quantization_config": None,
     "query_pre_attn_scalar": None,
     "sliding_window": None,
+    "rope_interleaved": False,
     "tie_encoder_decoder": False,
     "use_bidirectional_attention": False,
+    "use_mrope": False,
 }
 # fields that may be there with the one value the family computes with; DEFAULTS of the family goes first
 FIXED: dict[str, dict[str, Any]] = dict.fromkeys(FAMILIES, _OFF) | {"qwen2": _OFF | {"attention_bias": True}}
@@ -132,11 +134,12 @@ FIXED: dict[str, dict[str, Any]] = dict.fromkeys(FAMILIES, _OFF) | {"qwen2": _OF
 # bookkeeping, defaults of text generation, and the heads and losses of tasks other than language modelling
 IGNORED = frozenset(
     """
-    _attn_implementation _attn_implementation_autoset _commit_hash _experts_implementation _name_or_path
-    _sliding_window_pattern architectures auto_map cache_implementation chunk_size_feed_forward dtype is_decoder
-    model_type name_or_path
-    output_attentions output_hidden_states pretraining_tp return_dict tf_legacy_loss tokenizer_class torch_dtype
-    torchscript transformers_version transformers.js_config unsloth_fixed unsloth_version use_bfloat16 use_cache
+    _attn_implementation _attn_implementation_autoset _commit_hash _experts_implementation _flash_attn_2_enabled
+    _name_or_path _sliding_window_pattern architectures attn_implementation auto_map cache_implementation
+    chunk_size_feed_forward dtype is_decoder is_llama_config max_sequence_length model_max_length model_type
+    name_or_path output_attentions output_hidden_states pretraining_tp return_dict tf_legacy_loss tokenizer_class
+    tokenizer_model_max_length torch_dtype torchscript transformers.js_config transformers_version unsloth_fixed
+    unsloth_version use_bfloat16 use_cache
 
     bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample early_stopping
     encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id

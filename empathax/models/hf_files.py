@@ -70,7 +70,9 @@ class SafetensorsFiles:
             problems.append(f"{path.name}: cut short or damaged ({size:,} bytes: {error}); download it again")
             return
         length = int.from_bytes(file.buffer[:8], "little")
-        header = json.loads(file.buffer[8 : 8 + length], object_pairs_hook=lambda pairs: _unique(pairs, path.name, problems))
+        header = json.loads(
+            file.buffer[8 : 8 + length], object_pairs_hook=lambda pairs: _unique(pairs, path.name, problems)
+        )
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
@@ -94,7 +96,9 @@ def open_weights(directory: Path) -> SafetensorsFiles:
         return SafetensorsFiles(found)
     if len(found) > 1:
         names = ", ".join(path.name for path in found[:3])
-        raise WeightsError(f"{directory} has {len(found)} .safetensors files ({names}, ...) but no {INDEX_NAME}: copy it too")
+        raise WeightsError(
+            f"{directory} has {len(found)} .safetensors files ({names}, ...) but no {INDEX_NAME}: copy it too"
+        )
     raise WeightsError(_no_weights(directory, found))
 
 
@@ -127,7 +131,11 @@ def _index_problems(tensors: dict[str, TensorInfo], expected: dict[str, str] | N
             problems.append(f"{name}: found in no readable file, expected in {file} by the index")
         elif tensors[name].file != file:
             problems.append(f"{name}: found in {tensors[name].file}, expected in {file} by the index")
-    extra = [f"{name}: found in {info.file}, but the index does not name it" for name, info in tensors.items() if name not in expected]
+    extra = [
+        f"{name}: found in {info.file}, but the index does not name it"
+        for name, info in tensors.items()
+        if name not in expected
+    ]
     return problems + extra
 
 
@@ -137,8 +145,8 @@ def _no_weights(directory: Path, found: list[Path]) -> str:
     pickles = sorted(path.name for path in directory.iterdir() if path.suffix in _PICKLE_SUFFIXES)
     if pickles:
         return (
-            f"{directory} has only pickled weights ({', '.join(pickles[:3])}), which can run code when opened and were not "
-            "read: expected *.safetensors; save the model again with transformers' save_pretrained, or pick another revision"
+            f"{directory} has only pickled weights ({', '.join(pickles[:3])}), which can run code when opened and were "
+            "not read: expected *.safetensors; save the model again with transformers, or take another revision of it"
         )
     return f"{directory} has no weights: expected {SINGLE_NAME}, or {INDEX_NAME} with its shards"
 

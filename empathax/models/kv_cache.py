@@ -76,8 +76,8 @@ def prefill(
     kinds = LayerKinds(config, positions_BT)
 
     def layer_step(x_BTD: Array, scanned: tuple[Params, Array | None]) -> tuple[Array, tuple[Array, Array]]:
-        layer, window = scanned
-        window, tables = kinds.window_and_tables(window)
+        layer, scanned_window = scanned
+        window, tables = kinds.window_and_tables(scanned_window)
 
         def attend(q_BNTH: Array, k_BKTH: Array, v_BKTH: Array) -> tuple[Array, tuple[Array, Array]]:
             out_BNTH = tree_attention(
@@ -129,8 +129,8 @@ def decode_step(
         carry: tuple[Array, Array, Array], scanned: tuple[Params, Array | None, Array]
     ) -> tuple[tuple[Array, Array, Array], None]:
         x_B1D, key_LBKSH, value_LBKSH = carry
-        layer, window, index = scanned
-        window, tables = kinds.window_and_tables(window)
+        layer, scanned_window, index = scanned
+        window, tables = kinds.window_and_tables(scanned_window)
         mask_B1S = _visible(position_BS, cache.next_position_B, window)[:, None]
 
         def attend(q_BN1H: Array, k_BK1H: Array, v_BK1H: Array) -> tuple[Array, tuple[Array, Array]]:

@@ -19,7 +19,9 @@ from empathax.errors import ConfigError
 # Tokens that end a turn in the known chat formats; a model stops at them even where its files name only an end of text.
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>")
 # Markup that some files store as ordinary words although it steers the model.
-_MARKER = re.compile(r"<\|[^|]*\|>|<unused\d+>|<(start|end)_of_\w+>|<mask>|\[multimodal\]|</?(think|tool_call|tool_response)>")
+_MARKER = re.compile(
+    r"<\|[^|]*\|>|<unused\d+>|<(start|end)_of_\w+>|<mask>|\[multimodal\]|</?(think|tool_call|tool_response)>"
+)
 # Gemma 3's text models share a tokenizer with the multimodal ones, which have this one more row in their embedding.
 _UNUSED_BY_TEXT = frozenset({"<image_soft_token>"})
 
@@ -58,7 +60,10 @@ class Tokenizer:
         self.chat_template = chat_template
         _add_missing_names(backend, names)
         self._added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
-        stops = {*stop_token_ids, *(backend.token_to_id(text) for text in (names.eos, *END_OF_TURN) if text in self._added)}
+        stops = {
+            *stop_token_ids,
+            *(backend.token_to_id(text) for text in (names.eos, *END_OF_TURN) if text in self._added),
+        }
         self.stop_token_ids: tuple[int, ...] = tuple(sorted(stops - {None}))
         self._controls = {text: backend.token_to_id(text) for text in self._control_texts()}
         self._control_ids = frozenset(self._controls.values())

@@ -66,7 +66,9 @@ def tokenizer_from_gguf(metadata: dict[str, Any], source: str) -> Tokenizer:
         backend,
         SpecialNames(**names),
         chat_template=metadata.get("tokenizer.chat_template"),
-        stop_token_ids=[index for index in (roles["eos"], metadata.get("tokenizer.ggml.eot_token_id")) if index is not None],
+        stop_token_ids=[
+            index for index in (roles["eos"], metadata.get("tokenizer.ggml.eot_token_id")) if index is not None
+        ],
         max_length=metadata.get(f"{architecture}.context_length"),
     )
 
@@ -104,7 +106,9 @@ def _sentencepiece(metadata: dict[str, Any], tokens: list[str], kinds: list[int]
     if scores is None:
         raise WeightsError(f"{source}: the tokenizer has no scores (tokenizer.ggml.scores), so its merges are unknown")
     # llama.cpp stores user-defined runs of spaces as they look in text
-    texts = (text.replace(" ", _SPACE) if kind == USER_DEFINED else text for text, kind in zip(tokens, kinds, strict=True))
+    texts = (
+        text.replace(" ", _SPACE) if kind == USER_DEFINED else text for text, kind in zip(tokens, kinds, strict=True)
+    )
     pieces = [Piece(*piece) for piece in zip(texts, scores, kinds, strict=True)]
     prefix = "first" if metadata.get("tokenizer.ggml.add_space_prefix", True) else "never"  # as transformers
     return bpe_backend(pieces, Spaces(prefix))

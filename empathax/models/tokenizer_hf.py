@@ -77,7 +77,9 @@ def _special_names(directory: Path, settings: dict[str, Any]) -> dict[str, str]:
 
 def _add_listed_tokens(backend: tokenizers.Tokenizer, directory: Path, settings: dict[str, Any]) -> None:
     """Adds the tokens that only tokenizer_config.json or added_tokens.json know, under the ids they state."""
-    listed = {token_id: {"content": text} for text, token_id in (read_json(directory / "added_tokens.json") or {}).items()}
+    listed = {
+        token_id: {"content": text} for text, token_id in (read_json(directory / "added_tokens.json") or {}).items()
+    }
     listed |= {int(token_id): token for token_id, token in settings.get("added_tokens_decoder", {}).items()}
     known = backend.get_added_tokens_decoder()
     for token_id, token in sorted(listed.items()):

@@ -1,6 +1,6 @@
 """Sentencepiece vocabularies as `tokenizers` backends that give the ids of SentencePieceProcessor itself.
 
-Used for a `tokenizer.model` file and for the "llama" tokenizers inside GGUF files, whose token types are sentencepiece's.
+Used for a `tokenizer.model` file and for the "llama" tokenizers inside GGUF files, which have the same token types.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from empathax.errors import WeightsError
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # sentencepiece_model.proto, ModelProto.SentencePiece
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(
+    1, 7
+)  # sentencepiece_model.proto, ModelProto.SentencePiece
 _UNIGRAM, _BPE = 1, 2
 _SPACE = "\u2581"  # sentencepiece spells a space like this
 # Gemma's files call these user-defined, but they are its chat format's control tokens, as transformers has it
@@ -134,7 +136,9 @@ def _parse(path: Path):
     try:
         from sentencepiece import sentencepiece_model_pb2
     except ImportError as error:
-        raise WeightsError(f"reading {path} needs sentencepiece and protobuf: pip install sentencepiece protobuf") from error
+        raise WeightsError(
+            f"reading {path} needs sentencepiece and protobuf: pip install sentencepiece protobuf"
+        ) from error
     proto = sentencepiece_model_pb2.ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())

@@ -147,12 +147,16 @@ def init_params(
     config: ModelConfig, seed: int, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None
 ) -> Params:
     """Random parameters, created straight into `shardings` (a tree like `abstract_params`) if given."""
+    return jax.jit(_initializer(config, jnp.dtype(param_dtype)), out_shardings=shardings)(seed)
 
-    def create() -> Params:
-        model = Transformer(config, rngs=nnx.Rngs(seed), param_dtype=param_dtype)
+
+@functools.cache  # one function per model, so that jit compiles it once
+def _initializer(config: ModelConfig, param_dtype: jnp.dtype) -> Callable[[int], Params]:
+    def create(seed: int) -> Params:
+        model = Transformer(config, rngs=nnx.Rngs(jax.random.key(seed)), param_dtype=param_dtype)
         return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
-    return jax.jit(create, out_shardings=shardings)()
+    return create
 
 
 def abstract_params(config: ModelConfig, param_dtype: jnp.dtype = jnp.float32) -> Params:
@@ -185,8 +189,8 @@ def hidden_states(
     kinds = LayerKinds(config, positions_BT)
 
     def layer_step(x_BTD: Array, scanned: tuple[Params, Array | None]) -> tuple[Array, None]:
-        layer, window = scanned
-        window, tables = kinds.window_and_tables(window)
+        layer, scanned_window = scanned
+        window, tables = kinds.window_and_tables(scanned_window)
 
         def attend(q_BNTH: Array, k_BKTH: Array, v_BKTH: Array) -> tuple[Array, None]:
             out_BNTH = tree_attention(

@@ -141,7 +141,9 @@ def _load_leaf(
     for start in range(0, num_rows, step):
         start = min(start, num_rows - step)  # the last piece overlaps rather than have a size of its own to compile
         piece = jax.make_array_from_callback(
-            (step, *leaf.shape[1:]), sharding, lambda index, start=start: read((_shift(index[0], start, step), *index[1:]))
+            (step, *leaf.shape[1:]),
+            sharding,
+            lambda index, start=start: read((_shift(index[0], start, step), *index[1:])),
         )
         whole = put(whole, piece, start)
     return whole.block_until_ready()
@@ -175,7 +177,7 @@ def _complaint(reader: TensorReader, name: str, shape: tuple[int, ...]) -> str |
     if info is None:
         return f"found nothing, expected shape {list(shape)}"
     if not info.is_float:
-        return f"found type {info.dtype}, expected a float type"
+        return f"found type {info.dtype}, which is not supported here, expected float values"
     return None if info.shape == shape else f"found shape {list(info.shape)}, expected {list(shape)}"
 
 
@@ -187,7 +189,9 @@ def _tied_head_problems(reader: TensorReader, embedding: str, head: str) -> list
     for start in range(0, info.shape[0], step):
         rows = (slice(start, start + step), slice(None))
         if not np.array_equal(reader.read(head, rows), reader.read(embedding, rows), equal_nan=True):
-            return [f"{head}: differs from {embedding}, but tie_word_embeddings says that they are one; set it to false"]
+            return [
+                f"{head}: differs from {embedding}, but tie_word_embeddings says that they are one; set it to false"
+            ]
     return []
 
 

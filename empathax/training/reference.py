@@ -95,7 +95,7 @@ def _canonical(parts: Mapping[str, str]) -> str:
 
 def _read(path: Path, wanted: Mapping[str, str]) -> SequenceLogps | None:
     try:
-        with np.load(path, allow_pickle=False) as file:  # each member has a CRC: damage raises
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # members have a CRC: damage raises
             found, logps = str(file["fingerprint"]), file["logps"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -15,8 +15,7 @@ from jaxtyping import Array, Int
 Tree = Any  # nested dicts of arrays, of ShapeDtypeStructs or of shardings
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """The donated argument of a train step. `step` counts batches seen, skipped ones included."""
 
     step: Int[Array, ""]

@@ -20,7 +20,8 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class Tracker:
-    """Writes the metrics of one stage. On resume at step s, earlier lines after s are dropped, in both records."""
+    """Writes the metrics of one stage. On resume at step s, what was written after s is dropped from both records; a
+    stage that starts anew (s = 0) drops all its earlier lines."""
 
     def __init__(self, workdir: Path, stage: str, start_step: int, *, tensorboard: bool, enabled: bool = True) -> None:
         self.stage = stage
@@ -29,13 +30,14 @@ class Tracker:
         if not enabled:
             return
         path = workdir / METRICS_FILE
-        _drop_lines_after(path, stage, start_step)
+        last_kept = start_step if start_step > 0 else -1
+        _drop_lines_after(path, stage, last_kept)
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
             self._events = EventFileWriter(str(workdir / "tensorboard" / stage))
             # SessionLog.START tells TensorBoard to forget what a stopped run wrote from this step on.
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._add(event_pb2.Event(wall_time=time.time(), step=start_step + 1, session_log=start))
+            self._add(event_pb2.Event(wall_time=time.time(), step=last_kept + 1, session_log=start))
 
     def __enter__(self) -> Tracker:
         return self

@@ -10,13 +10,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 import torch
 import transformers
 
-from empathax.models.architecture import ModelConfig, from_hf_config
+from empathax.models.source import resolve_model
 from empathax.models.transformer import logits
 
 NUM_TOKENS = 24
@@ -129,33 +129,57 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-yarn": ("Qwen2", {"rope_scaling": _YARN, "rope_theta": 1e6}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
     "qwen3-bias": ("Qwen3", {"head_dim": 8, "attention_bias": True, "tie_word_embeddings": True}),
-    "qwen3-window": ("Qwen3", {"head_dim": 16, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "qwen3-window": (
+        "Qwen3",
+        {"head_dim": 16, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
     model = _random_model(*CASES[name])
-    model.save_pretrained(tmp_path)
-    config, params = _load(tmp_path)
-    token_ids, positions = _inputs(config.vocab_size)
-
-    ours = logits(params, config, token_ids, positions, np.full_like(positions, NUM_TOKENS))
-
-    difference = np.abs(np.asarray(ours) - _reference_logits(model, token_ids, positions)).max()
+    difference = _difference(model, tmp_path)
     print(f"{name}: {difference:.1e}")
     assert difference <= TOLERANCE
+
+
+def test_text_part_of_multimodal_gemma3_equals_transformers(tmp_path: Path) -> None:
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14, "model_type": "siglip_vision_model"}
+    text = _SMALL | _GEMMA3 | {"model_type": "gemma3_text"}
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=127, eos_token_id=[2, 3]
+    )
+    model = _randomized(transformers.Gemma3ForConditionalGeneration._from_config(config, attn_implementation="eager"))
+    assert _difference(model, tmp_path) <= TOLERANCE
+
+
+def _difference(model: transformers.PreTrainedModel, directory: Path) -> float:
+    """The largest difference of any logit, by way of the files that transformers saves."""
+    model.save_pretrained(directory)
+    source = resolve_model(str(directory))
+    token_ids, positions = _inputs(source.config.vocab_size - 1)  # the last id stands for an image
+    forward = jax.jit(logits, static_argnums=1)
+    ours = forward(source.load_params(), source.config, token_ids, positions, np.full_like(positions, NUM_TOKENS))
+    return float(np.abs(np.asarray(ours) - _reference_logits(model, token_ids, positions)).max())
 
 
 def _random_model(kind: str, changes: dict[str, Any]) -> transformers.PreTrainedModel:
     config = getattr(transformers, f"{kind}Config")(**json.loads(json.dumps(_SMALL | changes)))
     config._attn_implementation = "eager"
-    model = getattr(transformers, f"{kind.removesuffix('Text')}ForCausalLM")(config).float().eval()
+    model = getattr(transformers, f"{kind.removesuffix('Text')}ForCausalLM")(config)
+    return _randomized(model)
+
+
+def _randomized(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """The model in float32 with every parameter drawn anew."""
+    model = model.float().eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            # wide enough for sharp attention, so that a wrong mask or angle shows
-            scale = 0.5 if parameter.ndim == 1 else 3.0 / parameter.shape[1] ** 0.5
+            # wide enough for uneven attention, so that a wrong mask or angle shows
+            scale = 0.5 if parameter.ndim == 1 else 2.0 / parameter[0].numel() ** 0.5
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
     return model
 
@@ -170,25 +194,3 @@ def _reference_logits(model: transformers.PreTrainedModel, token_ids: np.ndarray
     with torch.no_grad():
         out = model(input_ids=torch.from_numpy(token_ids), position_ids=torch.from_numpy(positions), use_cache=False)
     return out.logits.numpy()
-
-
-def _load(directory: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    from safetensors.numpy import load_file
-    config = from_hf_config(json.loads((directory / "config.json").read_text()))
-    t = load_file(directory / "model.safetensors")
-    L = config.num_layers
-    st = lambda n: jnp.stack([t[f"model.layers.{i}.{n}"] for i in range(L)])
-    lin = lambda n: {"kernel": st(n + ".weight").swapaxes(1, 2)} | ({"bias": st(n + ".bias")} if f"model.layers.0.{n}.bias" in t else {})
-    sc = lambda n: {"scale": st(n + ".weight")}
-    at = {a: lin(f"self_attn.{b}_proj") for a, b in dict(query="q", key="k", value="v", output="o").items()}
-    if config.qk_norm:
-        at |= {"query_norm": sc("self_attn.q_norm"), "key_norm": sc("self_attn.k_norm")}
-    layers = {"attention": at, "mlp": {a: lin(f"mlp.{a}_proj") for a in ("gate", "up", "down")}, "attention_norm": sc("input_layernorm")}
-    if config.post_norms:
-        layers |= {"post_attention_norm": sc("post_attention_layernorm"), "mlp_norm": sc("pre_feedforward_layernorm"), "post_mlp_norm": sc("post_feedforward_layernorm")}
-    else:
-        layers |= {"mlp_norm": sc("post_attention_layernorm")}
-    p = {"embedding": {"kernel": jnp.asarray(t["model.embed_tokens.weight"])}, "layers": layers, "final_norm": {"scale": jnp.asarray(t["model.norm.weight"])}}
-    if not config.tied_embeddings:
-        p["output"] = {"kernel": jnp.asarray(t["lm_head.weight"])}
-    return config, p

@@ -1,6 +1,7 @@
 """Whole runs: both stages and their record, and that a run that was stopped ends as if it never had been."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,8 +21,13 @@ HERE = Path(__file__).parent
 
 
 def _child(workdir, stage="none", step=0, name="NONE"):
+    """Runs the tiny config in a process of its own; all share one compilation cache, as restarts on one machine do."""
     command = [sys.executable, str(HERE / "killed_run.py"), str(workdir), stage, str(step), name]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent.parent / "compilation_cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | cache)
 
 
 def _params(workdir, stage):

@@ -1,0 +1,88 @@
+"""`python -m empathax.chat --model=DIR`: talk to a model, to two side by side, or answer a file of prompts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from empathax.config import Config, EvalOptions, ModelOptions
+from empathax.errors import exit_on_error
+
+
+def _flags(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m empathax.chat", description=__doc__)
+    add = parser.add_argument
+    add("--model", required=True, help="directory, .gguf file, hub name, package:NAME or random:PRESET")
+    add("--compare", help="a second model that answers the same prompts")
+    add("--prompt-file", type=Path, help='JSON lines with "prompt" or "messages", or text with a prompt a line')
+    add("--out", type=Path, help="JSON lines for --prompt-file; stdout if left out")
+    add("--system-prompt", default="none", help="dbt, caregiving, none (the template's own), or the text itself")
+    add("--chat-template", default="auto", help="auto, a family's name, or a .jinja file")
+    add("--max-new-tokens", type=int, default=128)
+    add("--temperature", type=float, default=0.0, help="0 = greedy")
+    add("--top-k", type=int, default=0, help="0 = all tokens")
+    add("--top-p", type=float, default=1.0, help="1 = all tokens")
+    add("--seed", type=int, default=0)
+    add("--batch-size", type=int, default=8, help="prompts of --prompt-file at once")
+    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on accelerators only")
+    flags = parser.parse_args(argv)
+    if flags.out and not flags.prompt_file:
+        parser.error("--out needs --prompt-file")
+    if min(flags.max_new_tokens, flags.batch_size) < 1:
+        parser.error("--max-new-tokens and --batch-size must be at least 1")
+    return flags
+
+
+@exit_on_error
+def main(argv: Sequence[str]) -> int:
+    """See docs/commands.md. Returns the exit code."""
+    flags = _flags(argv)
+    from rich.console import Console
+
+    from empathax.data.prompts import system_text
+    from empathax.evaluation import output, progress, speaker
+    from empathax.evaluation.prompt_file import read_prompts
+    from empathax.evaluation.sampling import Sampling
+
+    Sampling(flags.temperature, flags.top_k, flags.top_p)  # refuses values that cannot work
+    config = _config(flags)
+    system = system_text(flags.system_prompt)
+    rows = read_prompts(flags.prompt_file, system) if flags.prompt_file else []
+    if flags.out:
+        output.check_writable(flags.out)
+    paths = [flags.model, *([flags.compare] if flags.compare else [])]
+    opened = [speaker.open_speaker(path, config, flags.chat_template) for path in paths]
+    speakers = [load() for load in opened]
+    if not rows:
+        speaker.talk(speakers, system, config, input, Console())
+        return 0
+    print(f"{' and '.join(paths)}: {len(rows)} prompts", file=sys.stderr, flush=True)
+    with progress.bar("answering", len(rows)) as advance:
+        answers = list(speaker.answer_rows(speakers, rows, config, advance))
+    if flags.out:
+        output.write_json_lines(flags.out, answers)
+    else:
+        sys.stdout.writelines(map(output.json_line, answers))
+    return 0
+
+
+def _config(flags: argparse.Namespace) -> Config:
+    return Config(
+        seed=flags.seed,
+        model=ModelOptions(
+            param_dtype="float32" if flags.dtype == "auto" else flags.dtype, compute_dtype=flags.dtype
+        ),
+        eval=EvalOptions(
+            generation_batch=flags.batch_size,
+            max_new_tokens=flags.max_new_tokens,
+            temperature=flags.temperature,
+            top_k=flags.top_k,
+            top_p=flags.top_p,
+        ),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,153 @@
+"""Which units share a tree and which trees share a row: lengths of rows, splitting of large groups, best fit."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from empathax.data.prefix_tree import PrefixTrie, ScoredSequence
+from empathax.errors import ConfigError
+
+ROW_MULTIPLE = 128  # T, for attention blocks
+CANDIDATES = 8  # row lengths tried by row_length = 0
+ATTENTION_LENGTH = (
+    4096  # row length at which attention costs a token as much as everything else; a rough mean of models
+)
+
+Unit = tuple[ScoredSequence, ...]  # (reply,) or (chosen, rejected)
+Group = Sequence[Unit]
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Which units form a tree, and which trees a row of `length` tokens."""
+
+    parts: list[Group]
+    rows: list[list[int]]  # indices into parts
+    length: int
+
+    @property
+    def work(self) -> float:
+        """Tokens computed, each with its share of attention, which grows with the row."""
+        return len(self.rows) * self.length * (1 + self.length / ATTENTION_LENGTH)
+
+
+def plan_rows(groups: Sequence[Group], share: bool, merge: bool, row_length: int, max_length: int) -> RowPlan:
+    """The rows of `groups` (none empty): of `row_length` tokens, or of a length chosen as data/packing.py says.
+
+    With `merge` the trees of a row become one, where what all data begin with (BOS, the system text) is laid out once.
+
+    Raises:
+        ConfigError: a unit is larger than `row_length`.
+    """
+    sizes = [num_tokens(group, share) for group in groups]
+    if row_length:
+        _check_units(groups, sizes, row_length, share)
+        return _plan(groups, sizes, round_up(row_length, ROW_MULTIPLE), share, merge)
+    lengths = _candidate_lengths(groups, sizes, max_length, share)
+    return min((_plan(groups, sizes, length, share, merge) for length in lengths), key=lambda plan: plan.work)
+
+
+def split_group(group: Group, row_length: int, share: bool = True) -> list[list[Unit]]:
+    """Cuts a group into runs of units whose trees fit a row; units with the longest common prompts stay neighbours."""
+    units = sorted(group, key=lambda unit: tuple(unit[0].prompt_ids.tolist()))
+    parts: list[list[Unit]] = []
+    trie = PrefixTrie(share)
+    for unit in units:
+        _insert(trie, unit)
+        if not parts or trie.num_tokens > row_length:
+            parts.append([])
+            trie = PrefixTrie(share)
+            _insert(trie, unit)
+        parts[-1].append(unit)
+    return parts
+
+
+def best_fit(sizes: Sequence[int], row_length: int) -> list[list[int]]:
+    """Best-fit decreasing: each item into the fullest row that still has room; returns item indices by row."""
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free tokens, -row), sorted: of equally full rows the oldest is filled first
+    for item in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        place = bisect.bisect_left(room, (sizes[item], -len(rows)))
+        if place == len(room):
+            rows.append([item])
+            free, row = row_length, len(rows) - 1
+        else:
+            free, negative_row = room.pop(place)
+            row = -negative_row
+            rows[row].append(item)
+        bisect.insort(room, (free - sizes[item], -row))
+    return rows
+
+
+def num_tokens(group: Group, share: bool) -> int:
+    """Tokens of a group's tree."""
+    trie = PrefixTrie(share)
+    for unit in group:
+        _insert(trie, unit)
+    return trie.num_tokens
+
+
+def round_up(n: int, multiple: int) -> int:
+    """The smallest positive multiple that is at least n."""
+    return max(-(-n // multiple), 1) * multiple
+
+
+def _plan(groups: Sequence[Group], sizes: Sequence[int], length: int, share: bool, merge: bool) -> RowPlan:
+    """Splits what is larger than a row and fills rows best-fit. With `merge` a row becomes one tree, where what all
+    data begin with (BOS, the system text) is laid out once."""
+    parts: list[Group] = []
+    part_sizes: list[int] = []
+    for group, size in zip(groups, sizes, strict=True):
+        split = [group] if size <= length else split_group(group, length, share)
+        parts += split
+        part_sizes += [size] if len(split) == 1 else [num_tokens(part, share) for part in split]
+    common = _common_prefix_length(groups) if merge else 0
+    return RowPlan(parts, best_fit([size - common for size in part_sizes], length - common), length)
+
+
+def _common_prefix_length(parts: Sequence[Group]) -> int:
+    """Tokens that every prompt begins with."""
+    prompts = [sequence.prompt_ids for part in parts for unit in part for sequence in unit]
+    if not prompts:
+        return 0
+    common = prompts[0]
+    for prompt in prompts:
+        common = common[: min(len(common), len(prompt))]
+        different = common != prompt[: len(common)]
+        common = common[: int(different.argmax())] if different.any() else common
+    return len(common)
+
+
+def _candidate_lengths(groups: Sequence[Group], sizes: Sequence[int], max_length: int, share: bool) -> list[int]:
+    """Row lengths worth trying: from the smallest that will do to twice that, at most CANDIDATES of them."""
+    largest_tree = max(sizes, default=1)
+    least = min(largest_tree, max(max_length, _largest_unit(groups, sizes, max_length, share)))
+    lowest = round_up(least, ROW_MULTIPLE) if max_length else round_up(largest_tree, ROW_MULTIPLE)
+    lengths = list(range(lowest, 2 * lowest + 1, ROW_MULTIPLE))
+    step = -(-len(lengths) // CANDIDATES)
+    return lengths[::step]
+
+
+def _largest_unit(groups: Sequence[Group], sizes: Sequence[int], above: int, share: bool) -> int:
+    """Tokens of the largest unit, where groups up to `above` need not be looked into."""
+    large = [group for group, size in zip(groups, sizes, strict=True) if size > above]
+    return max((num_tokens([unit], share) for group in large for unit in group), default=1)
+
+
+def _check_units(groups: Sequence[Group], sizes: Sequence[int], row_length: int, share: bool) -> None:
+    length = round_up(row_length, ROW_MULTIPLE)
+    largest_unit = _largest_unit(groups, sizes, length, share)
+    if largest_unit > length:
+        kind = "pair" if len(groups[0][0]) == 2 else "reply with its prompt"
+        raise ConfigError(
+            f"data.row_length = {row_length}: the largest {kind} takes {largest_unit} tokens and must lie in one row; "
+            f"set data.row_length to {round_up(largest_unit, ROW_MULTIPLE)} or more (0 = automatic), or lower "
+            "data.max_length"
+        )
+
+
+def _insert(trie: PrefixTrie, unit: Unit) -> None:
+    for sequence in unit:
+        trie.insert(sequence.token_ids())

@@ -1,0 +1,56 @@
+"""Result files: written whole or not at all, and known to be writable before any work is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from empathax.errors import ConfigError
+
+
+def check_writable(path: Path) -> None:
+    """Raises a ConfigError if a file could not be put at `path`."""
+    parent = path.absolute().parent
+    if path.is_dir():
+        raise ConfigError(f"--out={path} is a directory, expected a file to write to")
+    if not parent.is_dir():
+        raise ConfigError(f"--out={path} cannot be written: there is no directory {parent}; make it first")
+    if not os.access(parent, os.W_OK):
+        raise ConfigError(f"--out={path} cannot be written: no permission in {parent}; choose another place")
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Writes one JSON value a line. Raises a ConfigError if the disk refuses; an old file then stays."""
+    _write(path, (json_line(row) for row in rows))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes one indented JSON value; errors as `write_json_lines`."""
+    _write(path, [json.dumps(value, indent=2, ensure_ascii=False) + "\n"])
+
+
+def json_line(row: Any) -> str:
+    """One row of a JSON lines file."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, parts: Iterable[str]) -> None:
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.absolute().parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            try:
+                file.writelines(parts)
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(file.name, 0o644)  # a temporary file's own mode keeps other users out
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}; choose another --out") from error

@@ -1,0 +1,106 @@
+"""Replies to any number of prompts: batches of one compiled shape, whatever shares a beginning side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from empathax.config import Config, ModelOptions
+from empathax.data.chat import ChatTemplate
+from empathax.errors import DataError
+from empathax.evaluation.decoding import Generated, generate
+from empathax.evaluation.prompt_tree import lay_out_prompts
+from empathax.evaluation.sampling import Sampling
+from empathax.models.model_config import ModelConfig
+
+Prompts = Sequence[Sequence[int]]
+
+
+def generate_replies(
+    params: Any,
+    model_config: ModelConfig,
+    template: ChatTemplate,
+    prompts: Prompts,
+    config: Config,
+    *,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[str]:
+    """The text of a reply to each prompt (token ids, see `ChatTemplate.encode_prompt`), in the prompts' order.
+
+    `config.eval` says how tokens are chosen, how many at most, and how many prompts go at once; a reply depends on
+    (config.seed, the prompt's index) only. `on_progress` is told the number of replies done after each batch. Raises
+    DataError for an empty prompt, or one that leaves no room for the reply.
+    """
+    replies = [""] * len(prompts)
+    num_done = 0
+    for index, token_ids in generate_ids(params, model_config, template.stop_token_ids, prompts, config):
+        replies[index] = template.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
+        num_done += 1
+        if on_progress and (num_done % config.eval.generation_batch == 0 or num_done == len(prompts)):
+            on_progress(num_done)
+    return replies
+
+
+def generate_ids(
+    params: Any, model_config: ModelConfig, stop_ids: Sequence[int], prompts: Prompts, config: Config
+) -> Iterator[tuple[int, list[int]]]:
+    """(prompt's index, new token ids without the stop token) of every prompt, in the order in which they are done."""
+    options = config.eval
+    sampling = Sampling(options.temperature, options.top_k, options.top_p)
+    check_room(prompts, model_config, options.max_new_tokens)
+    for row_ids in _batches(prompts, options.generation_batch):
+        generated = generate(
+            params,
+            model_config,
+            lay_out_prompts([prompts[row_ids.max() if row < 0 else row] for row in row_ids]),
+            row_ids,
+            np.int32(config.seed),
+            max_new_tokens=options.max_new_tokens,
+            stop_ids=tuple(stop_ids),
+            sampling=sampling,
+            compute_dtype=_compute_dtype(config.model),
+            attention=config.model.attention,
+        )
+        yield from _new_ids(row_ids, jax.device_get(generated))
+
+
+def check_room(prompts: Prompts, model_config: ModelConfig, max_new_tokens: int) -> None:
+    """Raises DataError for an empty prompt, or one after which `max_new_tokens` go beyond the model's positions."""
+    for number, prompt in enumerate(prompts, start=1):
+        if not len(prompt):
+            raise DataError(f"prompt {number} of {len(prompts)} is empty: there is nothing to continue")
+        if len(prompt) + max_new_tokens > model_config.max_positions:
+            raise DataError(
+                f"prompt {number} of {len(prompts)} has {len(prompt)} tokens; with {max_new_tokens} new ones it passes "
+                f"the model's {model_config.max_positions} positions: shorten it, or generate fewer tokens"
+            )
+
+
+def _batches(prompts: Prompts, size: int) -> Iterator[np.ndarray]:
+    """Indices of prompts, `size` at a time, -1 for a place that stays empty.
+
+    Prompts in the order of their token ids: what begins alike meets in a batch and is computed once there.
+    """
+    order = sorted(range(len(prompts)), key=lambda row: tuple(prompts[row]))
+    size = min(size, len(order))
+    for start in range(0, len(order), size or 1):
+        rows = np.array(order[start : start + size], np.int32)
+        yield np.pad(rows, (0, size - len(rows)), constant_values=-1)
+
+
+def _new_ids(row_ids: np.ndarray, generated: Generated) -> Iterator[tuple[int, list[int]]]:
+    for place, row in enumerate(row_ids.tolist()):
+        if row >= 0:
+            length = int(generated.lengths_B[place]) - int(generated.stopped_B[place])
+            yield row, generated.token_ids_BM[place, :length].tolist()
+
+
+def _compute_dtype(options: ModelOptions) -> Any:
+    """As in training: "auto" is float32 on CPU and bfloat16 on accelerators."""
+    if options.compute_dtype != "auto":
+        return jnp.dtype(options.compute_dtype)
+    return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")

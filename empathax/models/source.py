@@ -1,0 +1,282 @@
+"""Where a model comes from: `resolve_model` turns what a user writes into its config, weights and tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+
+from empathax.errors import WeightsError
+from empathax.models.architecture import from_gguf_metadata, from_hf_config, preset
+from empathax.models.gguf_file import GgufFile
+from empathax.models.hf_files import SafetensorsFiles, open_weights, read_json
+from empathax.models.installed_weights import weights_in_package
+from empathax.models.model_config import ModelConfig
+from empathax.models.rope import RopeConfig, inverse_frequencies
+from empathax.models.tokenizer import Tokenizer
+from empathax.models.tokenizer_bytes import byte_tokenizer
+from empathax.models.tokenizer_gguf import tokenizer_from_gguf
+from empathax.models.tokenizer_hf import tokenizer_from_directory
+from empathax.models.transformer import init_params
+from empathax.models.weight_names import gguf_naming, hf_naming
+from empathax.models.weights import check_tensors, load_params
+
+Params = dict[str, Any]
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+_WHOLE_BYTES = 512 << 20  # files up to this size are hashed whole, larger ones by header and samples
+_SAMPLE_BYTES, _NUM_SAMPLES = 1 << 20, 128
+
+
+class ModelSource(Protocol):
+    """A model before it is in memory."""
+
+    kind: str  # "directory", "gguf" or "random"
+    path: str  # the directory or file it is read from, or the preset
+
+    @property
+    def config(self) -> ModelConfig:
+        """Its architecture."""
+        ...
+
+    def load_params(self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None) -> Params:
+        """Its parameters, in the tree of `abstract_params` and laid out as `shardings` (one device if None)."""
+        ...
+
+    def check(self) -> None:
+        """Raises what `load_params` would raise for names, types and shapes of tensors; loads nothing."""
+        ...
+
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer, checked against the embedding."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A digest of config and weights: equal for the same content at any path."""
+        ...
+
+
+def resolve_model(path: str | Path) -> ModelSource:
+    """What `path` names: a directory, a .gguf file, `package:NAME`, `random:PRESET[:SEED]`, or a hub name "org/model".
+
+    Raises a WeightsError that says what was tried; the config is read and checked here, weights and tokenizer later.
+    """
+    text = str(path)
+    if text.startswith("random:"):
+        name, _, seed = text.removeprefix("random:").partition(":")
+        if seed and not seed.isdigit():
+            raise WeightsError(f"{text}: expected random:PRESET or random:PRESET:SEED with a whole number as seed")
+        return RandomModel(name, int(seed or 0))
+    if text.startswith("package:"):
+        return _open(weights_in_package(text.removeprefix("package:")))
+    place = Path(text).expanduser()
+    if place.exists():
+        return _open(place)
+    if _HUB_NAME.fullmatch(text) and not text.endswith(".gguf"):
+        return _open(_download(text))
+    raise WeightsError(
+        f"model {text!r} does not exist: no such file or directory ({place.absolute()}), and it is no hub name "
+        "(org/model), package:NAME or random:PRESET"
+    )
+
+
+class DirectoryModel:
+    """A Hugging Face directory: config.json, *.safetensors, tokenizer files."""
+
+    kind = "directory"
+
+    def __init__(self, directory: Path):
+        self.path = str(directory)
+        self._directory = directory
+        settings = read_json(directory / "config.json")
+        if settings is None:
+            raise WeightsError(
+                f"{directory} has no config.json, so its architecture is unknown: copy it from the model"
+            )
+        self.config = _named(directory / "config.json", from_hf_config, settings)
+
+    @functools.cached_property
+    def _weights(self) -> SafetensorsFiles:
+        return open_weights(self._directory)
+
+    def load_params(self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None) -> Params:
+        """See ModelSource."""
+        naming = hf_naming(set(self._weights.tensors))
+        return load_params(self._weights, self.config, naming, self.path, param_dtype, shardings)
+
+    def check(self) -> None:
+        """See ModelSource."""
+        check_tensors(self._weights, self.config, hf_naming(set(self._weights.tensors)), self.path)
+
+    def tokenizer(self) -> Tokenizer:
+        """See ModelSource."""
+        return tokenizer_from_directory(self._directory).fitted_to(self.config.vocab_size)
+
+    def fingerprint(self) -> str:
+        """See ModelSource."""
+        names = sorted({info.file for info in self._weights.tensors.values()})
+        return _digest([self._directory / "config.json", *(self._directory / name for name in names)])
+
+
+class GgufModel:
+    """One .gguf file: architecture, weights and tokenizer."""
+
+    kind = "gguf"
+
+    def __init__(self, path: Path):
+        self.path = str(path)
+        self._path = path
+        self._file = GgufFile(path)
+        self.config = _named(path, _gguf_config, self._file)
+        self._naming = gguf_naming(str(self._file.metadata.get("general.architecture")))
+
+    def load_params(self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None) -> Params:
+        """See ModelSource."""
+        return load_params(self._file, self.config, self._naming, self.path, param_dtype, shardings)
+
+    def check(self) -> None:
+        """See ModelSource."""
+        check_tensors(self._file, self.config, self._naming, self.path)
+
+    def tokenizer(self) -> Tokenizer:
+        """See ModelSource."""
+        return tokenizer_from_gguf(self._file.metadata, self.path).fitted_to(self.config.vocab_size)
+
+    def fingerprint(self) -> str:
+        """See ModelSource."""
+        return _digest([self._path])
+
+
+class RandomModel:
+    """A preset with random parameters and the byte tokenizer."""
+
+    kind = "random"
+
+    def __init__(self, name: str, seed: int = 0):
+        self.path = f"random:{name}:{seed}"
+        self.config = preset(name)
+        self._seed = seed
+
+    def load_params(self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None) -> Params:
+        """See ModelSource."""
+        return init_params(self.config, self._seed, param_dtype, shardings)
+
+    def check(self) -> None:
+        """See ModelSource; nothing can be wrong."""
+
+    def tokenizer(self) -> Tokenizer:
+        """See ModelSource."""
+        return byte_tokenizer().fitted_to(self.config.vocab_size)
+
+    def fingerprint(self) -> str:
+        """See ModelSource."""
+        return hashlib.sha256(f"{self.path}\0{self.config!r}".encode()).hexdigest()
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer at `path` (anything `resolve_model` takes, or a directory with tokenizer files only)."""
+    place = Path(path).expanduser()
+    if place.is_dir():
+        return tokenizer_from_directory(place)
+    return resolve_model(path).tokenizer()
+
+
+def _open(place: Path) -> ModelSource:
+    if place.is_dir():
+        ggufs = sorted(place.glob("*.gguf"))
+        if not (place / "config.json").is_file() and len(ggufs) == 1:
+            return GgufModel(ggufs[0])
+        return DirectoryModel(place)
+    if place.suffix == ".gguf":
+        return GgufModel(place)
+    raise WeightsError(f"{place} is a file, expected a directory with config.json and *.safetensors, or a .gguf file")
+
+
+def _download(name: str) -> Path:
+    """The local copy of a hub model; downloaded if it is not cached."""
+    import huggingface_hub
+
+    repo, _, revision = name.partition("@")
+    try:
+        return Path(huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES))
+    except Exception as error:  # network, access, spelling: each has an exception of its own, of several libraries
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(
+            f"model {name!r} is no local path, and could not be had from the Hugging Face hub: {first_line} "
+            "(check the spelling, the network, HF_HUB_OFFLINE, and `hf auth login` for gated models)"
+        ) from error
+
+
+def _gguf_config(file: GgufFile) -> ModelConfig:
+    """The config in the metadata, with what GGUF leaves to the presence of tensors: tying, biases, rope factors."""
+    num_tokens = len(file.metadata.get("tokenizer.ggml.tokens", ()))
+    config = from_gguf_metadata(file.metadata | ({"tokenizer.vocab_size": num_tokens} if num_tokens else {}))
+    rope = config.rope
+    if "rope_freqs.weight" in file.tensors:
+        rope = _rope_with_factors(config, file.read("rope_freqs.weight", (slice(None),)))
+    return dataclasses.replace(
+        config,
+        tied_embeddings="output.weight" not in file.tensors,
+        attention_bias=config.attention_bias or "blk.0.attn_q.bias" in file.tensors,
+        output_bias="blk.0.attn_output.bias" in file.tensors,
+        mlp_bias="blk.0.ffn_up.bias" in file.tensors,
+        rope=rope,
+    )
+
+
+def _rope_with_factors(config: ModelConfig, factors: np.ndarray) -> RopeConfig:
+    """The llama3 scaling that made `rope_freqs.weight`: divisors of each plane's frequency, up to the factor itself.
+
+    llama.cpp keeps the divisors, not the settings; Llama 3.1, 3.2 and 3.3 all use the ones below.
+    """
+    if np.all(factors == 1):
+        return config.rope
+    scaled = dataclasses.replace(
+        config.rope,
+        type="llama3",
+        factor=float(factors.max()),
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_positions=8192,
+    )
+    unscaled = inverse_frequencies(dataclasses.replace(config.rope, type="default"), config.head_dim)
+    divisors = unscaled / inverse_frequencies(scaled, config.head_dim)
+    if factors.shape != divisors.shape or not np.allclose(factors, divisors, rtol=1e-4):
+        raise WeightsError(
+            f"rope_freqs.weight is not the scaling of Llama 3.1 (factor {scaled.factor:g}, frequency factors 1 and 4, "
+            "context 8192), the only one supported in GGUF files; use the model's safetensors files"
+        )
+    return scaled
+
+
+def _named(path: Path, read: Callable[[Any], ModelConfig], value: Any) -> ModelConfig:
+    """`read(value)`, with the file's name in front of its errors."""
+    try:
+        return read(value)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    """SHA-256 over names, sizes and contents; of large files over the first and last megabyte and samples between."""
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.suffix}:{size}\0".encode())
+        with path.open("rb") as file:
+            if size <= _WHOLE_BYTES:
+                while block := file.read(_SAMPLE_BYTES):
+                    digest.update(block)
+                continue
+            for sample in range(_NUM_SAMPLES):
+                file.seek(math.floor(sample * (size - _SAMPLE_BYTES) / (_NUM_SAMPLES - 1)))
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,62 @@
+"""`python -m empathax.score --model=DIR --data=FILE --out=FILE`: log-probabilities of given replies, row by row."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from empathax.config import DataOptions, ModelOptions
+from empathax.errors import exit_on_error
+
+
+def _flags(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m empathax.score", description=__doc__)
+    add = parser.add_argument
+    add("--model", required=True, help="directory, .gguf file, hub name, package:NAME or random:PRESET")
+    add("--data", required=True, help="preference or SFT rows: JSON lines and every other format that training reads")
+    add("--out", type=Path, required=True, help="JSON lines, a line for each row of --data in its order")
+    add("--tokenizer", default="", help="another directory or .gguf file whose tokenizer is used")
+    add("--packing", choices=("tree", "pair", "none"), default="tree", help="how much of the prompts is shared")
+    add("--system-prompt", default="none", help="dbt, caregiving, none (the template's own), or the text itself")
+    add("--chat-template", default="auto", help="auto, a family's name, or a .jinja file")
+    add("--plain-text", choices=("chat", "raw"), default="chat", help="string prompts: a chat turn, or as they are")
+    add("--max-length", type=int, default=0, help="longest prompt + reply in tokens; 0 = the model's positions")
+    add("--rows-per-batch", type=int, default=1, help="packed rows at once; more for accelerators")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and activations")
+    return parser.parse_args(argv)
+
+
+@exit_on_error
+def main(argv: Sequence[str]) -> int:
+    """See docs/commands.md. Returns the exit code."""
+    flags = _flags(argv)
+    from empathax.evaluation import output, progress, scoring
+    from empathax.models.source import load_tokenizer, resolve_model
+    from empathax.training.step import make_score_step
+
+    output.check_writable(flags.out)
+    source = resolve_model(flags.model)
+    source.check()
+    tokenizer = load_tokenizer(flags.tokenizer) if flags.tokenizer else source.tokenizer()
+    options = DataOptions(
+        packing=flags.packing,
+        system_prompt=flags.system_prompt,
+        chat_template=flags.chat_template,
+        plain_text=flags.plain_text,
+        max_length=flags.max_length or source.config.max_positions,
+    )
+    job = scoring.prepare(flags.data, options, tokenizer.fitted_to(source.config.vocab_size), source.config)
+    print(f"{flags.model} scores {flags.data}: {job.describe()}", file=sys.stderr, flush=True)
+    params = source.load_params(flags.dtype)
+    step = make_score_step(source.config, ModelOptions(compute_dtype=flags.dtype))
+    with progress.bar("scoring", len(job.packed)) as advance:
+        scores = scoring.score_replies(job, step, params, flags.rows_per_batch, advance)
+    output.write_json_lines(flags.out, scoring.output_rows(job, *scores))
+    print(f"wrote {flags.out}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

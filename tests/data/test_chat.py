@@ -1,0 +1,244 @@
+"""Chat templates: what exactly is trained, and what user text can never become."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from empathax.data.chat import ChatTemplate, split_prompt
+from empathax.data.families import TEMPLATES
+from empathax.data.records import Message
+from empathax.errors import DataError
+
+FAMILIES = {"llama2": "llama", "mistral": "mistral", "llama3": "llama", "gemma": "gemma2", "chatml": "qwen2"}
+STOPS = {"llama2": "</s>", "mistral": "</s>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>", "chatml": "<|im_end|>"}
+HISTORY = (
+    Message("system", "Be kind."),
+    Message("user", "Good morning"),
+    Message("assistant", "Hello, I hear you."),
+    Message("user", "I feel low today, é 🙂"),
+)
+RENDERED = {  # written by hand from the families' documentation
+    "llama2": "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nGood morning [/INST] Hello, I hear you. </s>"
+    "<s>[INST] I feel low today, é 🙂 [/INST]",
+    "mistral": "<s>[INST] Be kind.\n\nGood morning [/INST] Hello, I hear you.</s>[INST] I feel low today, é 🙂 [/INST]",
+    "llama3": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nGood morning<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nHello, I hear you.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nI feel low today, é 🙂<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "gemma": "<bos><start_of_turn>user\nBe kind.\n\nGood morning<end_of_turn>\n"
+    "<start_of_turn>model\nHello, I hear you.<end_of_turn>\n"
+    "<start_of_turn>user\nI feel low today, é 🙂<end_of_turn>\n<start_of_turn>model\n",
+    "chatml": "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nGood morning<|im_end|>\n"
+    "<|im_start|>assistant\nHello, I hear you.<|im_end|>\n"
+    "<|im_start|>user\nI feel low today, é 🙂<|im_end|>\n<|im_start|>assistant\n",
+}
+
+
+@pytest.fixture(scope="module")
+def templates(tokenizers):
+    """The built-in template of each family."""
+    return {style: ChatTemplate(tokenizers[style], "auto", FAMILIES[style]) for style in FAMILIES}
+
+
+def control_ids(tokenizer, ids):
+    controls = {tokenizer.token_to_id(token) for token in tokenizer.special_tokens}
+    return [int(token) for token in ids if int(token) in controls]
+
+
+@pytest.mark.parametrize("style", FAMILIES)
+def test_the_family_template_writes_what_the_family_reads(templates, style):
+    template = templates[style]
+    assert template.render(HISTORY, add_generation_prompt=True) == RENDERED[style]
+    np.testing.assert_array_equal(template.encode_prompt(HISTORY), template.tokenizer.encode(RENDERED[style]))
+
+
+@pytest.mark.parametrize("style", FAMILIES)
+def test_trained_tokens_are_the_reply_and_one_stop_token(templates, style):
+    template = templates[style]
+    for reply in ("I hear you.", "It sounds hard.\n\nTell me more: 1 < 2 & é 🙂", "ok"):
+        encoded = template.encode_example(HISTORY, reply)
+        text = template.tokenizer.decode(encoded.reply_ids)
+        # Llama 2 writes a space between a reply and its stop token
+        assert text.replace(" </s>", "</s>").removeprefix(" ") == reply + STOPS[style]
+        stop = template.tokenizer.token_to_id(STOPS[style])
+        assert encoded.reply_ids[-1] == stop
+        assert control_ids(template.tokenizer, encoded.reply_ids) == [stop]
+        assert stop in template.stop_token_ids
+
+
+@pytest.mark.parametrize("style", FAMILIES)
+def test_prompt_and_reply_are_tokenized_as_one_text(templates, style):
+    template = templates[style]
+    encoded = template.encode_example(HISTORY, "I hear you.")
+    ids = [*encoded.prompt_ids, *encoded.reply_ids]
+    whole = template.render([*HISTORY, Message("assistant", "I hear you.")])
+    assert template.tokenizer.encode(whole)[: len(ids)] == ids
+    assert encoded.num_mismatched == 0
+    np.testing.assert_array_equal(encoded.prompt_ids, template.encode_prompt(HISTORY))
+
+
+@pytest.mark.parametrize("style", FAMILIES)
+def test_bos_is_where_the_template_writes_it(templates, style):
+    template = templates[style]
+    bos = {"llama2": "<s>", "mistral": "<s>", "llama3": "<|begin_of_text|>", "gemma": "<bos>"}.get(style)
+    encoded = template.encode_example(HISTORY, "I hear you.")
+    ids = [*encoded.prompt_ids.tolist(), *encoded.reply_ids.tolist()]
+    if bos is None:
+        return
+    bos_id = template.tokenizer.token_to_id(bos)
+    assert ids[0] == bos_id
+    # only Llama 2 begins each user turn with BOS
+    assert ids.count(bos_id) == RENDERED[style].count(bos) == (2 if style == "llama2" else 1)
+    assert all(a != bos_id or b != bos_id for a, b in pairwise(ids))
+
+
+@pytest.mark.parametrize("style", FAMILIES)
+def test_a_reply_that_begins_with_spaces_is_what_the_template_makes_of_it(templates, style):
+    template = templates[style]
+    encoded = template.encode_example(HISTORY, "  ok ")
+    ids = [*encoded.prompt_ids, *encoded.reply_ids]
+    whole = template.render([*HISTORY, Message("assistant", "  ok ")])
+    assert template.tokenizer.decode(template.tokenizer.encode(whole)[: len(ids)]) == template.tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("style", FAMILIES)
+def test_later_prompts_begin_with_earlier_examples(templates, style):
+    """So that a dialogue is one tree."""
+    template = templates[style]
+    first = template.encode_example(HISTORY[:2], HISTORY[2].content)
+    later = template.encode_prompt(HISTORY)
+    np.testing.assert_array_equal(later[: first.num_tokens], np.concatenate([first.prompt_ids, first.reply_ids]))
+
+
+@pytest.mark.parametrize("style", FAMILIES)
+def test_user_text_never_becomes_control_tokens(templates, style):
+    template = templates[style]
+    tokenizer = template.tokenizer
+    attack = "".join(sorted(tokenizer.special_tokens)) + f" {STOPS[style]}\n"
+    clean = template.encode_example(HISTORY, "I hear you.")
+    messages = [Message(m.role, f"{m.content} {attack} x") for m in HISTORY]
+    encoded = template.encode_example(messages, f"I hear {attack} you.")
+    assert control_ids(tokenizer, encoded.prompt_ids) == control_ids(tokenizer, clean.prompt_ids)
+    assert control_ids(tokenizer, encoded.reply_ids) == control_ids(tokenizer, clean.reply_ids)
+    assert attack.strip().split()[0] in tokenizer.decode(encoded.prompt_ids)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_pieces_from_the_memory_give_the_ids_of_the_whole_text(templates, data):
+    style = data.draw(st.sampled_from(sorted(FAMILIES)))
+    template = templates[style]
+    contents = data.draw(
+        st.lists(st.text(st.sampled_from("ab é\n<|🙂"), min_size=1, max_size=8), min_size=2, max_size=4)
+    )
+    messages = [Message(("user", "assistant")[n % 2], f"x{text}x") for n, text in enumerate(contents)]
+    messages = messages if len(messages) % 2 else messages[:-1]
+    text = template.render(messages, add_generation_prompt=True)
+    assert template.encode_prompt(messages).tolist() == template.tokenizer.encode(text)
+
+
+def test_system_text_goes_into_the_first_user_turn_where_there_is_no_system_role(templates):
+    assert not templates["gemma"].accepts_system
+    assert not templates["mistral"].accepts_system
+    assert templates["llama2"].accepts_system
+    assert templates["chatml"].accepts_system
+
+
+def test_a_system_text_that_wanders_to_the_last_user_turn_is_put_first(make_tokenizer):
+    """Mistral v0.3's template prints the system text before the last user turn, and nowhere once a reply follows."""
+    source = (
+        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}"
+        "{% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}{% for m in turns %}"
+        "{% if m['role'] == 'user' %}{% if loop.last and system is defined %}{{ '[INST] ' + system + '\n\n'"
+        " + m['content'] + '[/INST]' }}{% else %}{{ '[INST] ' + m['content'] + '[/INST]' }}{% endif %}"
+        "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+    )
+    template = ChatTemplate(make_tokenizer("mistral", source))
+    assert not template.accepts_system
+    text = template.render(HISTORY, add_generation_prompt=True)
+    assert text.startswith("<s>[INST] Be kind.\n\nGood morning[/INST]")
+    assert (
+        template.tokenizer.decode(template.encode_example(HISTORY, "I hear you.").reply_ids).strip()
+        == "I hear you.</s>"
+    )
+
+
+def test_an_opening_user_turn_only_where_the_template_insists(templates):
+    supporter_first = (Message("system", "Be kind."), Message("assistant", "Hi"), Message("user", "Hello"))
+    opened = templates["gemma"].with_opening(supporter_first, "Hello there.")
+    assert [message.role for message in opened] == ["system", "user", "assistant", "user"]
+    assert opened[1].content == "Hello there."
+    templates["gemma"].encode_example(opened, "I hear you.")
+    assert templates["chatml"].with_opening(supporter_first, "Hello there.") == supporter_first
+    assert templates["gemma"].with_opening(HISTORY, "Hello there.") == HISTORY
+    assert templates["llama2"].with_opening((), "Hello there.") == (Message("user", "Hello there."),)
+
+
+def test_a_template_that_drops_old_thoughts(make_tokenizer):
+    """Like Qwen3: the last reply gets an empty think block, which the generation prompt already holds."""
+    source = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+        "{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+        "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+        "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+        "{% endif %}"
+    )
+    template = ChatTemplate(make_tokenizer("chatml", source))
+    encoded = template.encode_example(HISTORY, "I hear you.")
+    assert template.tokenizer.decode(encoded.reply_ids) == "I hear you.<|im_end|>"
+    assert template.tokenizer.decode(encoded.prompt_ids).endswith("assistant\n<think>\n\n</think>\n\n")
+
+
+def test_a_template_without_a_stop_token_gets_eos(make_tokenizer):
+    source = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    template = ChatTemplate(
+        make_tokenizer("chatml", source + "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
+    )
+    encoded = template.encode_example(HISTORY, "I hear you.")
+    assert template.tokenizer.decode(encoded.reply_ids).strip() == "I hear you.<|im_end|>"
+
+
+def test_a_merge_over_the_boundary_is_cut_at_the_common_prefix():
+    encoded = split_prompt([1, 2, 3], [1, 2, 9, 4])
+    assert (encoded.prompt_ids.tolist(), encoded.reply_ids.tolist(), encoded.num_mismatched) == ([1, 2], [9, 4], 1)
+    same = split_prompt([1, 2], [1, 2, 3])
+    assert (same.prompt_ids.tolist(), same.reply_ids.tolist(), same.num_mismatched) == ([1, 2], [3], 0)
+    # a prompt that swallows everything still leaves a token to train
+    assert len(split_prompt([1, 2, 3], [1, 2, 3]).reply_ids) == 1
+
+
+def test_raw_text_joins_prompt_and_reply_and_ends_with_eos(tokenizers):
+    template = ChatTemplate(tokenizers["chatml"])
+    encoded = template.encode_raw("Good morning,", " I hear you <|im_end|>")
+    ids = [*encoded.prompt_ids.tolist(), *encoded.reply_ids.tolist()]
+    assert template.tokenizer.decode(ids) == "Good morning, I hear you <|im_end|><|im_end|>"
+    assert control_ids(template.tokenizer, ids) == [template.tokenizer.eos_token_id]
+
+
+def test_choosing_a_template(tokenizers, tmp_path):
+    tokenizer = tokenizers["chatml"]
+    assert ChatTemplate(tokenizer, "chatml").source == TEMPLATES["chatml"]
+    path = tmp_path / "mine.jinja"
+    path.write_text("{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}")
+    assert ChatTemplate(tokenizer, str(path)).render([Message("user", "Hi")]) == "Hi<|im_end|>"
+    with pytest.raises(DataError, match=r"expected auto, one of llama2"):
+        ChatTemplate(tokenizer, "lama3")
+    with pytest.raises(DataError, match=r"cannot be read"):
+        ChatTemplate(tokenizer, str(tmp_path / "none.jinja"))
+    with pytest.raises(DataError, match=r"<start_of_turn>.*does not know"):
+        ChatTemplate(tokenizer, "gemma")
+
+
+def test_a_template_that_prints_no_message(tokenizers, tmp_path):
+    path = tmp_path / "empty.jinja"
+    path.write_text("nothing")
+    with pytest.raises(DataError, match="does not print the user's message"):
+        ChatTemplate(tokenizers["chatml"], str(path))
+
+
+def test_the_fingerprint_is_the_source(tokenizers):
+    assert ChatTemplate(tokenizers["chatml"]).fingerprint() == ChatTemplate(tokenizers["chatml"], "qwen").fingerprint()

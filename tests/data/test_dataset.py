@@ -1,0 +1,130 @@
+"""From settings to rows: what is trained, counted, dropped and refused."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import empathax.data
+from empathax.config import DataOptions
+from empathax.data.dataset import build_dataset, trained_texts
+from empathax.errors import ConfigError, DataError
+
+SAMPLES = Path(empathax.data.__file__).with_name("samples")
+
+
+@pytest.fixture(scope="module")
+def model(chatml):
+    return SimpleNamespace(family="qwen2", vocab_size=chatml.vocab_size)
+
+
+def pairs(count):
+    return [{"prompt": f"p{n}", "chosen": f"I hear you {n}", "rejected": f"You should {n}"} for n in range(count)]
+
+
+def chat(*turns):
+    return {"messages": [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(turns)]}
+
+
+def build(path, objective, tokenizer, model, **changes):
+    settings = {"path": str(path), "system_prompt": "Be kind.", "max_length": 200, **changes}
+    return build_dataset(DataOptions(**settings), objective, tokenizer, model)
+
+
+@pytest.mark.parametrize("packing", ["tree", "pair", "none"])
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+def test_the_trained_tokens_are_the_replies(packing, objective, chatml, model):
+    dataset = build("samples", objective, chatml, model, packing=packing, max_length=2000)
+    name = {"sft": "dialogues_train.jsonl", "dpo": "preferences_train.jsonl"}[objective]
+    rows = [json.loads(line) for line in (SAMPLES / name).read_text(encoding="utf-8").splitlines()]
+    replies = [
+        message for row in rows for message in row.get("messages", []) + row.get("chosen", []) + row.get("rejected", [])
+    ]
+    expected = Counter(message["content"] + "<|im_end|>" for message in replies if message["role"] == "assistant")
+    found = Counter(text for row in range(len(dataset.train)) for text in trained_texts(dataset.train, row, chatml))
+    assert found == expected
+    assert dataset.train.num_sequences == expected.total()
+
+
+def test_examples_carry_what_sampling_and_metrics_need(write_lines, chatml, model):
+    path = write_lines("rows.jsonl", [chat("Hi", "a", "b", "c", "d", "e"), chat("Ho", "x")])
+    dataset = build(path, "sft", chatml, model, eval_fraction=0.0)
+    turns = [(e.turn, e.num_turns, e.reply, e.sequence_ids) for e in dataset.train_examples]
+    assert turns == [(0, 3, "a", (0,)), (1, 3, "c", (1,)), (2, 3, "e", (2,)), (0, 1, "x", (3,))]
+    example = dataset.train_examples[1]
+    assert chatml.decode(example.prompt_ids).endswith("<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n")
+    assert example.origin == f"{path}:1"
+    assert len(dataset.eval) == 0
+
+
+def test_pairs_number_their_sequences(write_lines, chatml, model):
+    dataset = build(write_lines("rows.jsonl", pairs(20)), "dpo", chatml, model, eval_fraction=0.3)
+    for rows, examples in ((dataset.train, dataset.train_examples), (dataset.eval, dataset.eval_examples)):
+        assert [example.sequence_ids for example in examples] == [(2 * n, 2 * n + 1) for n in range(len(examples))]
+        assert rows.num_sequences == 2 * len(examples)
+        assert all(example.reply.startswith("I hear") for example in examples)
+
+
+def test_sft_learns_the_chosen_reply_of_a_pair(write_lines, chatml, model):
+    dataset = build(write_lines("rows.jsonl", pairs(3)), "sft", chatml, model, eval_fraction=0.0)
+    texts = {text for row in range(len(dataset.train)) for text in trained_texts(dataset.train, row, chatml)}
+    assert texts == {f"I hear you {n}<|im_end|>" for n in range(3)}
+
+
+def test_what_is_dropped_is_counted_by_reason(write_lines, chatml, model):
+    rows = [
+        *pairs(6),
+        {"prompt": "a", "chosen": "same", "rejected": " same"},
+        {"prompt": "a", "chosen": "", "rejected": "b"},
+        {"prompt": "a", "chosen": "word " * 300, "rejected": "b"},
+    ]
+    path = write_lines("rows.jsonl", rows)
+    with pytest.raises(DataError, match=r"3 of 9 examples had to be dropped.*max_dropped_fraction = 0.2 allows 1"):
+        build(path, "dpo", chatml, model, eval_fraction=0.0)
+    dataset = build(path, "dpo", chatml, model, eval_fraction=0.0, max_dropped_fraction=0.5)
+    assert dataset.report["dropped"] == {
+        "chosen equals rejected": 1,
+        "empty reply": 1,
+        "no room for the reply within data.max_length": 1,
+    }
+    assert dataset.report["examples"] == 6
+
+
+def test_nothing_left(write_lines, chatml, model):
+    path = write_lines("rows.jsonl", [{"prompt": "a", "completion": ""}])
+    with pytest.raises(DataError, match=r"no example is left of 1 \(empty reply: 1\)"):
+        build(path, "sft", chatml, model, max_dropped_fraction=1.0)
+
+
+def test_rejects_can_be_written(write_lines, tmp_path, chatml, model):
+    path = write_lines("rows.jsonl", [*pairs(3), "{broken"])
+    dataset = build(path, "dpo", chatml, model, eval_fraction=0.0, max_bad_fraction=0.5)
+    dataset.write_rejects(tmp_path / "rejects.txt")
+    assert (tmp_path / "rejects.txt").read_text().startswith(f"{path}:4: not JSON")
+    assert dataset.report["rows_bad"] == 1
+
+
+def test_a_tokenizer_larger_than_the_embedding(write_lines, chatml):
+    small = SimpleNamespace(family="qwen2", vocab_size=100)
+    with pytest.raises(ConfigError, match=r"token id \d+ .*has 100 rows"):
+        build(write_lines("rows.jsonl", pairs(3)), "dpo", chatml, small, eval_fraction=0.0)
+
+
+def test_the_fingerprint_names_what_changed(write_lines, tokenizers, chatml, model):
+    path = write_lines("rows.jsonl", pairs(9))
+    base = build(path, "dpo", chatml, model).fingerprint
+    assert base == build(path, "dpo", chatml, model).fingerprint
+
+    def changed(**changes):
+        other = build(path, "dpo", chatml, model, **changes).fingerprint
+        return {key for key in base if base[key] != other[key]}
+
+    assert changed(max_length=199) == {"max_length"}
+    assert "system_prompt" in changed(system_prompt="Be brief.")
+    assert "packing" in changed(packing="none")
+    assert changed(eval_fraction=0.5) == {"train_rows", "eval_rows"}
+    model_of_gemma = SimpleNamespace(family="gemma2", vocab_size=10_000)
+    other = build(path, "dpo", tokenizers["gemma"], model_of_gemma).fingerprint
+    assert {key for key in base if base[key] != other[key]} >= {"tokenizer", "chat_template", "train_rows"}

@@ -1,0 +1,202 @@
+"""What data.path may name, what is held out, and what becomes a pair."""
+
+import dataclasses
+import shutil
+
+import pytest
+
+from empathax.config import DataOptions
+from empathax.data.records import CompletionRow, Dialogue, PreferenceRow
+from empathax.data.sources import load_all, load_splits
+from empathax.errors import DataError
+
+
+def options(path, **changes):
+    return DataOptions(path=str(path), **changes)
+
+
+def pairs(count, prompt="p{}"):
+    return [{"prompt": prompt.format(n), "chosen": f"a{n}", "rejected": f"b{n}"} for n in range(count)]
+
+
+def esconv(count, first="usr"):
+    second = {"usr": "sys", "sys": "usr"}[first]
+    return [
+        {
+            "dialog": [
+                {"speaker": first, "text": f"Hi {n}", "strategy": "Question"},
+                {"speaker": second, "text": f"Walk {n}", "strategy": "Information"},
+                {"speaker": first, "text": f"x {n}", "strategy": "Others"},
+                {"speaker": second, "text": f"Sleep {n}", "strategy": "Providing Suggestions"},
+            ]
+        }
+        for n in range(count)
+    ]
+
+
+def test_the_packaged_samples():
+    for objective, kind in (("sft", Dialogue), ("dpo", PreferenceRow)):
+        splits = load_splits(options("samples"), objective)
+        assert splits.train
+        assert splits.eval
+        assert all(isinstance(row, kind) for row in splits.train + splits.eval)
+        assert not splits.tally.bad
+        assert not {row.dialogue_id for row in splits.train} & {row.dialogue_id for row in splits.eval}
+
+
+def test_a_directory_with_its_own_splits(write_lines, tmp_path):
+    write_lines("d/train.jsonl", esconv(5))
+    write_lines("d/test.jsonl", esconv(2))
+    (tmp_path / "d" / "LICENSE.txt").write_text("free")
+    splits = load_splits(options(tmp_path / "d"), "sft")
+    assert (len(splits.train), len(splits.eval)) == (5, 2)
+    write_lines("d/valid.jsonl", esconv(3))
+    assert len(load_splits(options(tmp_path / "d"), "sft").eval) == 3
+    assert splits.train[0].origin == f"{tmp_path}/d/train.jsonl:1"
+
+
+def test_parts_of_a_split_under_names_of_the_hub(write_lines, tmp_path):
+    write_lines("d/data/train-00000-of-00002.jsonl", pairs(2))
+    write_lines("d/data/train-00001-of-00002.jsonl", pairs(3, "q{}"))
+    write_lines("d/data/test-00000-of-00001.jsonl", pairs(1, "r{}"))
+    splits = load_splits(options(tmp_path / "d"), "dpo")
+    assert (len(splits.train), len(splits.eval)) == (5, 1)
+
+
+def test_a_directory_with_one_file_or_with_none_that_fits(write_lines, tmp_path):
+    write_lines("d/preferences.jsonl", pairs(20))
+    splits = load_splits(options(tmp_path / "d"), "dpo")
+    assert len(splits.train) + len(splits.eval) == 20
+    write_lines("d/other.jsonl", pairs(1))
+    with pytest.raises(DataError, match=r"found other.jsonl, preferences.jsonl; expected train"):
+        load_splits(options(tmp_path / "d"), "dpo")
+
+
+def test_wrong_paths(write_lines, tmp_path):
+    write_lines("train.jsonl", pairs(2))
+    with pytest.raises(DataError, match=r"no such file.*did you mean .*train.jsonl"):
+        load_splits(options(tmp_path / "trian.jsonl"), "dpo")
+    with pytest.raises(DataError, match=r"data.path is empty"):
+        load_splits(DataOptions(), "sft")
+    with pytest.raises(DataError, match=r"'no/such-set' is no file or directory here.*hub"):
+        load_splits(options("no/such-set"), "sft")
+
+
+def test_rows_of_the_hub(monkeypatch):
+    import datasets
+
+    rows = [{"text": '{"dialog": [{"speaker": "usr", "text": "Hi"}, {"speaker": "sys", "text": "Hello"}]}'}]
+    trl = [{"prompt": None, "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: {"train": rows, "validation": trl})
+    splits = load_splits(options("some/esconv"), "sft")
+    assert splits.train[0].messages[1].content == "Hello"
+    assert splits.eval[0].origin == "some/esconv/validation:1"
+
+
+def test_the_hash_keeps_equal_prompts_on_one_side(write_lines):
+    rows = [row for row in pairs(60) for _ in range(2)]
+    path = write_lines("rows.jsonl", rows)
+    splits = load_splits(options(path, eval_fraction=0.3), "dpo")
+    held, kept = ({row.prompt for row in part} for part in (splits.eval, splits.train))
+    assert not held & kept
+    assert len(held) + len(kept) == 60
+    assert 8 <= len(held) <= 28
+    again = load_splits(options(write_lines("again.jsonl", rows[::-1]), eval_fraction=0.3), "sft", seed=5)
+    assert {row.prompt for row in again.eval} == held
+
+
+@pytest.mark.parametrize(("count", "fraction", "held"), [(2, 0.01, 1), (2, 0.9, 1), (1, 0.5, 0), (9, 0.0, 0)])
+def test_both_sides_get_something_where_that_is_possible(write_lines, count, fraction, held):
+    splits = load_splits(options(write_lines("rows.jsonl", pairs(count)), eval_fraction=fraction), "dpo")
+    assert (len(splits.train), len(splits.eval)) == (count - held, held)
+
+
+def test_another_file_held_out(write_lines):
+    train, held = write_lines("a.jsonl", pairs(9)), write_lines("b.jsonl", pairs(4, "q{}"))
+    splits = load_splits(options(train, eval_path=str(held)), "sft")
+    assert (len(splits.train), len(splits.eval)) == (9, 4)
+
+
+def test_pairs_have_a_path_and_a_held_out_part_of_their_own(write_lines):
+    base = options(write_lines("a.jsonl", esconv(5)), eval_path=str(write_lines("b.jsonl", esconv(2))))
+    both = dataclasses.replace(base, preference_path=str(write_lines("c.jsonl", pairs(30))))
+    assert len(load_splits(both, "sft").eval) == 2
+    splits = load_splits(both, "dpo")
+    assert len(splits.train) + len(splits.eval) == 30
+    assert all(isinstance(row, PreferenceRow) for row in splits.train + splits.eval)
+
+
+def test_pairs_made_of_dialogues_stay_within_their_split(write_lines, tmp_path):
+    write_lines("d/train.jsonl", esconv(6))
+    write_lines("d/valid.jsonl", esconv(4))
+    splits = load_splits(options(tmp_path / "d"), "dpo", seed=3)
+    assert (len(splits.train), len(splits.eval)) == (12, 8)
+    assert {row.rejected.split()[1] for row in splits.eval} <= set("0123")
+
+
+def test_supporter_first_dialogues(write_lines):
+    path = write_lines("rows.jsonl", esconv(4) + esconv(3, first="sys"))
+    splits = load_splits(options(path, eval_fraction=0.0), "sft")
+    assert len(splits.train) == 4
+    assert splits.tally.counts["dialogues left out because the supporter opens them"] == 3
+    assert len(load_splits(options(path, eval_fraction=0.0, seeker_first_only=False), "sft").train) == 7
+
+
+def test_dialogues_can_be_counted_off(write_lines):
+    path = write_lines("rows.jsonl", esconv(8))
+    splits = load_splits(options(path, eval_fraction=0.5, max_train_dialogues=2, max_eval_dialogues=1), "dpo")
+    assert (len({row.dialogue_id for row in splits.train}), len({row.dialogue_id for row in splits.eval})) == (2, 1)
+    assert len(splits.train) == 4
+
+
+@pytest.mark.parametrize("rejected", ["advice", "random"])
+def test_rows_without_a_rejected_reply_make_no_pairs(write_lines, rejected):
+    path = write_lines("rows.jsonl", [{"prompt": "a", "completion": "b"}] * 3)
+    with pytest.raises(DataError, match=r"no rejected reply.*data.preference_path"):
+        load_splits(options(path, esconv_rejected=rejected), "dpo")
+
+
+def test_dialogues_without_strategies_make_random_pairs(write_lines):
+    path = write_lines(
+        "rows.jsonl",
+        [
+            {"messages": [{"role": "user", "content": f"u{n}"}, {"role": "assistant", "content": f"a{n}"}]}
+            for n in range(5)
+        ],
+    )
+    with pytest.raises(DataError, match="esconv_rejected='random'"):
+        load_splits(options(path, eval_fraction=0.0), "dpo")
+    assert len(load_splits(options(path, eval_fraction=0.0, esconv_rejected="random"), "dpo").train) == 5
+
+
+def test_bad_rows_end_the_run_with_the_first_reasons(write_lines):
+    path = write_lines("rows.jsonl", [*pairs(3), *['{"prompt": '] * 7])
+    with pytest.raises(DataError) as error:
+        load_splits(options(path), "dpo")
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith("7 of 10 rows cannot be used (data.max_bad_fraction = 0 allows 0)")
+    assert [line.split(": ")[0].strip() for line in lines[1:6]] == [f"- {path}:{n}" for n in range(4, 9)]
+    assert lines[6].strip() == "... and 2 more"
+    tolerant = load_splits(options(path, max_bad_fraction=0.7, eval_fraction=0.0), "dpo")
+    assert (len(tolerant.train), len(tolerant.tally.bad)) == (3, 7)
+
+
+def test_a_source_of_another_format_than_told(write_lines):
+    with pytest.raises(DataError, match='non-empty list "dialog"'):
+        load_splits(options(write_lines("rows.jsonl", pairs(1)), source="esconv"), "sft")
+
+
+def test_every_row_to_score_in_its_own_order(write_lines, tmp_path):
+    path = write_lines("rows.jsonl", esconv(2, first="sys") + esconv(1))
+    rows, _ = load_all(str(path), DataOptions())
+    assert [row.origin for row in rows] == [f"{path}:{n}" for n in (1, 2, 3)]
+    shutil.move(path, tmp_path / "empty.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    with pytest.raises(DataError, match="there is no row in it"):
+        load_all(str(tmp_path / "empty.jsonl"), DataOptions())
+
+
+def test_csv_rows_in_trl_columns(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion\nHi,Hello\n")
+    assert isinstance(load_all(str(path), DataOptions())[0][0], CompletionRow)
