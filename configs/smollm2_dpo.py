@@ -1,7 +1,8 @@
 """SmolLM2-135M-Instruct on ESConv: DPO.
 
-Command:  python -m empathax.train --config=configs/smollm2_dpo.py --workdir=runs/smollm2_dpo --config.data.path=PATH
-          (PATH: a folder with ESConv's train, valid and test .jsonl, or upstream's ESConv.json; the hub copy if left out)
+Command:  python -m empathax.train --config=configs/smollm2_dpo.py --workdir=runs/dpo
+              --config.data.path=PATH (one line)
+          PATH: a folder with ESConv's train, valid and test .jsonl, or upstream's ESConv.json; left out, the hub copy.
 Hardware: 2 CPU cores and 8 GB of memory.
 Expected: @@dpo@@
 """

@@ -1,0 +1,72 @@
+"""empathax: teach language models to support people, in JAX and Flax. The map of the package:
+
+Commands (python -m empathax.NAME; docs/commands.md)
+    train.py             runs a config's stages, or goes on where they stopped
+    evaluate.py          held-out metrics and replies of one model
+    score.py             log-probs of given replies, row by row
+    chat.py              talk to a model, or to two side by side
+    export.py            a checkpoint as a Hugging Face directory
+
+Settings and errors
+    config.py            ConfigDict in, frozen and checked dataclasses out
+    recipes.py           the two papers' recipes, for the files in configs/
+    errors.py            every error a user can meet, and its exit code
+
+models/: what a decoder is, and how it gets its weights
+    architecture.py      the door: ModelConfig from config.json, GGUF metadata or a preset
+    model_config.py      the fields of ModelConfig
+    hf_config.py, hf_fields.py, hf_rope.py, hf_config_writer.py    config.json read and written
+    gguf_config.py       GGUF metadata to ModelConfig
+    transformer.py       the NNX decoder: parameters declared, forward pass as a pure function
+    layers.py, rope.py   the arithmetic of a layer; rotary positions
+    attention.py         attention over prefix trees, its reference implementation
+    blockwise.py         the same in blocks: linear memory, unseen blocks skipped
+    kv_cache.py          prefill and single decode steps
+    source.py            what a user writes for a model, resolved
+    installed_weights.py weights inside installed packages
+    weights.py           files to parameters, checked as a whole, read into shards
+    weight_names.py      the one name table, read both ways
+    hf_files.py, gguf_file.py, mapped_file.py    the files themselves
+    tokenizer.py         text to ids and back
+    tokenizer_hf.py, tokenizer_gguf.py, tokenizer_sentencepiece.py, tokenizer_bytes.py    where it comes from
+    export.py            a Hugging Face directory, whole or not at all
+
+data/: from files to rows of prefix trees
+    dataset.py           the door: settings in, packed rows out
+    locations.py, files.py, sources.py    what data.path names, read and typed
+    trl_format.py, support_corpora.py     the formats: TRL's, ESConv, EmpatheticDialogues
+    records.py           typed rows
+    chat.py              messages to ids through a chat template, with the exact tokens of a reply
+    families.py, prompts.py               built-in templates; system prompts
+    sandbox.py, template_worker.py        templates run in a limited child process
+    encoding.py          truncation to max_length
+    prefix_tree.py       common beginnings laid out once
+    row_plan.py, packing.py               trees into rows
+    batch.py             the arrays a step receives
+    loader.py            batches as a pure function of (seed, step)
+    samples/             packaged dialogues and pairs (CC0)
+
+parallel/
+    mesh.py, rules.py    devices along data, fsdp, tensor; which parameter dim lies where
+    distributed.py       many processes
+
+objectives/
+    logprobs.py          chunked log-softmax with its own gradient
+    sft.py, preference.py    the losses, as sums that add up over any split
+
+evaluation/
+    decoding.py, sampling.py, prompt_tree.py    generation in one compiled function
+    replies.py, speaker.py, prompt_file.py      replies to prompts, in batches or in a terminal
+    scoring.py           log-probs of a file's replies
+    output.py, progress.py    result files; progress on stderr
+
+training/
+    job.py               everything checked before anything compiles
+    run.py, stage.py, loop.py    a run, a stage of it, its steps
+    step.py, state.py, optimizer.py    the compiled step and what it changes
+    reference.py         the frozen reference: resident, or its log-probs from a cache
+    held_out.py, evaluate_model.py     held-out metrics, in a run and without one
+    metrics.py           sums to the numbers of a report
+    checkpoint.py, checkpoint_export.py    Orbax; export
+    tracking.py, report.py    metrics.jsonl, TensorBoard, progress; the before/after table
+"""

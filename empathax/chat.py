@@ -71,9 +71,7 @@ def main(argv: Sequence[str]) -> int:
 def _config(flags: argparse.Namespace) -> Config:
     return Config(
         seed=flags.seed,
-        model=ModelOptions(
-            param_dtype="float32" if flags.dtype == "auto" else flags.dtype, compute_dtype=flags.dtype
-        ),
+        model=ModelOptions(param_dtype="float32" if flags.dtype == "auto" else flags.dtype, compute_dtype=flags.dtype),
         eval=EvalOptions(
             generation_batch=flags.batch_size,
             max_new_tokens=flags.max_new_tokens,

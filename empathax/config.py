@@ -57,7 +57,7 @@ class DataOptions:
     )  # string prompts: wrapped as chat turns, or tokenized as they are
     packing: str = _option("tree", ("tree", "pair", "none"))
     max_length: int = _option(1024, low=8)  # tokens of prompt + reply
-    row_length: int = _option(0, low=0)  # tokens of a row; 0 = the smallest multiple of 128 that holds every unit
+    row_length: int = _option(0, low=0)  # tokens of a row; 0 = chosen, at most twice what holds every unit
     seeker_first_only: bool = True  # drop dialogues that the supporter opens
     opening_user_turn: str = "Hello."  # put before a supporter-first dialogue where the template needs a user turn
     esconv_rejected: str = _option("advice", ("advice", "random"))  # rejected reply of ESConv pairs
@@ -164,7 +164,7 @@ class Config:
 
     def stage(self, name: str) -> SftOptions | DpoOptions:
         """The options of stage `name`."""
-        return {"sft": self.sft, "dpo": self.dpo}[name]
+        return self.sft if name == "sft" else self.dpo
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -187,17 +187,12 @@ def load_config(argv: Sequence[str]) -> tuple[Config, list[str]]:
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["empathax", *argv])
     try:
         rest = values(["empathax", *argv], known_only=True)[1:]
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        source = values.config
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"the --config flags cannot be used: {' '.join(str(error).split())}") from error
-    except OSError as error:
-        raise ConfigError(f"the config file cannot be read: {_first_line(error)}") from error
-    if values.config is None:
+    if source is None:
         raise ConfigError("no --config=FILE was given; configs/ holds ready ones, configs/demo.py for example")
-    return from_config_dict(values.config), rest
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return from_config_dict(source), rest
 
 
 def from_config_dict(source: ml_collections.ConfigDict | dict[str, Any]) -> Config:

@@ -14,10 +14,14 @@ from empathax.errors import exit_on_error
 @exit_on_error
 def main(argv: Sequence[str]) -> int:
     """See docs/commands.md. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m empathax.train --config=FILE [--config.a.b=VALUE]", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m empathax.train --config=FILE [--config.a.b=VALUE]", description=__doc__
+    )
     parser.add_argument("--workdir", type=Path, required=True, help="where the run is kept; the same again goes on")
     parser.add_argument("--overwrite", action="store_true", help="empty an earlier run's directory first")
-    parser.add_argument("--multihost", action="store_true", help="one of several processes: find the others, then start")
+    parser.add_argument(
+        "--multihost", action="store_true", help="one of several processes: find the others, then start"
+    )
     flags, rest = parser.parse_known_args(argv)
     config, unknown = load_config(rest)
     if unknown:

@@ -58,8 +58,8 @@ def test_flags_override_the_file():
     ("argv", "reason"),
     [
         ([], "no --config=FILE"),
-        (["--config=absent.py"], "cannot be read"),
-        ([f"--config={ROOT}/configs/demo.py", "--config.sft.learning_rat=1"], "Did you mean \"learning_rate\""),
+        (["--config=absent.py"], "absent.py"),
+        ([f"--config={ROOT}/configs/demo.py", "--config.sft.learning_rat=1"], 'Did you mean "learning_rate"'),
         ([f"--config={ROOT}/configs/demo.py", "--config.sft.learning_rate=fast"], "could not convert"),
     ],
 )

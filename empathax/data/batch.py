@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.struct
-import jax
-import numpy as np
 from jaxtyping import Float, Int
 
-Array = jax.Array | np.ndarray  # numpy on the host, jax once it lies on the mesh
+Array = Any  # numpy on the host, jax once it lies on the mesh
 
 
 class Batch(flax.struct.PyTreeNode):

@@ -137,6 +137,8 @@ def _show(speakers: Sequence[Speaker], replies: Sequence[str], console: Console)
     if len(speakers) == 1:
         console.print(replies[0], markup=False, highlight=False)
         return
-    table = Table(*(Text(speaker.name) for speaker in speakers), expand=True)
+    table = Table(expand=True)
+    for speaker in speakers:
+        table.add_column(Text(speaker.name))
     table.add_row(*map(Text, replies))
     console.print(table, highlight=False)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import jax
 import ml_dtypes
@@ -147,10 +148,7 @@ def _num_values(tensor: _Tensor) -> int:
 
 
 def _leaf(params: dict[str, Any], stored: Stored) -> jax.Array:
-    node = params
-    for key in stored.path:
-        node = node[key]
-    return node
+    return functools.reduce(lambda node, key: node[key], stored.path, cast(Any, params))
 
 
 def _generation_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -93,12 +93,16 @@ def _read_values(family: str, metadata: dict[str, Any], problems: list[str]) -> 
         if kind is None or (value and family not in _ONLY_IN.get(name, _ARCHITECTURES)):
             if value not in _NEUTRAL.get(name, ()):
                 problems.append(f"{prefix}{name} = {value!r} is not supported: it may change the computation")
-        elif isinstance(value, bool) or not isinstance(value, (kind, int) if kind is float else kind):
-            problems.append(f"{prefix}{name} = {value!r}: expected {kind.__name__}")
-        else:
+        elif _has_kind(value, kind):
             values[name] = _shortest(value) if kind is float else value
+        else:
+            problems.append(f"{prefix}{name} = {value!r}: expected {kind.__name__}")
     problems.extend(f"{prefix}{name} is missing" for name in _REQUIRED if name not in values)
     return values
+
+
+def _has_kind(value: Any, kind: type) -> bool:
+    return isinstance(value, (kind, int) if kind is float else kind) and not isinstance(value, bool)
 
 
 def _shortest(value: float) -> float:

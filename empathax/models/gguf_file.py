@@ -6,6 +6,7 @@ the `gguf` package's reader takes 12 s for a vocabulary of 262,144; its block si
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import struct
 from pathlib import Path
@@ -15,7 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from empathax.errors import WeightsError, raise_all
+from empathax.models.architecture import from_gguf_metadata
 from empathax.models.mapped_file import MappedFile, TensorInfo
+from empathax.models.model_config import ModelConfig
+from empathax.models.rope import RopeConfig, inverse_frequencies
 
 # files named "Q4_K_M" and the like mix several of these
 GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
@@ -94,6 +98,48 @@ class GgufFile:
             return f"type {type_id}", 1, 0
         block, block_bytes = self._gguf.GGML_QUANT_SIZES[kind]
         return kind.name, block, block_bytes
+
+
+def config_of(file: GgufFile) -> ModelConfig:
+    """The config in the metadata, with what GGUF leaves to the presence of tensors: tying, biases, rope factors."""
+    num_tokens = len(file.metadata.get("tokenizer.ggml.tokens", ()))
+    config = from_gguf_metadata(file.metadata | ({"tokenizer.vocab_size": num_tokens} if num_tokens else {}))
+    rope = config.rope
+    if "rope_freqs.weight" in file.tensors:
+        rope = _rope_with_factors(config, file.read("rope_freqs.weight", (slice(None),)))
+    return dataclasses.replace(
+        config,
+        tied_embeddings="output.weight" not in file.tensors,
+        attention_bias=config.attention_bias or "blk.0.attn_q.bias" in file.tensors,
+        output_bias="blk.0.attn_output.bias" in file.tensors,
+        mlp_bias="blk.0.ffn_up.bias" in file.tensors,
+        rope=rope,
+    )
+
+
+def _rope_with_factors(config: ModelConfig, factors: np.ndarray) -> RopeConfig:
+    """The llama3 scaling that made `rope_freqs.weight`: divisors of each plane's frequency, up to the factor itself.
+
+    llama.cpp keeps the divisors, not the settings; Llama 3.1, 3.2 and 3.3 all use the ones below.
+    """
+    if np.all(factors == 1):
+        return config.rope
+    scaled = dataclasses.replace(
+        config.rope,
+        type="llama3",
+        factor=float(factors.max()),
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_positions=8192,
+    )
+    unscaled = inverse_frequencies(dataclasses.replace(config.rope, type="default"), config.head_dim)
+    divisors = unscaled / inverse_frequencies(scaled, config.head_dim)
+    if factors.shape != divisors.shape or not np.allclose(factors, divisors, rtol=1e-4):
+        raise WeightsError(
+            f"rope_freqs.weight is not the scaling of Llama 3.1 (factor {scaled.factor:g}, frequency factors 1 and 4, "
+            "context 8192), the only one supported in GGUF files; use the model's safetensors files"
+        )
+    return scaled
 
 
 class _BadHeader(Exception):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from empathax.errors import WeightsError
 
-_PART = re.compile(r"(?P<name>.+\.gguf)\.part-?(?P<number>\d+)")
+_PART = re.compile(r".+\.gguf\.part-?(?P<number>\d+)")
 _DIGEST_NAME = "EXPECTED_SHA256"
 
 
@@ -99,7 +99,7 @@ def _stated_digest(root: Path) -> str | None:
 def _joined(parts: list[Path], stated_digest: str | None) -> Path:
     """The whole file in the cache, written once, under its digest, so that a damaged or stale one is never used."""
     digest = _sha256(parts)
-    name = _PART.fullmatch(parts[0].name)["name"]
+    name = parts[0].name.partition(".part")[0]
     if stated_digest and digest != stated_digest:
         raise WeightsError(
             f"the parts of {name} do not make the file that the package states (SHA-256 {digest[:12]}..., expected "

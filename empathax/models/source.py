@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import math
@@ -12,15 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax.numpy as jnp
-import numpy as np
 
 from empathax.errors import WeightsError
-from empathax.models.architecture import from_gguf_metadata, from_hf_config, preset
-from empathax.models.gguf_file import GgufFile
+from empathax.models.architecture import from_hf_config, preset
+from empathax.models.gguf_file import GgufFile, config_of
 from empathax.models.hf_files import SafetensorsFiles, open_weights, read_json
 from empathax.models.installed_weights import weights_in_package
 from empathax.models.model_config import ModelConfig
-from empathax.models.rope import RopeConfig, inverse_frequencies
 from empathax.models.tokenizer import Tokenizer
 from empathax.models.tokenizer_bytes import byte_tokenizer
 from empathax.models.tokenizer_gguf import tokenizer_from_gguf
@@ -135,7 +132,7 @@ class GgufModel:
         self.path = str(path)
         self._path = path
         self._file = GgufFile(path)
-        self.config = _named(path, _gguf_config, self._file)
+        self.config = _named(path, config_of, self._file)
         self._naming = gguf_naming(str(self._file.metadata.get("general.architecture")))
 
     def load_params(self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None) -> Params:
@@ -213,48 +210,6 @@ def _download(name: str) -> Path:
             f"model {name!r} is no local path, and could not be had from the Hugging Face hub: {first_line} "
             "(check the spelling, the network, HF_HUB_OFFLINE, and `hf auth login` for gated models)"
         ) from error
-
-
-def _gguf_config(file: GgufFile) -> ModelConfig:
-    """The config in the metadata, with what GGUF leaves to the presence of tensors: tying, biases, rope factors."""
-    num_tokens = len(file.metadata.get("tokenizer.ggml.tokens", ()))
-    config = from_gguf_metadata(file.metadata | ({"tokenizer.vocab_size": num_tokens} if num_tokens else {}))
-    rope = config.rope
-    if "rope_freqs.weight" in file.tensors:
-        rope = _rope_with_factors(config, file.read("rope_freqs.weight", (slice(None),)))
-    return dataclasses.replace(
-        config,
-        tied_embeddings="output.weight" not in file.tensors,
-        attention_bias=config.attention_bias or "blk.0.attn_q.bias" in file.tensors,
-        output_bias="blk.0.attn_output.bias" in file.tensors,
-        mlp_bias="blk.0.ffn_up.bias" in file.tensors,
-        rope=rope,
-    )
-
-
-def _rope_with_factors(config: ModelConfig, factors: np.ndarray) -> RopeConfig:
-    """The llama3 scaling that made `rope_freqs.weight`: divisors of each plane's frequency, up to the factor itself.
-
-    llama.cpp keeps the divisors, not the settings; Llama 3.1, 3.2 and 3.3 all use the ones below.
-    """
-    if np.all(factors == 1):
-        return config.rope
-    scaled = dataclasses.replace(
-        config.rope,
-        type="llama3",
-        factor=float(factors.max()),
-        low_freq_factor=1.0,
-        high_freq_factor=4.0,
-        original_max_positions=8192,
-    )
-    unscaled = inverse_frequencies(dataclasses.replace(config.rope, type="default"), config.head_dim)
-    divisors = unscaled / inverse_frequencies(scaled, config.head_dim)
-    if factors.shape != divisors.shape or not np.allclose(factors, divisors, rtol=1e-4):
-        raise WeightsError(
-            f"rope_freqs.weight is not the scaling of Llama 3.1 (factor {scaled.factor:g}, frequency factors 1 and 4, "
-            "context 8192), the only one supported in GGUF files; use the model's safetensors files"
-        )
-    return scaled
 
 
 def _named(path: Path, read: Callable[[Any], ModelConfig], value: Any) -> ModelConfig:

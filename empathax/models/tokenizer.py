@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import re
-import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import tokenizers
 
 from empathax.errors import ConfigError
+from empathax.models.tokenizer_backend import add_whole_tokens, hide_tokens, without_added_tokens
 
 # Tokens that end a turn in the known chat formats; a model stops at them even where its files name only an end of text.
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>")
@@ -60,11 +60,8 @@ class Tokenizer:
         self.chat_template = chat_template
         _add_missing_names(backend, names)
         self._added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
-        stops = {
-            *stop_token_ids,
-            *(backend.token_to_id(text) for text in (names.eos, *END_OF_TURN) if text in self._added),
-        }
-        self.stop_token_ids: tuple[int, ...] = tuple(sorted(stops - {None}))
+        ends = [backend.token_to_id(text) for text in (names.eos, *END_OF_TURN) if text in self._added]
+        self.stop_token_ids: tuple[int, ...] = tuple(sorted({*stop_token_ids, *ends}))
         self._controls = {text: backend.token_to_id(text) for text in self._control_texts()}
         self._control_ids = frozenset(self._controls.values())
         self._controls_in = functools.lru_cache(4096)(self._find_controls)  # templates repeat a few strings
@@ -191,10 +188,8 @@ class Tokenizer:
                 f"the tokenizer has {len(beyond)} token(s) that the embedding of {num_embeddings} rows lacks "
                 f"({shown}{', ...' if len(beyond) > 3 else ''}): use the tokenizer that came with the model"
             )
-        spec = json.loads(self._backend.to_str())
-        spec["added_tokens"] = [token for token in spec["added_tokens"] if token["id"] < num_embeddings]
         return Tokenizer(
-            tokenizers.Tokenizer.from_str(json.dumps(spec)),
+            without_added_tokens(self._backend, num_embeddings),
             self._names,
             chat_template=self.chat_template,
             stop_token_ids=self.stop_token_ids,
@@ -203,32 +198,21 @@ class Tokenizer:
 
     def _control_texts(self) -> set[str]:
         template = self.chat_template or ""
-        named = {self._names.bos, self._names.eos, self._names.pad, self._names.unk} - {None}
-        stops = {self._backend.id_to_token(token_id) for token_id in self.stop_token_ids} - {None}
+        roles = (self._names.bos, self._names.eos, self._names.pad, self._names.unk)
+        stops = (self._backend.id_to_token(token_id) for token_id in self.stop_token_ids)
         marked = {
             text
             for text, token in self._added.items()
             if token.special or _MARKER.fullmatch(text) or (text.strip() and text in template and not text.isalnum())
         }
-        return named | stops | marked
+        return marked.union(text for text in (*roles, *stops) if text)
 
     def _find_controls(self, text: str) -> tuple[int, ...]:
         return tuple(token for token in self.encode(text) if token in self._control_ids)
 
     @functools.cached_property
     def _hidden(self) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-        """The same tokenizer with each control token under a name that no text can contain, and those names.
-
-        Ids, merges and everything else stay, so the rest of a text is tokenized exactly as before.
-        """
-        nonce = secrets.token_hex(8)
-        names = {text: f"\U0010fffe{nonce}{number}\U0010fffe" for number, text in enumerate(sorted(self._controls))}
-        spec = json.loads(self._backend.to_str())
-        spec["post_processor"] = None
-        for token in spec["added_tokens"]:
-            token["content"] = names.get(token["content"], token["content"])
-        _rename_in_model(spec["model"], names)
-        return tokenizers.Tokenizer.from_str(json.dumps(spec)), names
+        return hide_tokens(self._backend, self._controls)
 
     @functools.cached_property
     def _control_pattern(self) -> re.Pattern[str]:
@@ -240,34 +224,8 @@ def _add_missing_names(backend: tokenizers.Tokenizer, names: SpecialNames) -> No
     """Registers role tokens that the files keep as mere vocabulary (or forgot), so that `encode` finds them in text."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     missing = [text for text in (names.bos, names.eos, names.pad, names.unk) if text and text not in known]
-    backend.add_special_tokens([tokenizers.AddedToken(text, normalized=False, special=True) for text in missing])
-
-
-def _rename_in_model(model: dict[str, Any], names: dict[str, str]) -> None:
-    """Renames tokens in the "model" part of a tokenizer.json; merges that would build one of them are dropped."""
-    vocabulary = model["vocab"]
-    if isinstance(vocabulary, dict):
-        model["vocab"] = {names.get(text, text): token_id for text, token_id in vocabulary.items()}
-    else:  # Unigram: [text, score] pairs
-        model["vocab"] = [[names.get(text, text), score] for text, score in vocabulary]
-    if model.get("unk_token") in names:
-        model["unk_token"] = names[model["unk_token"]]
-    if "merges" in model:
-        model["merges"] = [
-            (left, right)
-            for left, right in model["merges"]
-            if left not in names and right not in names and left + right not in names
-        ]
+    add_whole_tokens(backend, missing, special=True)
 
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def begin_with(backend: tokenizers.Tokenizer, bos: str, eos: str | None = None) -> None:
-    """Makes `encode(..., add_special_tokens=True)` put `bos` before a text, and `eos` after it if given."""
-    ends = [token for token in (bos, eos) if token]
-    backend.post_processor = tokenizers.processors.TemplateProcessing(
-        single=f"{bos} $A" + (f" {eos}" if eos else ""),
-        special_tokens=[(token, backend.token_to_id(token)) for token in ends],
-    )

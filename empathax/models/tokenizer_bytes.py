@@ -6,7 +6,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
 from empathax.models.tokenizer import SpecialNames, Tokenizer
-from empathax.models.tokenizer_sentencepiece import add_whole_tokens
+from empathax.models.tokenizer_backend import add_whole_tokens
 
 _CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # ids 0, 1, 2, as the presets have them
 _TEMPLATE = (

@@ -12,8 +12,9 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from empathax.errors import WeightsError
-from empathax.models.tokenizer import SpecialNames, Tokenizer, begin_with
-from empathax.models.tokenizer_sentencepiece import CONTROL, USER_DEFINED, Piece, Spaces, add_whole_tokens, bpe_backend
+from empathax.models.tokenizer import SpecialNames, Tokenizer
+from empathax.models.tokenizer_backend import add_whole_tokens, begin_with
+from empathax.models.tokenizer_sentencepiece import CONTROL, USER_DEFINED, Piece, Spaces, bpe_backend
 
 _SPACE = "\u2581"
 _LLAMA3 = (

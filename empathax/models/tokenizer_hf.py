@@ -9,7 +9,8 @@ import tokenizers
 
 from empathax.errors import WeightsError
 from empathax.models.hf_files import read_json
-from empathax.models.tokenizer import SpecialNames, Tokenizer, begin_with
+from empathax.models.tokenizer import SpecialNames, Tokenizer
+from empathax.models.tokenizer_backend import begin_with
 from empathax.models.tokenizer_sentencepiece import read_model
 
 _NO_LIMIT = 10**9  # transformers writes 10**30 for "no maximal length"

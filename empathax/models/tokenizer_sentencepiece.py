@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from empathax.errors import WeightsError
+from empathax.models.tokenizer_backend import add_whole_tokens
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(
     1, 7
@@ -118,11 +119,6 @@ def _assemble(model: models.Model, pieces: Sequence[Piece], spaces: Spaces) -> T
     return backend
 
 
-def add_whole_tokens(backend: Tokenizer, texts: Sequence[str], *, special: bool) -> None:
-    """Makes tokens of the vocabulary whole words that are found in text before anything else."""
-    backend.add_tokens([AddedToken(text, normalized=False, special=special) for text in texts])
-
-
 def _decoder(strip: bool) -> decoders.Decoder:
     steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     return decoders.Sequence([*steps, decoders.Strip(content=" ", left=1)] if strip else steps)
@@ -132,14 +128,14 @@ def _has_bytes(pieces: Sequence[Piece]) -> bool:
     return sum(piece.kind == BYTE for piece in pieces) == 256
 
 
-def _parse(path: Path):
+def _parse(path: Path) -> Any:
     try:
         from sentencepiece import sentencepiece_model_pb2
     except ImportError as error:
         raise WeightsError(
             f"reading {path} needs sentencepiece and protobuf: pip install sentencepiece protobuf"
         ) from error
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # the class is made at import time
     try:
         proto.ParseFromString(path.read_bytes())
     except Exception as error:  # protobuf's DecodeError; its module moves between versions

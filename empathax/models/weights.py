@@ -128,7 +128,7 @@ def _read_part(
 
 
 def _load_leaf(
-    leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding, read: Callable[[tuple[slice, ...]], np.ndarray]
+    leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding, read: Callable[..., np.ndarray]
 ) -> jax.Array:
     """Fills one array with pieces along its first axis (layers, or vocabulary rows), in place on the devices."""
     num_rows = leaf.shape[0]
@@ -140,12 +140,8 @@ def _load_leaf(
     whole = empty()
     for start in range(0, num_rows, step):
         start = min(start, num_rows - step)  # the last piece overlaps rather than have a size of its own to compile
-        piece = jax.make_array_from_callback(
-            (step, *leaf.shape[1:]),
-            sharding,
-            lambda index, start=start: read((_shift(index[0], start, step), *index[1:])),
-        )
-        whole = put(whole, piece, start)
+        read_piece = functools.partial(_read_shifted, read, start, step)
+        whole = put(whole, jax.make_array_from_callback((step, *leaf.shape[1:]), sharding, read_piece), start)
     return whole.block_until_ready()
 
 
@@ -161,9 +157,13 @@ def _placers(
     return empty, jax.jit(put, donate_argnums=0, out_shardings=sharding)
 
 
-def _shift(part: slice, start: int, size: int) -> slice:
-    first, last, _ = part.indices(size)
-    return slice(start + first, start + last)
+def _read_shifted(
+    read: Callable[..., np.ndarray], start: int, num_rows: int, index: tuple[slice, ...] | None
+) -> np.ndarray:
+    """`read` at an index into the piece of `num_rows` rows that begins at `start`."""
+    assert index is not None  # None is for arrays of no dimensions
+    first, last, _ = index[0].indices(num_rows)
+    return read((slice(start + first, start + last), *index[1:]))
 
 
 def _file_shape(stored: Stored, shape: tuple[int, ...]) -> tuple[int, ...]:

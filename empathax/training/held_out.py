@@ -1,4 +1,4 @@
-"""Held-out metrics of one set of parameters: a pass over the replies, a pass over the pairs, a few generated replies."""
+"""Held-out metrics of one set of parameters: a pass over the replies, one over the pairs, a few generated replies."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class HeldOut:
         dataset = next(iter(self._job.datasets.values()))
         examples = pick_examples(dataset.eval_examples, self._job.config.eval.num_replies)
         prompts = [last_turn(example) for example in examples]
-        ids = [example.prompt_ids for example in examples]
+        ids = [example.prompt_ids.tolist() for example in examples]
         return prompts, generate_replies(params, self._job.source.config, dataset.template, ids, self._job.config)
 
     def _batches(self, rows: PackedRows) -> Iterator[Batch]:
@@ -82,11 +82,18 @@ class HeldOut:
 @partial(jax.jit, static_argnames="options")
 def pair_sums(logps_2P: jax.Array, ref_logps_2P: jax.Array, options: DpoOptions) -> dict[str, jax.Array]:
     """Metric sums over pairs from the log-probs of their (chosen, rejected) replies."""
-    weights = jnp.ones_like(logps_2P[0])
-    smoothing = options.label_smoothing
-    return dpo_loss(*logps_2P, *ref_logps_2P, weights, beta=options.beta, label_smoothing=smoothing, loss=options.loss)[
-        2
-    ]
+    (chosen_P, rejected_P), (ref_chosen_P, ref_rejected_P) = logps_2P, ref_logps_2P
+    _, _, sums = dpo_loss(
+        chosen_P,
+        rejected_P,
+        ref_chosen_P,
+        ref_rejected_P,
+        jnp.ones_like(chosen_P),
+        beta=options.beta,
+        label_smoothing=options.label_smoothing,
+        loss=options.loss,
+    )
+    return sums
 
 
 def pick_examples(examples: Sequence[Example], count: int) -> list[Example]:

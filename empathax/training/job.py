@@ -101,6 +101,9 @@ def prepare(config: Config, workdir: Path, overwrite: bool = False) -> Job:
     for stage in config.stages:
         job.loader(stage)  # too few rows for one step are refused here
     _open_workdir(config, workdir, overwrite)
+    for stage, dataset in datasets.items():
+        if dataset.rejects and is_leader():
+            dataset.write_rejects(workdir / f"rejected_rows_{stage}.txt")
     return job
 
 
@@ -115,10 +118,11 @@ def describe(job: Job) -> str:
     ]
     for stage, dataset in job.datasets.items():
         figures = dataset.report["train"]
+        kind = "pairs" if dataset.train.paired else "replies"
         lines.append(
-            f"{stage:<8} {figures['units']:,} {'pairs' if dataset.train.paired else 'replies'} in {figures['rows']:,} rows"
-            f" of {figures['row_length']:,} tokens ({figures['fill_ratio']:.0%} filled), {figures['times_fewer_tokens']:.1f}"
-            f" times fewer tokens than one by one; {len(dataset.eval_examples):,} held out; {job.num_steps(stage):,} steps"
+            f"{stage:<8} {figures['units']:,} {kind} in {figures['rows']:,} rows of {figures['row_length']:,} tokens "
+            f"({figures['fill_ratio']:.0%} filled), {figures['times_fewer_tokens']:.1f} times fewer tokens than one by "
+            f"one; {len(dataset.eval_examples):,} held out; {job.num_steps(stage):,} steps"
         )
         lines += [
             f"         {name}: {count:,}"

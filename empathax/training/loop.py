@@ -140,8 +140,8 @@ class _Recorder:
             print(f"step {step}: loss or gradient is not finite; the update was skipped", file=sys.stderr)
         if metrics["nonfinite_streak"] >= self._options.max_nonfinite_steps:
             raise NonFiniteError(
-                f"{self._stage}: {int(metrics['nonfinite_streak'])} steps in a row up to step {step} were not finite; the "
-                f"last checkpoint is intact: lower {self._stage}.learning_rate (now {self._options.learning_rate}) or "
+                f"{self._stage}: {int(metrics['nonfinite_streak'])} steps in a row up to step {step} were not finite; "
+                f"the last checkpoint is intact: lower {self._stage}.learning_rate (now {self._options.learning_rate}) or "
                 "look for broken rows"
             )
 

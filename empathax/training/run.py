@@ -18,7 +18,7 @@ from empathax.training.stage import run_stage
 ROW_NAMES = {("sft",): "+SFT", ("dpo",): "+DPO", ("sft", "dpo"): "+SFT+DPO", ("dpo", "sft"): "+DPO+SFT"}
 NOTES = (
     "perplexity and token accuracy: held-out replies, given the dialogue before them",
-    "reward accuracy and margin: held-out pairs, rewards against the base model for every row (0 for base by definition)",
+    "reward accuracy and margin: held-out pairs, rewards against the base model in every row (0 for base by definition)",
 )
 
 
@@ -58,10 +58,25 @@ def _fingerprint(job: Job) -> str:
 def _report(job: Job, held_out: HeldOut, known: Evaluations) -> str:
     base = known.measured["base"]
     rows = {name: _row(held_out, measured, base) for name, measured in known.measured.items()}
-    text = report.markdown(f"{job.config.name}: before and after", rows, NOTES)
+    notes = [*NOTES, *_against_own_reference(job, held_out, known)]
+    text = report.markdown(f"{job.config.name}: before and after", rows, notes)
     if is_leader():
         (job.workdir / "report.md").write_text(text, encoding="utf-8")
     return text
+
+
+def _against_own_reference(job: Job, held_out: HeldOut, known: Evaluations) -> list[str]:
+    """The DPO stage as its own loss sees it: rewards against the model that it started from."""
+    names = ["base", *(ROW_NAMES[job.config.stages[:n]] for n in range(1, len(job.config.stages) + 1))]
+    if "dpo" not in job.config.stages:
+        return []
+    number = job.config.stages.index("dpo") + 1
+    after, before = known.measured[names[number]], known.measured[names[number - 1]]
+    values = held_out.pair_metrics(after.pair_logps or (), before.pair_logps or ())
+    return [
+        f"{names[number]} against its own frozen reference ({names[number - 1]}): held-out reward accuracy "
+        f"{values['reward_accuracy']:.3f}, margin {values['reward_margin']:.3f}"
+    ]
 
 
 def _row(held_out: HeldOut, measured: Measured, base: Measured) -> Row:

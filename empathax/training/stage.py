@@ -146,8 +146,8 @@ def _check_first_step(metrics: Mapping[str, float]) -> None:
     tolerance = 1e-3
     if abs(metrics["loss"] - math.log(2.0)) > tolerance or abs(metrics["reward_margin"]) > tolerance:
         raise WeightsError(
-            f"dpo starts with loss {metrics['loss']:.6f} and reward margin {metrics['reward_margin']:.6f}, but policy and "
-            "reference must be the same model then (loss 0.693147, margin 0): delete the run's reference/ directory"
+            f"dpo starts with loss {metrics['loss']:.6f} and reward margin {metrics['reward_margin']:.6f}, but policy "
+            "and reference must be the same model then (loss 0.693147, margin 0): delete the run's reference/ directory"
         )
 
 

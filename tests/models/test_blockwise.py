@@ -72,7 +72,9 @@ def test_blocks_that_nothing_sees_are_left_out():
     positions_BT = jnp.arange(512, dtype=jnp.int32)[None] % 256
     visible = visible_blocks(end_BT, positions_BT, jnp.int32(10**6), 128)
     assert np.asarray(visible).astype(int).tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
-    near = visible_blocks(jnp.full((1, 512), 512, jnp.int32), jnp.arange(512, dtype=jnp.int32)[None], jnp.int32(64), 128)
+    near = visible_blocks(
+        jnp.full((1, 512), 512, jnp.int32), jnp.arange(512, dtype=jnp.int32)[None], jnp.int32(64), 128
+    )
     assert np.asarray(near).sum(axis=1).tolist() == [1, 2, 2, 2]
 
 

@@ -1,4 +1,4 @@
-"""Safetensors -> parameter tree: values, layout, shardings, memory, and each way a file can disagree with its config."""
+"""Safetensors -> parameter tree: values, layout, shardings, memory, and all that a file can get wrong."""
 
 import dataclasses
 import json

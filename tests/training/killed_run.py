@@ -5,11 +5,6 @@ import signal
 import sys
 from pathlib import Path
 
-import jax
-
-jax.config.update("jax_platforms", "cpu")
-sys.path.insert(0, str(Path(__file__).parent))
-
 from tiny import tiny_config
 
 from empathax.errors import exit_on_error

@@ -12,10 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from empathax.errors import CheckpointError, ConfigError
 from empathax.training.checkpoint import latest_checkpoint
-from empathax.training.job import prepare
-from empathax.training.run import run
 
 HERE = Path(__file__).parent
 

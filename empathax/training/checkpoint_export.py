@@ -1,0 +1,82 @@
+"""From a training checkpoint to a Hugging Face directory, with the tokenizer and chat template it was trained with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from empathax.data.chat import ChatTemplate
+from empathax.errors import CheckpointError, ConfigError, raise_all
+from empathax.models.export import export_model
+from empathax.models.model_config import ModelConfig
+from empathax.models.source import load_tokenizer, resolve_model
+from empathax.models.tokenizer import Tokenizer
+from empathax.models.transformer import abstract_params
+from empathax.training.checkpoint import latest_checkpoint, read_meta, restore_params
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint's step directory, and what the model in it is."""
+
+    step_dir: Path
+    model_config: ModelConfig
+    tokenizer: Tokenizer
+
+    def describe(self) -> str:
+        """One line for the terminal."""
+        num_params = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(self.model_config)))
+        return f"{self.step_dir}: {self.model_config.family}, {num_params / 1e6:,.1f}M parameters"
+
+
+def open_checkpoint(path: Path, model_path: str = "") -> Checkpoint:
+    """The newest checkpoint at or below `path` (a run's workdir, a stage or a step); reads no weights.
+
+    Architecture and tokenizer come from the model that the run began with: its path is in the checkpoint, `model_path`
+    names another place where it is now. Raises a CheckpointError if that is another model.
+    """
+    step_dir = latest_checkpoint(path)
+    meta = read_meta(step_dir)
+    source = resolve_model(model_path or meta["model_path"])
+    _check_same_model(meta["model_config"], source.config, step_dir, source.path)
+    tokenizer = source.tokenizer() if model_path else load_tokenizer(meta["tokenizer_path"])
+    tokenizer = tokenizer.fitted_to(source.config.vocab_size)
+    if not tokenizer.chat_template or meta.get("chat_template"):
+        # vLLM and transformers must render chats as training did, also where the tokenizer brought no template
+        fallback = ChatTemplate(tokenizer, "auto", source.config.family).source
+        tokenizer.chat_template = meta.get("chat_template") or fallback
+    return Checkpoint(step_dir, source.config, tokenizer)
+
+
+def export_checkpoint(checkpoint: Checkpoint, out_dir: Path, dtype: str) -> Path:
+    """Writes the directory, whole or not at all; returns it."""
+    params = restore_params(checkpoint.step_dir, _on_one_device(abstract_params(checkpoint.model_config, jnp.float32)))
+    return export_model(params, checkpoint.model_config, checkpoint.tokenizer, out_dir, dtype=dtype)
+
+
+def check_out_dir(out_dir: Path) -> None:
+    """Raises a ConfigError unless `out_dir` is new or empty, before any weights are read."""
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise ConfigError(f"--out={out_dir} exists already: export to a new directory, or remove it first")
+
+
+def _on_one_device(abstract: Any) -> Any:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
+
+
+def _check_same_model(trained: Mapping[str, Any], config: ModelConfig, step_dir: Path, place: str) -> None:
+    found = json.loads(json.dumps(dataclasses.asdict(config)))
+    problems = [
+        f"{name} was {trained.get(name)!r}, is {found.get(name)!r}"
+        for name in sorted(found.keys() | trained.keys())
+        if found.get(name) != trained.get(name)
+    ]
+    raise_all(CheckpointError, f"{step_dir} was trained from another model than the one at {place} (--model)", problems)

@@ -1,0 +1,125 @@
+"""One model on a config's held-out data: the numbers and replies of a run's report, without a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from empathax.config import Config
+from empathax.data.dataset import build_dataset
+from empathax.errors import DataError
+from empathax.models.source import load_tokenizer, resolve_model
+from empathax.models.transformer import abstract_params, logical_axes
+from empathax.parallel.mesh import make_mesh
+from empathax.parallel.rules import check_batch, param_shardings
+from empathax.training import report
+from empathax.training.held_out import HeldOut, Logps
+from empathax.training.job import Job
+
+# Only with a reference that reads the same tokens.
+_REWARDS = ("reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured: a model, and the config's base model as the reference of its rewards."""
+
+    model: Job
+    reference: Job
+
+    def describe(self) -> str:
+        """What is about to be done, for the terminal."""
+        lines = [f"model     {self.model.config.model.path}"]
+        if "dpo" in self.model.datasets:
+            lines.append(f"reference {self.reference.config.model.path}")
+        lines += [
+            f"{stage:<9} {len(dataset.eval_examples):,} held-out {'pairs' if dataset.eval.paired else 'replies'} in "
+            f"{len(dataset.eval):,} rows of {dataset.eval.sizes.tokens:,} tokens"
+            for stage, dataset in self.model.datasets.items()
+        ]
+        return "\n".join(lines)
+
+
+def prepare(config: Config, model_path: str = "") -> Evaluation:
+    """Reads and checks config, data, tokenizers and the headers of both models; loads and compiles nothing.
+
+    `model_path` "" evaluates the config's base model. The evaluated model reads the data with its own tokenizer, unless
+    the config names one.
+    """
+    reference = _job(config)
+    if not model_path or model_path == config.model.path:
+        return Evaluation(reference, reference)
+    return Evaluation(
+        _job(dataclasses.replace(config, model=dataclasses.replace(config.model, path=model_path))), reference
+    )
+
+
+def evaluate(evaluation: Evaluation) -> report.Row:
+    """Metrics by their names in docs/metrics.md, and greedy (or sampled: see `config.eval`) replies."""
+    job = evaluation.model
+    ref_logps = _reference_logps(evaluation)
+    held_out = HeldOut(job)
+    measured = held_out.measure(job.load_params(), job.datasets.keys())
+    metrics: dict[str, float] = {}
+    if measured.pair_logps is not None:
+        own = ref_logps is None
+        pairs = held_out.pair_metrics(measured.pair_logps, measured.pair_logps if own else ref_logps)
+        metrics |= {name: value for name, value in pairs.items() if not own or _needs_no_reference(name, evaluation)}
+    metrics |= measured.reply_metrics or {}
+    metrics.pop("loss", None)  # of replies or of pairs: perplexity and rewards say which
+    return report.Row(metrics, measured.prompts, measured.replies)
+
+
+def in_words(name: str, row: report.Row) -> str:
+    """The table and the replies, for the terminal."""
+    return f"{report.table({name: row})}\n\n{report.replies_text({name: row})}"
+
+
+def _job(config: Config) -> Job:
+    """A job without a directory: nothing of it is trained."""
+    mesh = make_mesh(config.mesh)
+    check_batch(mesh, config.eval.rows_per_batch, "eval.rows_per_batch")
+    source = resolve_model(config.model.path)
+    source.check()
+    path = config.model.tokenizer_path
+    tokenizer = load_tokenizer(path).fitted_to(source.config.vocab_size) if path else source.tokenizer()
+    abstract = abstract_params(source.config, jnp.dtype(config.model.param_dtype))
+    shardings = param_shardings(mesh, abstract, logical_axes(source.config))
+    datasets = {
+        stage: build_dataset(config.data, stage, tokenizer, source.config, config.seed) for stage in config.stages
+    }
+    for stage, dataset in datasets.items():
+        if not len(dataset.eval):
+            raise DataError(
+                f"{stage}: no held-out rows; set data.eval_path or data.eval_fraction (now {config.data.eval_fraction:g})"
+            )
+    return Job(config, Path(), mesh, source, tokenizer, datasets, shardings)
+
+
+def _reference_logps(evaluation: Evaluation) -> Logps | None:
+    """The reference's log-probs of the held-out pairs; None if it is the model itself, or reads other tokens."""
+    model, reference = evaluation.model, evaluation.reference
+    if model is reference or "dpo" not in model.datasets:
+        return None
+    if not _same_tokens(evaluation):
+        print(
+            f"rewards are not measured: {reference.config.model.path} (the config's model) reads the held-out pairs as "
+            f"other tokens than {model.config.model.path}",
+            file=sys.stderr,
+        )
+        return None
+    return HeldOut(reference).row_logps(reference.load_params(), reference.datasets["dpo"].eval)
+
+
+def _same_tokens(evaluation: Evaluation) -> bool:
+    rows = [job.datasets["dpo"].eval.fingerprint() for job in (evaluation.model, evaluation.reference)]
+    return rows[0] == rows[1]
+
+
+def _needs_no_reference(name: str, evaluation: Evaluation) -> bool:
+    """Without the reference's log-probs: a base model's rewards are 0 by definition, another's are not known."""
+    return evaluation.model is evaluation.reference or name not in _REWARDS

@@ -1,0 +1,92 @@
+"""Generation against recomputing everything for every token; stopping; seeds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from empathax.evaluation.decoding import generate
+from empathax.evaluation.prompt_tree import lay_out_prompts
+from empathax.evaluation.sampling import Sampling
+from empathax.models.architecture import preset
+from empathax.models.transformer import init_params, logits
+
+NUM_NEW = 10
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = preset("tiny-llama")
+    return init_params(config, 0), config
+
+
+def prompts(count=4):
+    random = np.random.default_rng(0)
+    trunk = random.integers(3, 500, 30).tolist()
+    return [trunk[: 7 * (row % 3) + 2] + random.integers(3, 500, row).tolist() for row in range(count)]
+
+
+def run(model, prompts, row_ids=None, seed=0, **options):
+    params, config = model
+    row_ids = jnp.arange(len(prompts)) if row_ids is None else jnp.asarray(row_ids)
+    settings = {"max_new_tokens": NUM_NEW, "stop_ids": ()} | options
+    return jax.device_get(generate(params, config, lay_out_prompts(prompts), row_ids, seed, **settings))
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-mistral", "tiny-gemma2", "tiny-gemma3"])
+def test_greedy_equals_recomputing_the_whole_sequence(name):
+    config = preset(name)
+    params = init_params(config, 1)
+    forward = jax.jit(logits, static_argnums=1)
+    out = run((params, config), prompts())
+    for row, prompt in enumerate(prompts()):
+        padded = np.zeros((1, 64), np.int32)  # one shape: a token sees no later one
+        ids = list(prompt)
+        for _ in range(NUM_NEW):
+            padded[0, : len(ids)] = ids
+            ends = np.full((1, 64), 64)
+            scores_BTV = forward(params, config, padded, np.arange(64)[None], ends)
+            ids.append(int(scores_BTV[0, len(ids) - 1].argmax()))
+        assert out.token_ids_BM[row].tolist() == ids[len(prompt) :]
+
+
+def test_rows_end_at_their_own_stop_token(model):
+    free = run(model, prompts()).token_ids_BM
+    stop_ids = (int(free[0, 2]), int(free[1, 5]))
+    out = run(model, prompts(), stop_ids=stop_ids)
+    for row in range(4):
+        hits = np.flatnonzero(np.isin(free[row], stop_ids))
+        length = hits[0] + 1 if len(hits) else NUM_NEW
+        assert out.lengths_B[row] == length
+        assert out.stopped_B[row] == bool(len(hits))
+        assert out.token_ids_BM[row].tolist() == [*free[row, :length], *[0] * (NUM_NEW - length)]
+
+
+def test_one_new_token(model):
+    first = run(model, prompts()).token_ids_BM[:, :1]
+    np.testing.assert_array_equal(run(model, prompts(), max_new_tokens=1).token_ids_BM, first)
+
+
+def test_places_that_are_padding_generate_nothing_and_delay_nobody(model):
+    out = run(model, prompts(), row_ids=[0, 1, -1, -1])
+    assert out.lengths_B.tolist() == [NUM_NEW, NUM_NEW, 0, 0]
+    assert not out.token_ids_BM[2:].any()
+    stop = int(run(model, prompts()).token_ids_BM[2, 0])
+    assert run(model, prompts(), row_ids=[0, 1, -1, -1], stop_ids=(stop,)).lengths_B[2] == 0
+
+
+def test_sampled_rows_depend_on_seed_and_row_id_only(model):
+    sampling = Sampling(temperature=1.0, top_k=40, top_p=0.95)
+    out = run(model, prompts(), row_ids=[3, 1, 4, 2], seed=7, sampling=sampling).token_ids_BM
+    order = [2, 0, 3, 1]
+    shuffled = run(model, [prompts()[i] for i in order], row_ids=[4, 3, 2, 1], seed=7, sampling=sampling)
+    np.testing.assert_array_equal(shuffled.token_ids_BM, out[order])
+    alone = run(model, prompts()[2:3], row_ids=[4], seed=7, sampling=sampling)
+    np.testing.assert_array_equal(alone.token_ids_BM, out[2:3])
+    other_seed = run(model, prompts(), row_ids=[3, 1, 4, 2], seed=8, sampling=sampling).token_ids_BM
+    assert (other_seed != out).any()
+
+
+def test_the_same_prompt_is_answered_differently_by_row(model):
+    out = run(model, [prompts()[1]] * 4, sampling=Sampling(temperature=1.0)).token_ids_BM
+    assert len({tuple(row) for row in out.tolist()}) == 4

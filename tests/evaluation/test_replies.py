@@ -1,0 +1,68 @@
+"""Replies to many prompts: the prompts' order, batches of any size, limits."""
+
+import dataclasses
+
+import pytest
+
+from empathax.config import Config, EvalOptions
+from empathax.data.chat import ChatTemplate
+from empathax.data.records import Message
+from empathax.errors import DataError
+from empathax.evaluation.replies import check_room, generate_ids, generate_replies
+from empathax.models.source import resolve_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    source = resolve_model("random:tiny-llama")
+    return source.load_params(), source.config, ChatTemplate(source.tokenizer(), "auto", source.config.family)
+
+
+@pytest.fixture(scope="module")
+def prompts(model):
+    turns = ["Hi", "I lost my job", "I feel alone", "Hi there", "My cat died yesterday"]
+    return [model[2].encode_prompt([Message("user", turn)]).tolist() for turn in turns]
+
+
+def settings(batch=2, **options):
+    return Config(seed=3, eval=EvalOptions(generation_batch=batch, max_new_tokens=6, **options))
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "top_k": 50}])
+def test_batch_size_changes_nothing(model, prompts, options):
+    replies = [generate_replies(*model, prompts, settings(batch, **options)) for batch in (1, 2, 8)]
+    assert replies[0] == replies[1] == replies[2]
+    assert len(replies[0]) == len(prompts)
+
+
+def test_replies_follow_the_prompts_order(model, prompts):
+    forward = generate_replies(*model, prompts, settings())
+    assert generate_replies(*model, prompts[::-1], settings()) == forward[::-1]
+
+
+def test_stop_tokens_end_a_reply_and_are_no_part_of_it(model, prompts):
+    params, config, _ = model
+    free = dict(generate_ids(params, config, (), prompts, settings()))
+    stop = free[1][2]
+    stopped = dict(generate_ids(params, config, (stop,), prompts, settings()))
+    for row, ids in free.items():
+        assert stopped[row] == (ids[: ids.index(stop)] if stop in ids else ids)
+
+
+def test_progress_is_told(model, prompts):
+    done = []
+    generate_replies(*model, prompts, settings(), on_progress=done.append)
+    assert done == [2, 4, 5]
+
+
+def test_no_prompts_give_no_replies(model):
+    assert generate_replies(*model, [], settings()) == []
+
+
+def test_prompts_without_room_are_refused(model):
+    config = dataclasses.replace(model[1], max_positions=10)
+    check_room([[1] * 4], config, 6)
+    with pytest.raises(DataError, match="prompt 2 of 2 has 5 tokens; with 6 new ones it passes the model's 10"):
+        check_room([[1], [1] * 5], config, 6)
+    with pytest.raises(DataError, match="prompt 1 of 1 is empty"):
+        check_room([[]], config, 6)
