@@ -28,7 +28,8 @@ models/: what a decoder is, and how it gets its weights
     weight_names.py      the one name table, read both ways
     hf_files.py, gguf_file.py, mapped_file.py    the files themselves
     tokenizer.py         text to ids and back
-    tokenizer_hf.py, tokenizer_gguf.py, tokenizer_sentencepiece.py, tokenizer_bytes.py    where it comes from
+    tokenizer_hf.py, tokenizer_gguf.py, tokenizer_sentencepiece.py, tokenizer_bytes.py, tokenizer_backend.py
+                         where it comes from
     export.py            a Hugging Face directory, whole or not at all
 
 data/: from files to rows of prefix trees

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 from empathax import score
 from empathax.data.chat import ChatTemplate
@@ -120,7 +121,7 @@ def no_weights(monkeypatch):
         ([{"prompt": LONGER[:2], "chosen": "a", "rejected": "b"}], "data.jsonl:1: wrong role order"),
         ([{"prompt": "x", "chosen": "a" * 9000, "rejected": "b"}], "data.jsonl:1: prompt and reply take"),
         ([{"prompt": "x", "chosen": " ", "rejected": "b"}], "data.jsonl:1: empty reply"),
-        ([{"messages": USER}], "no assistant turn"),
+        ([PAIRS[0], {"messages": USER}], "no assistant turn"),
         ([], "the file is empty"),
     ],
 )
@@ -160,11 +161,10 @@ def test_missing_files_and_wrong_flags(tmp_path, capsys):
 
 @pytest.mark.usefixtures("no_weights")
 def test_a_tokenizer_of_another_model_exits_2(tmp_path, capsys):
-    big = resolve_model(MODEL).tokenizer()
-    big.save(tmp_path)
-    settings = json.loads((tmp_path / "tokenizer.json").read_text())
-    settings["added_tokens"].append({**settings["added_tokens"][0], "id": 700, "content": "<|extra|>"})
-    (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
+    resolve_model(MODEL).tokenizer().save(tmp_path)
+    larger = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    larger.add_tokens([f"word{n}" for n in range(600)])
+    larger.save(str(tmp_path / "tokenizer.json"))
     code, _ = run(tmp_path, PAIRS, f"--tokenizer={tmp_path}")
     assert code == 2
     assert "embedding of 512 rows" in capsys.readouterr().err

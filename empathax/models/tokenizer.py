@@ -60,8 +60,9 @@ class Tokenizer:
         self.chat_template = chat_template
         _add_missing_names(backend, names)
         self._added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
-        ends = [backend.token_to_id(text) for text in (names.eos, *END_OF_TURN) if text in self._added]
-        self.stop_token_ids: tuple[int, ...] = tuple(sorted({*stop_token_ids, *ends}))
+        ends = (backend.token_to_id(text) for text in (names.eos, *END_OF_TURN) if text in self._added)
+        stops = {*stop_token_ids, *(token_id for token_id in ends if token_id is not None)}
+        self.stop_token_ids: tuple[int, ...] = tuple(sorted(stops))
         self._controls = {text: backend.token_to_id(text) for text in self._control_texts()}
         self._control_ids = frozenset(self._controls.values())
         self._controls_in = functools.lru_cache(4096)(self._find_controls)  # templates repeat a few strings

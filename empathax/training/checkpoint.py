@@ -1,7 +1,8 @@
 """Training state on disk: asynchronous Orbax checkpoints, one directory per stage, one per step in it.
 
 A checkpoint holds three items: `params`, `rest` (optimizer state and counters) and `meta` (JSON: the step, what the
-model is and which data it was trained on). A stage directory whose newest checkpoint says `finished` is never trained again.
+model is and which data it was trained on). A stage whose newest checkpoint says
+`finished` is never trained again.
 """
 
 from __future__ import annotations

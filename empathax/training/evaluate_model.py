@@ -5,20 +5,11 @@ from __future__ import annotations
 import dataclasses
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-
-import jax.numpy as jnp
 
 from empathax.config import Config
-from empathax.data.dataset import build_dataset
-from empathax.errors import DataError
-from empathax.models.source import load_tokenizer, resolve_model
-from empathax.models.transformer import abstract_params, logical_axes
-from empathax.parallel.mesh import make_mesh
-from empathax.parallel.rules import check_batch, param_shardings
 from empathax.training import report
 from empathax.training.held_out import HeldOut, Logps
-from empathax.training.job import Job
+from empathax.training.job import Job, assemble
 
 # Only with a reference that reads the same tokens.
 _REWARDS = ("reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected")
@@ -50,11 +41,11 @@ def prepare(config: Config, model_path: str = "") -> Evaluation:
     `model_path` "" evaluates the config's base model. The evaluated model reads the data with its own tokenizer, unless
     the config names one.
     """
-    reference = _job(config)
+    reference = assemble(config)
     if not model_path or model_path == config.model.path:
         return Evaluation(reference, reference)
     return Evaluation(
-        _job(dataclasses.replace(config, model=dataclasses.replace(config.model, path=model_path))), reference
+        assemble(dataclasses.replace(config, model=dataclasses.replace(config.model, path=model_path))), reference
     )
 
 
@@ -77,27 +68,6 @@ def evaluate(evaluation: Evaluation) -> report.Row:
 def in_words(name: str, row: report.Row) -> str:
     """The table and the replies, for the terminal."""
     return f"{report.table({name: row})}\n\n{report.replies_text({name: row})}"
-
-
-def _job(config: Config) -> Job:
-    """A job without a directory: nothing of it is trained."""
-    mesh = make_mesh(config.mesh)
-    check_batch(mesh, config.eval.rows_per_batch, "eval.rows_per_batch")
-    source = resolve_model(config.model.path)
-    source.check()
-    path = config.model.tokenizer_path
-    tokenizer = load_tokenizer(path).fitted_to(source.config.vocab_size) if path else source.tokenizer()
-    abstract = abstract_params(source.config, jnp.dtype(config.model.param_dtype))
-    shardings = param_shardings(mesh, abstract, logical_axes(source.config))
-    datasets = {
-        stage: build_dataset(config.data, stage, tokenizer, source.config, config.seed) for stage in config.stages
-    }
-    for stage, dataset in datasets.items():
-        if not len(dataset.eval):
-            raise DataError(
-                f"{stage}: no held-out rows; set data.eval_path or data.eval_fraction (now {config.data.eval_fraction:g})"
-            )
-    return Job(config, Path(), mesh, source, tokenizer, datasets, shardings)
 
 
 def _reference_logps(evaluation: Evaluation) -> Logps | None:

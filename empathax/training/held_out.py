@@ -47,7 +47,7 @@ class HeldOut:
             replies=replies,
         )
 
-    def pair_metrics(self, logps: Sequence[float], ref_logps: Sequence[float]) -> dict[str, float]:
+    def pair_metrics(self, logps: Sequence[float] | Logps, ref_logps: Sequence[float] | Logps) -> dict[str, float]:
         """Rewards, margin, accuracy and both log-probs on the held-out pairs, from log-probs by sequence id."""
         ids = np.asarray([example.sequence_ids for example in self._job.datasets["dpo"].eval_examples])
         policy, ref = (np.asarray(values, np.float32)[ids].T for values in (logps, ref_logps))

@@ -20,7 +20,7 @@ from empathax.config import Config, to_dict
 from empathax.data.dataset import Dataset, build_dataset, trained_texts
 from empathax.data.loader import Loader
 from empathax.errors import ConfigError, DataError
-from empathax.models.source import ModelSource, resolve_model
+from empathax.models.source import ModelSource, load_tokenizer, resolve_model
 from empathax.models.tokenizer import Tokenizer
 from empathax.models.transformer import abstract_params, logical_axes
 from empathax.parallel.distributed import is_leader
@@ -64,11 +64,6 @@ class Job:
     def loader(self, stage: str, ref_logps: Float32[np.ndarray, " sequences"] | None = None) -> Loader:
         """This process's training batches of a stage, with reference log-probs by sequence id if given."""
         options, dataset = self.config.stage(stage), self.datasets[stage]
-        if not len(dataset.eval):
-            raise DataError(
-                f"{stage}: no held-out rows; set data.eval_path or data.eval_fraction "
-                f"(now {self.config.data.eval_fraction:g})"
-            )
         return Loader(
             dataset.train,
             rows_per_batch=options.rows_per_batch,
@@ -81,30 +76,39 @@ class Job:
 
 
 def prepare(config: Config, workdir: Path, overwrite: bool = False) -> Job:
-    """Reads and checks everything that a user can get wrong: mesh, weights' header, tokenizer, data, directory.
+    """Everything of a training run that a user can get wrong, read and checked; opens the directory last.
 
     Raises an EmpathaxError of the kind that failed. Nothing is compiled and no weights are read.
     """
+    job = assemble(config, workdir)
+    for stage in config.stages:
+        check_batch(job.mesh, config.stage(stage).rows_per_batch, f"{stage}.rows_per_batch")
+        job.loader(stage)  # too few rows for one step are refused here
+    _open_workdir(config, workdir, overwrite)
+    for stage, dataset in job.datasets.items():
+        if dataset.rejects and is_leader():
+            dataset.write_rejects(workdir / f"rejected_rows_{stage}.txt")
+    return job
+
+
+def assemble(config: Config, workdir: Path = Path()) -> Job:
+    """Mesh, weights' header, tokenizer and data of a config, without what only training needs."""
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.eval.rows_per_batch, "eval.rows_per_batch")
-    for stage in config.stages:
-        check_batch(mesh, config.stage(stage).rows_per_batch, f"{stage}.rows_per_batch")
     source = resolve_model(config.model.path)
-    tokenizer_source = resolve_model(config.model.tokenizer_path) if config.model.tokenizer_path else source
-    tokenizer = tokenizer_source.tokenizer()
+    source.check()
+    path = config.model.tokenizer_path
+    tokenizer = (load_tokenizer(path) if path else source.tokenizer()).fitted_to(source.config.vocab_size)
     abstract = abstract_params(source.config, jnp.dtype(config.model.param_dtype))
     shardings = param_shardings(mesh, abstract, logical_axes(source.config))
     datasets = {
         stage: build_dataset(config.data, stage, tokenizer, source.config, config.seed) for stage in config.stages
     }
-    job = Job(config, workdir, mesh, source, tokenizer, datasets, shardings)
-    for stage in config.stages:
-        job.loader(stage)  # too few rows for one step are refused here
-    _open_workdir(config, workdir, overwrite)
     for stage, dataset in datasets.items():
-        if dataset.rejects and is_leader():
-            dataset.write_rejects(workdir / f"rejected_rows_{stage}.txt")
-    return job
+        if not len(dataset.eval):
+            fraction = config.data.eval_fraction
+            raise DataError(f"{stage}: no held-out rows; set data.eval_path or data.eval_fraction (now {fraction:g})")
+    return Job(config, workdir, mesh, source, tokenizer, datasets, shardings)
 
 
 def describe(job: Job) -> str:

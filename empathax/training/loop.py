@@ -141,8 +141,8 @@ class _Recorder:
         if metrics["nonfinite_streak"] >= self._options.max_nonfinite_steps:
             raise NonFiniteError(
                 f"{self._stage}: {int(metrics['nonfinite_streak'])} steps in a row up to step {step} were not finite; "
-                f"the last checkpoint is intact: lower {self._stage}.learning_rate (now {self._options.learning_rate}) or "
-                "look for broken rows"
+                f"the last checkpoint is intact: lower {self._stage}.learning_rate (now "
+                f"{self._options.learning_rate}) or look for broken rows"
             )
 
 

@@ -18,7 +18,7 @@ from empathax.training.stage import run_stage
 ROW_NAMES = {("sft",): "+SFT", ("dpo",): "+DPO", ("sft", "dpo"): "+SFT+DPO", ("dpo", "sft"): "+DPO+SFT"}
 NOTES = (
     "perplexity and token accuracy: held-out replies, given the dialogue before them",
-    "reward accuracy and margin: held-out pairs, rewards against the base model in every row (0 for base by definition)",
+    "reward accuracy and margin: held-out pairs, rewards against the base model in every row (so 0 for base itself)",
 )
 
 

@@ -1,0 +1,129 @@
+"""The evaluate command: its numbers against those of `score` on the same rows, a reference, bad input."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import empathax.data.samples
+from empathax import evaluate, score
+from empathax.models import source
+from empathax.training import evaluate_model
+
+SAMPLES = Path(empathax.data.samples.__file__).parent
+CONFIG = """
+from empathax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.model.path = "random:tiny-llama"
+    config.data.path = "samples"
+    config.data.system_prompt = "none"
+    config.data.max_length = 4096
+    config.data.max_train_dialogues = 2
+    config.data.max_eval_dialogues = 2
+    config.eval.rows_per_batch = 8
+    config.eval.num_replies = 2
+    config.eval.max_new_tokens = 8
+    return config
+"""
+REWARDS = {"reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected"}
+
+
+@pytest.fixture(scope="module")
+def config_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """(file, model) -> rows of `score` for the first two held-out dialogues."""
+    directory = tmp_path_factory.mktemp("scored")
+
+    def run(name, model):
+        lines = (SAMPLES / f"{name}_heldout.jsonl").read_text(encoding="utf-8").splitlines()
+        keys = [json.loads(line).get("dialogue_id", json.loads(line)["id"]) for line in lines]
+        kept = set(itertools.islice(dict.fromkeys(keys), 2))
+        (directory / "data.jsonl").write_text(
+            "".join(f"{line}\n" for line, key in zip(lines, keys, strict=True) if key in kept), encoding="utf-8"
+        )
+        out = directory / "out.jsonl"
+        assert score.main([f"--model={model}", f"--data={directory / 'data.jsonl'}", f"--out={out}"]) == 0
+        return [json.loads(line) for line in out.read_text().splitlines()]
+
+    return run
+
+
+def test_a_model_against_the_configs_own(config_path, scored, tmp_path, capsys):
+    out = tmp_path / "metrics.json"
+    flags = [f"--config={config_path}", "--model=random:tiny-llama:1", f"--out={out}", "--config.dpo.beta=0.2"]
+    assert evaluate.main(flags) == 0
+    metrics = json.loads(out.read_text())
+    assert all(type(value) is float for value in metrics.values())
+
+    replies = scored("dialogues", "random:tiny-llama:1")
+    nll, tokens = -sum(row["logp"] for row in replies), sum(row["tokens"] for row in replies)
+    assert metrics["perplexity"] == pytest.approx(np.exp(nll / tokens), rel=1e-5)
+
+    policy, reference = (scored("preferences", f"random:tiny-llama:{seed}") for seed in (1, 0))
+    rewards = {
+        side: 0.2 * np.array([a[f"logp_{side}"] - b[f"logp_{side}"] for a, b in zip(policy, reference, strict=True)])
+        for side in ("chosen", "rejected")
+    }
+    margins = rewards["chosen"] - rewards["rejected"]
+    assert metrics["reward_margin"] == pytest.approx(margins.mean(), abs=1e-3)
+    assert metrics["reward_accuracy"] == pytest.approx((margins > 0).mean())
+    assert metrics["reward_chosen"] == pytest.approx(rewards["chosen"].mean(), abs=1e-3)
+    assert metrics["logp_rejected"] == pytest.approx(np.mean([row["logp_rejected"] for row in policy]), abs=1e-2)
+
+    printed = capsys.readouterr().out
+    assert "reference random:tiny-llama" in printed
+    assert "| random:tiny-llama:1 " in printed
+    assert printed.count("> ") == 2  # the two sample prompts
+
+
+def test_the_base_model_has_rewards_of_zero(config_path, tmp_path):
+    out = tmp_path / "metrics.json"
+    assert evaluate.main([f"--config={config_path}", "--config.stages=dpo", f"--out={out}"]) == 0
+    metrics = json.loads(out.read_text())
+    assert REWARDS <= metrics.keys()
+    assert {metrics[name] for name in REWARDS} == {0.0}
+    assert "perplexity" not in metrics
+
+
+def test_rewards_need_a_reference_that_reads_the_same_tokens(config_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate_model, "_same_tokens", lambda _: False)
+    evaluation = evaluate_model.prepare(evaluate.load_config([f"--config={config_path}"])[0], "random:tiny-qwen2")
+    row = evaluate_model.evaluate(evaluation)
+    assert not REWARDS & row.metrics.keys()
+    assert {"logp_chosen", "logp_rejected", "perplexity"} <= row.metrics.keys()
+    assert "rewards are not measured" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "reason"),
+    [
+        (["--config.eval.num_reply=3"], 2, "num_reply"),
+        (["--config.mesh.fsdp=3"], 2, "mesh"),
+        (["--model=random:tiny-lama"], 4, "tiny-lama"),
+        (["--config.data.path=nothing.jsonl"], 3, "no such file"),
+        (["--out=missing/metrics.json"], 2, "no directory"),
+    ],
+)
+def test_bad_input_is_refused_before_weights_are_loaded(config_path, monkeypatch, capsys, flags, code, reason):
+    monkeypatch.setattr(source.RandomModel, "load_params", lambda *_: pytest.fail("weights were loaded"))
+    assert evaluate.main([f"--config={config_path}", *flags]) == code
+    assert reason in capsys.readouterr().err
+
+
+def test_text_metrics_have_no_flags_yet(config_path):
+    with pytest.raises(SystemExit) as usage:
+        evaluate.main([f"--config={config_path}", "--predictions=x.jsonl"])
+    assert usage.value.code == 2
+
+
