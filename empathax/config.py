@@ -187,7 +187,7 @@ def load_config(argv: Sequence[str]) -> tuple[Config, list[str]]:
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["empathax", *argv])
     try:
         rest = values(["empathax", *argv], known_only=True)[1:]
-        source = values.config
+        source = values.config.to_dict() if values["config"].present else None
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"the --config flags cannot be used: {' '.join(str(error).split())}") from error
     if source is None:

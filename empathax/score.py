@@ -25,13 +25,18 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--max-length", type=int, default=0, help="longest prompt + reply in tokens; 0 = the model's positions")
     add("--rows-per-batch", type=int, default=1, help="packed rows at once; more for accelerators")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and activations")
-    return parser.parse_args(argv)
+    flags = parser.parse_args(argv)
+    if flags.max_length < 0 or flags.rows_per_batch < 1:
+        parser.error("--max-length must be at least 0, --rows-per-batch at least 1")
+    return flags
 
 
 @exit_on_error
 def main(argv: Sequence[str]) -> int:
     """See docs/commands.md. Returns the exit code."""
     flags = _flags(argv)
+    import jax.numpy as jnp
+
     from empathax.evaluation import output, progress, scoring
     from empathax.models.source import load_tokenizer, resolve_model
     from empathax.training.step import make_score_step
@@ -49,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     )
     job = scoring.prepare(flags.data, options, tokenizer.fitted_to(source.config.vocab_size), source.config)
     print(f"{flags.model} scores {flags.data}: {job.describe()}", file=sys.stderr, flush=True)
-    params = source.load_params(flags.dtype)
+    params = source.load_params(jnp.dtype(flags.dtype))
     step = make_score_step(source.config, ModelOptions(compute_dtype=flags.dtype))
     with progress.bar("scoring", len(job.packed)) as advance:
         scores = scoring.score_replies(job, step, params, flags.rows_per_batch, advance)

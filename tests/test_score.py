@@ -23,8 +23,12 @@ LONGER = [*USER, {"role": "assistant", "content": "Oh no"}, {"role": "user", "co
 PAIRS = [
     {"prompt": USER, "chosen": "That hurts.", "rejected": "Find a new one."},
     {"prompt": "My cat died", "chosen": "I am so sorry.", "rejected": "ok"},
-    {"prompt": LONGER, "chosen": [{"role": "assistant", "content": "Tell me."}], "rejected": [{"role": "assistant", "content": "So?"}]},
-]  # fmt: skip
+    {
+        "prompt": LONGER,
+        "chosen": [{"role": "assistant", "content": "Tell me."}],
+        "rejected": [{"role": "assistant", "content": "So?"}],
+    },
+]
 
 
 def write(path, rows):
@@ -84,9 +88,7 @@ def test_sft_rows_and_dialogues(tmp_path, reference):
 
 def test_rows_come_back_in_input_order(tmp_path):
     random = np.random.default_rng(0)
-    rows = [
-        {"prompt": f"problem {n % 5}", "completion": "a" * int(random.integers(1, 60))} for n in range(24)
-    ]
+    rows = [{"prompt": f"problem {n % 5}", "completion": "a" * int(random.integers(1, 60))} for n in range(24)]
     code, scored = run(tmp_path, rows, "--rows-per-batch=2")
     assert code == 0
     assert [row["tokens"] for row in scored] == [len(row["completion"]) + 1 for row in rows]  # bytes and the stop token
@@ -154,9 +156,10 @@ def test_missing_files_and_wrong_flags(tmp_path, capsys):
     assert "does not exist" in capsys.readouterr().err
     assert score.main([f"--model={MODEL}", data, f"--out={tmp_path / 'no' / 'out.jsonl'}"]) == 2
     assert "--out=" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as usage:
-        score.main([f"--model={MODEL}", data, out, "--packing=forest"])
-    assert usage.value.code == 2
+    for flag in ("--packing=forest", "--rows-per-batch=0", "--max-length=-1"):
+        with pytest.raises(SystemExit) as usage:
+            score.main([f"--model={MODEL}", data, out, flag])
+        assert usage.value.code == 2
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -1,7 +1,8 @@
-"""Generation inside one compiled function: prefill, then a loop of decode steps that ends when every row has stopped."""
+"""Generation inside one compiled function: prefill, then decode steps until every row has stopped."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -68,7 +69,7 @@ def generate(
 
     def body(loop: _Loop) -> _Loop:
         hidden_BD, cache = decode_step(params, config, loop.last_id_B, loop.cache, compute_dtype=compute_dtype)
-        return _append(loop.replace(cache=cache), choose(hidden_BD, loop.step), stop_ids)
+        return _append(dataclasses.replace(loop, cache=cache), choose(hidden_BD, loop.step), stop_ids)
 
     hidden_BD, cache = prefill_tree(
         params, config, prompts, max_new_tokens - 1, compute_dtype=compute_dtype, attention=attention
@@ -98,7 +99,13 @@ def _append(loop: _Loop, new_id_B: Int[Array, " B"], stop_ids: tuple[int, ...]) 
         lengths_B=old.lengths_B + ~loop.done_B,
         stopped_B=old.stopped_B | stops_B,
     )
-    return loop.replace(step=loop.step + 1, generated=generated, done_B=loop.done_B | stops_B, last_id_B=new_id_B)
+    return _Loop(
+        step=loop.step + 1,
+        generated=generated,
+        done_B=loop.done_B | stops_B,
+        last_id_B=new_id_B,
+        cache=loop.cache,
+    )
 
 
 def _step_keys(keys_B: Key[Array, " B"], step: Array | int) -> Key[Array, " B"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ class PromptTree:
 
 
 def lay_out_prompts(prompts: Sequence[Sequence[int]], num_rows: int = 1) -> PromptTree:
-    """Lays out non-empty prompts, numpy arrays; sizes are rounded up so that few shapes, hence compilations, occur."""
+    """Lays out non-empty prompts; sizes are rounded up so that few shapes, hence compilations, occur."""
     if len(prompts) % num_rows:
         raise ValueError(f"{len(prompts)} prompts do not divide into {num_rows} rows")
     arrays = [np.asarray(prompt, np.int32) for prompt in prompts]
@@ -44,13 +45,14 @@ def lay_out_prompts(prompts: Sequence[Sequence[int]], num_rows: int = 1) -> Prom
     num_tokens = rounded_up(max(len(token_ids) for token_ids, *_ in rows))
     num_slots = rounded_up(max(map(len, arrays)))
     paths = [path for *_, row_paths in rows for path in row_paths]
+    no_tokens = np.zeros(num_tokens, np.int32)
+    alone = np.arange(1, num_tokens + 1, dtype=np.int32)  # a token that pads sees itself only
     return PromptTree(
-        token_ids_RT=np.stack([_right_padded(row[0], np.zeros(num_tokens, np.int32)) for row in rows]),
-        positions_RT=np.stack([_right_padded(row[1], np.zeros(num_tokens, np.int32)) for row in rows]),
-        # a token that pads sees itself only
-        subtree_end_RT=np.stack([_right_padded(row[2], np.arange(1, num_tokens + 1, dtype=np.int32)) for row in rows]),
-        path_BS=np.stack([np.pad(path, (num_slots - len(path), 0)) for path in paths]),
-        lengths_B=np.array([len(path) for path in paths], np.int32),
+        token_ids_RT=jnp.stack([_right_padded(row[0], no_tokens) for row in rows]),
+        positions_RT=jnp.stack([_right_padded(row[1], no_tokens) for row in rows]),
+        subtree_end_RT=jnp.stack([_right_padded(row[2], alone) for row in rows]),
+        path_BS=jnp.stack([np.pad(path, (num_slots - len(path), 0)) for path in paths]),
+        lengths_B=jnp.array([len(path) for path in paths], jnp.int32),
     )
 
 
@@ -80,8 +82,8 @@ def prefill_tree(
     kinds = LayerKinds(config, prompts.positions_RT)
 
     def layer_step(x_RTD: Array, scanned: tuple[Params, Array | None]) -> tuple[Array, tuple[Array, Array]]:
-        layer, window = scanned
-        window, tables = kinds.window_and_tables(window)
+        layer, scanned_window = scanned
+        window, tables = kinds.window_and_tables(scanned_window)
 
         def attend(q_RNTH: Array, k_RKTH: Array, v_RKTH: Array) -> tuple[Array, tuple[Array, Array]]:
             out_RNTH = tree_attention(
@@ -138,7 +140,8 @@ def _filled_cache(config: ModelConfig, prompts: PromptTree, num_new: int, keys: 
     B, S = prompts.path_BS.shape
     empty = init_cache(config, B, S + num_new, keys.dtype)
     offset_BS = jnp.arange(S, dtype=jnp.int32) - (S - prompts.lengths_B[:, None])
-    return empty.replace(
+    return dataclasses.replace(
+        empty,
         key_LBKSH=empty.key_LBKSH.at[:, :, :, :S].set(keys),
         value_LBKSH=empty.value_LBKSH.at[:, :, :, :S].set(values),
         position_BS=empty.position_BS.at[:, :S].set(jnp.maximum(offset_BS, -1)),

@@ -36,10 +36,9 @@ def generate_replies(
     DataError for an empty prompt, or one that leaves no room for the reply.
     """
     replies = [""] * len(prompts)
-    num_done = 0
-    for index, token_ids in generate_ids(params, model_config, template.stop_token_ids, prompts, config):
+    answered = generate_ids(params, model_config, template.stop_token_ids, prompts, config)
+    for num_done, (index, token_ids) in enumerate(answered, start=1):
         replies[index] = template.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
-        num_done += 1
         if on_progress and (num_done % config.eval.generation_batch == 0 or num_done == len(prompts)):
             on_progress(num_done)
     return replies

@@ -40,8 +40,8 @@ class ScoringJob:
         """One line for the terminal."""
         sizes = self.packed.sizes
         return (
-            f"{len(self.units):,} rows with {self.packed.num_sequences:,} replies, laid out in {len(self.packed):,} rows of "
-            f"{sizes.tokens:,} tokens"
+            f"{len(self.units):,} rows with {self.packed.num_sequences:,} replies, laid out in {len(self.packed):,} "
+            f"packed rows of {sizes.tokens:,} tokens"
         )
 
 

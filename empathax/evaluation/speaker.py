@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -59,9 +60,7 @@ class Speaker:
         self, prompts: Sequence[Sequence[int]], config: Config, on_progress: Callable[[int], None] | None = None
     ) -> list[str]:
         """A reply to each prompt."""
-        return generate_replies(
-            self.params, self.model_config, self.template, prompts, config, on_progress=on_progress
-        )
+        return generate_replies(self.params, self.model_config, self.template, prompts, config, on_progress=on_progress)
 
 
 def open_speaker(path: str, config: Config, chat_template: str = "auto") -> Callable[[], Speaker]:
@@ -69,7 +68,7 @@ def open_speaker(path: str, config: Config, chat_template: str = "auto") -> Call
     source = resolve_model(path)
     source.check()
     template = ChatTemplate(source.tokenizer(), chat_template, source.config.family)
-    return lambda: Speaker(path, source.load_params(config.model.param_dtype), source.config, template)
+    return lambda: Speaker(path, source.load_params(jnp.dtype(config.model.param_dtype)), source.config, template)
 
 
 def answer_rows(
@@ -81,9 +80,7 @@ def answer_rows(
     """{"prompt", "reply"} of each row, in order, and "reply_compare" of a second speaker."""
     keys = ("reply", "reply_compare")[: len(speakers)]
     prompts = [[speaker.encode(row.messages, config.eval.max_new_tokens) for row in rows] for speaker in speakers]
-    replies = [
-        speaker.answer(encoded, config, on_progress) for speaker, encoded in zip(speakers, prompts, strict=True)
-    ]
+    replies = [speaker.answer(encoded, config, on_progress) for speaker, encoded in zip(speakers, prompts, strict=True)]
     for row, *texts in zip(rows, *replies, strict=True):
         yield {"prompt": row.given} | dict(zip(keys, texts, strict=True))
 

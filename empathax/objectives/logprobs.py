@@ -2,6 +2,9 @@
 
 The vocabulary is read in chunks: one pass keeps a running log-sum-exp, the backward pass recomputes each chunk's
 logits from it. Memory is tokens x chunk, forward and backward.
+
+A chunk is split further into lanes that are summed apart to the end: one float32 sum over a chunk of a peaked
+distribution adds thousands of tiny values to one large one and loses 5e-5 of each log-prob, always to the same side.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 _LOWEST = float(np.finfo(np.float32).min)
+_NO_ID = int(np.iinfo(np.int32).max)
+_WIDTH = 128  # entries of a lane, about
 
 
 @flax.struct.dataclass
@@ -27,12 +32,23 @@ class TokenLogps:
     correct_BM: Float[Array, "*b M"]  # 1 where the target is the argmax (the lowest id wins a tie)
 
 
+class _Layout(NamedTuple):
+    """Vocabulary id (lane * width + entry) * num_chunks + chunk; the last ids may lie past the vocabulary.
+
+    A chunk is thus a strided slice: each shard of a vocabulary split over devices holds some lanes of every chunk.
+    """
+
+    num_chunks: int
+    lanes: int
+    width: int
+
+
 class _Running(NamedTuple):
-    """Softmax statistics of the vocabulary chunks read so far, each [*b, M]."""
+    """Softmax statistics of the vocabulary chunks read so far, each [*b, M, lanes]."""
 
     max: jax.Array
     sum_exp: jax.Array  # sum of exp(logit - max)
-    sum_exp_logit: jax.Array  # sum of exp(logit - max) * logit
+    sum_exp_logit: jax.Array  # sum of exp(logit - max) * (logit - max)
     target_logit: jax.Array
     best_id: jax.Array
 
@@ -58,8 +74,8 @@ def token_logps(
     NaN.
     """
     vocab_size = kernel_VD.shape[0]
-    num_chunks = _num_chunks(vocab_size, vocab_chunk)
-    logps_BM, entropy_BM, correct_BM = _chunked_logps(hidden_BMD, kernel_VD, target_BM, softcap, num_chunks)
+    layout = _layout(vocab_size, vocab_chunk)
+    logps_BM, entropy_BM, correct_BM = _chunked_logps(hidden_BMD, kernel_VD, target_BM, softcap, layout)
     in_vocabulary_BM = (target_BM >= 0) & (target_BM < vocab_size)
     return TokenLogps(
         logps_BM=jnp.where(in_vocabulary_BM, logps_BM, jnp.nan),
@@ -83,22 +99,33 @@ def sequence_logps(
     return add(logps_BM), add(jnp.ones_like(weight_BM))
 
 
-def _num_chunks(vocab_size: int, vocab_chunk: int) -> int:
-    """The fewest chunks of at most `vocab_chunk` that split the vocabulary evenly; uneven where none up to twice do."""
+def _layout(vocab_size: int, vocab_chunk: int) -> _Layout:
+    """The fewest even chunks of at most `vocab_chunk` entries; uneven ones where up to twice as many do not divide."""
     fewest = max(1, -(-vocab_size // vocab_chunk))
-    even = (count for count in range(fewest, 2 * fewest + 1) if vocab_size % count == 0)
-    return next(even, fewest)
+    for num_chunks in range(fewest, 2 * fewest + 1):
+        size, rest = divmod(vocab_size, num_chunks)
+        width = _lane_width(size)
+        if not rest and width:
+            return _Layout(num_chunks, size // width, width)
+    size = -(-vocab_size // fewest)
+    lanes = -(-size // _WIDTH)
+    return _Layout(fewest, lanes, -(-size // lanes))
 
 
-def _chunked_kernel(kernel_VD: jax.Array, num_chunks: int) -> jax.Array:
-    """The kernel as [chunk entry, chunk, D]: vocabulary id = entry * num_chunks + chunk.
+def _lane_width(size: int) -> int:
+    """A divisor of `size` near _WIDTH, with lanes in multiples of 8 (for shards) if there is one; 0 if none is near."""
+    if size <= _WIDTH:
+        return size
+    near = [width for width in range(_WIDTH // 4, 4 * _WIDTH + 1) if size % width == 0]
+    return min(near, key=lambda width: (size // width % 8 > 0, abs(width - _WIDTH)), default=0)
 
-    A chunk is a strided slice, so every shard of a vocabulary split over devices holds its part of each chunk.
-    """
-    size = -(-kernel_VD.shape[0] // num_chunks)
-    padding = size * num_chunks - kernel_VD.shape[0]
+
+def _laid_out(kernel_VD: jax.Array, layout: _Layout) -> jax.Array:
+    """The kernel as [entries of a chunk, chunks, D], filled up with zeros."""
+    size = layout.lanes * layout.width
+    padding = size * layout.num_chunks - kernel_VD.shape[0]
     padded = jnp.pad(kernel_VD, ((0, padding), (0, 0))) if padding else kernel_VD
-    return padded.reshape(size, num_chunks, kernel_VD.shape[1])
+    return padded.reshape(size, layout.num_chunks, kernel_VD.shape[1])
 
 
 def _chunk_logits(
@@ -116,60 +143,82 @@ def _chunk_logits(
     return kernel_CD, ids_C, logits
 
 
-def _update(running: _Running, logits: jax.Array, ids_C: jax.Array, target: jax.Array) -> _Running:
+def _update(running: _Running, logits: jax.Array, ids_LW: jax.Array, target: jax.Array) -> _Running:
     """Adds a chunk's logits to the statistics."""
     chunk_max = logits.max(axis=-1)
     top = jnp.maximum(running.max, chunk_max)
-    shrink = jnp.exp(running.max - top)
-    exp = jnp.exp(logits - top[..., None])
-    sum_exp, sum_exp_logit = _sum_both(exp, exp * jnp.maximum(logits, _LOWEST))  # 0 * -inf of a padded id is NaN
-    chunk_best = jnp.where(logits == chunk_max[..., None], ids_C, jnp.iinfo(jnp.int32).max).min(axis=-1)
+    below = jnp.maximum(logits - top[..., None], _LOWEST)  # 0 * -inf of an id past the vocabulary would be NaN
+    exp = jnp.exp(below)
+    sum_exp, sum_exp_logit = _sum_both(exp, exp * below)
+    old = _rescaled(running, top)
+    chunk_best = jnp.where(logits == chunk_max[..., None], ids_LW, _NO_ID).min(axis=-1)
     earlier = jnp.where(running.max == chunk_max, jnp.minimum(running.best_id, chunk_best), running.best_id)
+    is_target = ids_LW == target[..., None, None]
     return _Running(
         max=top,
-        sum_exp=running.sum_exp * shrink + sum_exp,
-        sum_exp_logit=running.sum_exp_logit * shrink + sum_exp_logit,
-        target_logit=running.target_logit + jnp.where(ids_C == target[..., None], logits, 0.0).sum(axis=-1),
+        sum_exp=old.sum_exp + sum_exp,
+        sum_exp_logit=old.sum_exp_logit + sum_exp_logit,
+        target_logit=running.target_logit + jnp.where(is_target, logits, 0.0).sum(axis=-1),
         best_id=jnp.where(chunk_max > running.max, chunk_best, earlier),
     )
 
 
+def _rescaled(running: _Running, top: jax.Array) -> _Running:
+    """The same sums relative to another maximum."""
+    shift = running.max - top
+    shrink = jnp.exp(shift)
+    sum_exp_logit = shrink * (running.sum_exp_logit + shift * running.sum_exp)
+    return running._replace(max=top, sum_exp=shrink * running.sum_exp, sum_exp_logit=sum_exp_logit)
+
+
 def _sum_both(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both sums over the last axis in one pass: two passes take three times as long on the CPU backend."""
+    """Both sums over the last axis in one pass: two passes take three times as long on the CPU backend.
+
+    The barrier keeps both where one goes unused, since a sum alone is compiled to another order of addition: a policy,
+    whose entropy is reported, and a reference with the same weights would differ.
+    """
     zero = jnp.float32(0.0)
     add = lambda x, y: (x[0] + y[0], x[1] + y[1])  # noqa: E731
-    return jax.lax.reduce((first, second), (zero, zero), add, (first.ndim - 1,))
+    sums = jax.lax.reduce((first, second), (zero, zero), add, (first.ndim - 1,))
+    return jax.lax.optimization_barrier(sums)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _chunked_logps(
-    hidden: jax.Array, kernel_VD: jax.Array, target: jax.Array, softcap: float, num_chunks: int
+    hidden: jax.Array, kernel_VD: jax.Array, target: jax.Array, softcap: float, layout: _Layout
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return _forward(hidden, kernel_VD, target, softcap, num_chunks)[0]
+    return _forward(hidden, kernel_VD, target, softcap, layout)[0]
 
 
 def _forward(
-    hidden: jax.Array, kernel_VD: jax.Array, target: jax.Array, softcap: float, num_chunks: int
+    hidden: jax.Array, kernel_VD: jax.Array, target: jax.Array, softcap: float, layout: _Layout
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Any]:
-    kernel_CND = _chunked_kernel(kernel_VD, num_chunks)
+    kernel_CND = _laid_out(kernel_VD, layout)
+    lanes_shape = (layout.lanes, layout.width)
 
     def read(running: _Running, chunk: jax.Array) -> tuple[_Running, None]:
         _, ids_C, logits = _chunk_logits(hidden, kernel_CND, chunk, softcap, kernel_VD.shape[0])
-        return _update(running, logits, ids_C, target), None
+        logits = logits.reshape(*target.shape, *lanes_shape)
+        return _update(running, logits, ids_C.reshape(lanes_shape), target), None
 
-    zeros = jnp.zeros(target.shape, jnp.float32)
-    empty = _Running(zeros + _LOWEST, zeros, zeros, zeros, jnp.zeros(target.shape, jnp.int32))
-    running, _ = jax.lax.scan(read, empty, jnp.arange(num_chunks, dtype=jnp.int32))
-    logsumexp = running.max + jnp.log(running.sum_exp)
-    entropy = logsumexp - running.sum_exp_logit / running.sum_exp
-    correct = (running.best_id == target).astype(jnp.float32)
-    return (running.target_logit - logsumexp, entropy, correct), (hidden, kernel_VD, target, logsumexp)
+    zeros = jnp.zeros((*target.shape, layout.lanes), jnp.float32)
+    empty = _Running(zeros + _LOWEST, zeros, zeros, zeros, zeros.astype(jnp.int32))
+    lanes, _ = jax.lax.scan(read, empty, jnp.arange(layout.num_chunks, dtype=jnp.int32))
+    top = lanes.max.max(axis=-1)
+    whole = _rescaled(lanes, top[..., None])
+    sum_exp = whole.sum_exp.sum(axis=-1)
+    log_sum = jnp.log(sum_exp)
+    entropy = log_sum - whole.sum_exp_logit.sum(axis=-1) / sum_exp
+    best_id = jnp.where(lanes.max == top[..., None], lanes.best_id, _NO_ID).min(axis=-1)
+    # in this order: top + log_sum is larger than the log-prob, and its rounding error with it
+    logps = (lanes.target_logit.sum(axis=-1) - top) - log_sum
+    return (logps, entropy, (best_id == target).astype(jnp.float32)), (hidden, kernel_VD, target, top + log_sum)
 
 
-def _backward(softcap: float, num_chunks: int, residuals: Any, cotangents: Any) -> tuple[jax.Array, jax.Array, Any]:
+def _backward(softcap: float, layout: _Layout, residuals: Any, cotangents: Any) -> tuple[jax.Array, jax.Array, Any]:
     hidden, kernel_VD, target, logsumexp = residuals
     scale = cotangents[0][..., None]
-    kernel_CND = _chunked_kernel(kernel_VD, num_chunks)
+    kernel_CND = _laid_out(kernel_VD, layout)
 
     def pull(carry: tuple[jax.Array, jax.Array], chunk: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
         hidden_grad, kernel_grad_CND = carry
@@ -192,7 +241,7 @@ def _backward(softcap: float, num_chunks: int, residuals: Any, cotangents: Any) 
         return (hidden_grad, kernel_grad_CND), None
 
     start = (jnp.zeros(hidden.shape, jnp.float32), jnp.zeros(kernel_CND.shape, kernel_VD.dtype))
-    (hidden_grad, kernel_grad_CND), _ = jax.lax.scan(pull, start, jnp.arange(num_chunks, dtype=jnp.int32))
+    (hidden_grad, kernel_grad_CND), _ = jax.lax.scan(pull, start, jnp.arange(layout.num_chunks, dtype=jnp.int32))
     kernel_grad_VD = kernel_grad_CND.reshape(-1, kernel_VD.shape[1])[: kernel_VD.shape[0]]
     return hidden_grad.astype(hidden.dtype), kernel_grad_VD, np.zeros(target.shape, jax.dtypes.float0)
 

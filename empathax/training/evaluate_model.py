@@ -11,8 +11,8 @@ from empathax.training import report
 from empathax.training.held_out import HeldOut, Logps
 from empathax.training.job import Job, assemble
 
-# Only with a reference that reads the same tokens.
-_REWARDS = ("reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected")
+# Measured against a reference that reads the same tokens only.
+REWARDS = frozenset({"reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected"})
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ def evaluate(evaluation: Evaluation) -> report.Row:
     ref_logps = _reference_logps(evaluation)
     held_out = HeldOut(job)
     measured = held_out.measure(job.load_params(), job.datasets.keys())
-    metrics: dict[str, float] = {}
+    metrics = dict(measured.reply_metrics or {})
     if measured.pair_logps is not None:
-        own = ref_logps is None
-        pairs = held_out.pair_metrics(measured.pair_logps, measured.pair_logps if own else ref_logps)
-        metrics |= {name: value for name, value in pairs.items() if not own or _needs_no_reference(name, evaluation)}
-    metrics |= measured.reply_metrics or {}
-    metrics.pop("loss", None)  # of replies or of pairs: perplexity and rewards say which
-    return report.Row(metrics, measured.prompts, measured.replies)
+        metrics |= held_out.pair_metrics(measured.pair_logps, measured.pair_logps if ref_logps is None else ref_logps)
+    hidden = {"loss"}  # of replies or of pairs: perplexity and rewards say which
+    if ref_logps is None and evaluation.model is not evaluation.reference:
+        hidden |= REWARDS
+    kept = {name: value for name, value in metrics.items() if name not in hidden}
+    return report.Row(kept, measured.prompts, measured.replies)
 
 
 def in_words(name: str, row: report.Row) -> str:
@@ -75,7 +75,7 @@ def _reference_logps(evaluation: Evaluation) -> Logps | None:
     model, reference = evaluation.model, evaluation.reference
     if model is reference or "dpo" not in model.datasets:
         return None
-    if not _same_tokens(evaluation):
+    if not _same_tokens(model, reference):
         print(
             f"rewards are not measured: {reference.config.model.path} (the config's model) reads the held-out pairs as "
             f"other tokens than {model.config.model.path}",
@@ -85,11 +85,5 @@ def _reference_logps(evaluation: Evaluation) -> Logps | None:
     return HeldOut(reference).row_logps(reference.load_params(), reference.datasets["dpo"].eval)
 
 
-def _same_tokens(evaluation: Evaluation) -> bool:
-    rows = [job.datasets["dpo"].eval.fingerprint() for job in (evaluation.model, evaluation.reference)]
-    return rows[0] == rows[1]
-
-
-def _needs_no_reference(name: str, evaluation: Evaluation) -> bool:
-    """Without the reference's log-probs: a base model's rewards are 0 by definition, another's are not known."""
-    return evaluation.model is evaluation.reference or name not in _REWARDS
+def _same_tokens(model: Job, reference: Job) -> bool:
+    return model.datasets["dpo"].eval.fingerprint() == reference.datasets["dpo"].eval.fingerprint()

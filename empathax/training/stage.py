@@ -174,6 +174,7 @@ def _meta(job: Job, stage: str, num_steps: int) -> dict[str, Any]:
         "model_path": options.path,
         "tokenizer_path": tokenizer_path,
         "model_config": dataclasses.asdict(job.source.config),
+        "chat_template": job.datasets[stage].template.source,
         "same_run": {
             "weights": job.source.fingerprint(),
             "num_steps": str(num_steps),

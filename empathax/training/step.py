@@ -60,7 +60,7 @@ def make_train_step(
     scalars: the names of docs/metrics.md, learning_rate, grad_norm (before clipping), skipped, nonfinite_streak,
     nonfinite_total, tokens and pairs.
     """
-    replicated = shardings.step if shardings else None
+    replicated: Any = shardings.step if shardings else None  # the sharding of a scalar
     loss_fn = make_loss(objective, model_config, config, mesh=replicated.mesh if replicated else None)
     max_grad_norm = config.stage(objective).max_grad_norm
 

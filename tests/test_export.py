@@ -1,0 +1,99 @@
+"""The export command: a checkpoint becomes a directory that scores like the checkpoint; bad input leaves nothing."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from empathax import export
+from empathax.models.source import resolve_model
+from empathax.training.checkpoint import StageCheckpoints
+from empathax.training.state import init_state
+
+MODEL = "random:tiny-llama"
+
+
+def save(workdir, stage, params, step, **changes):
+    """A checkpoint as a run writes it, at `step`."""
+    source = resolve_model(MODEL)
+    meta = {"model_path": MODEL, "tokenizer_path": MODEL, "model_config": dataclasses.asdict(source.config)}
+    state = init_state(jax.tree.map(np.array, params), optax.sgd(0.1)).replace(step=np.int32(step))
+    with StageCheckpoints(workdir / "checkpoints" / stage) as checkpoints:
+        checkpoints.save(state, {**meta, "finished": True} | changes)
+        checkpoints.wait()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Parameters that no preset has."""
+    params = resolve_model(MODEL).load_params()
+    return jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(0.25), params)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, trained):
+    path = tmp_path_factory.mktemp("run")
+    save(path, "sft", resolve_model(MODEL).load_params(), 4)
+    save(path, "dpo", jax.tree.map(np.negative, trained), 2)
+    save(path, "dpo", trained, 7)
+    return path
+
+
+@pytest.mark.parametrize("place", [".", "checkpoints", "checkpoints/dpo", "checkpoints/dpo/7"])
+def test_the_latest_stages_last_step_is_written(workdir, trained, tmp_path, place, capsys):
+    out = tmp_path / "out"
+    assert export.main([f"--checkpoint={workdir / place}", f"--out={out}"]) == 0
+    exported = resolve_model(out)
+    jax.tree.map(np.testing.assert_array_equal, exported.load_params(), trained)
+    assert exported.config == dataclasses.replace(
+        resolve_model(MODEL).config, initializer_range=exported.config.initializer_range
+    )
+    assert exported.tokenizer().encode("I feel low") == resolve_model(MODEL).tokenizer().encode("I feel low")
+    assert "dpo/7" in capsys.readouterr().out
+
+
+def test_an_earlier_stage_and_bfloat16(workdir, tmp_path):
+    out = tmp_path / "out"
+    flags = [f"--checkpoint={workdir / 'checkpoints' / 'sft'}", f"--out={out}", "--dtype=bfloat16"]
+    assert export.main(flags) == 0
+    base = resolve_model(MODEL).load_params()
+    rounded = jax.tree.map(lambda leaf: np.asarray(leaf.astype("bfloat16").astype("float32")), base)
+    jax.tree.map(np.testing.assert_array_equal, resolve_model(out).load_params(), rounded)
+    assert resolve_model(out).config.file_dtype == "bfloat16"
+
+
+def test_the_chat_template_of_training_is_written(tmp_path, trained):
+    template = "{% for m in messages %}<|im_start|>{{ m['role'] }} {{ m['content'] }}<|im_end|>{% endfor %}"
+    save(tmp_path / "run", "sft", trained, 1, chat_template=template)
+    assert export.main([f"--checkpoint={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"]) == 0
+    assert resolve_model(tmp_path / "out").tokenizer().chat_template == template
+
+
+def test_the_base_model_may_have_moved(tmp_path, workdir, trained):
+    assert export.main([f"--checkpoint={workdir}", f"--out={tmp_path / 'base'}"]) == 0
+    save(tmp_path / "run", "sft", trained, 1, model_path=str(tmp_path / "gone"), tokenizer_path=str(tmp_path / "gone"))
+    flags = [f"--checkpoint={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"]
+    assert export.main(flags) == 4
+    assert export.main([*flags, f"--model={MODEL}"]) == 0
+    assert not any(path.name.startswith(".out") for path in tmp_path.iterdir())
+
+
+def test_bad_input(tmp_path, workdir, capsys):
+    out = f"--out={tmp_path / 'out'}"
+    assert export.main([f"--checkpoint={tmp_path / 'nothing'}", out]) == 5
+    assert "no finished checkpoint" in capsys.readouterr().err
+    assert export.main([f"--checkpoint={workdir}", out, "--model=random:tiny-gemma"]) == 5
+    assert "activation was 'silu', is 'gelu_tanh'" in capsys.readouterr().err
+    assert export.main([f"--checkpoint={workdir}", f"--out={workdir}"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_checkpoint(tmp_path, trained):
+    save(tmp_path / "run", "sft", trained, 1)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "sft" / "1" / "params" / "d", ignore_errors=True)
+    assert export.main([f"--checkpoint={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"]) == 5
+    assert not (tmp_path / "out").exists()
