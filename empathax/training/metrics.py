@@ -42,8 +42,8 @@ def total(parts: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 def finalize(sums: Mapping[str, Any]) -> dict[str, float]:
     """Sums to means under the names of docs/metrics.md; a metric whose count is zero was not measured and is left out.
 
-    `perplexity` is exp(total nll / total tokens), of the chosen replies where there are pairs. `loss` is per pair with
-    pairs, else per token.
+    `perplexity` is exp(total nll / total tokens). Where there are pairs, `loss` is per pair, and the token metrics are
+    those of the chosen replies.
     """
     values = {name: float(value) for name, value in sums.items()}
     kept = {name: pair for name, pair in _means(values).items() if values[pair[1]] != 0.0}
