@@ -2,7 +2,8 @@
 
 Command:  python -m empathax.train --config=configs/gemma7b_sft.py --workdir=runs/gemma7b_sft
 Hardware: 8 x H100 80 GB, or a TPU v5p-16 and larger (fsdp takes every device there is).
-Expected: the paper's Table 1 has B-4 / R-L / Dist / DBT metric 0.21 / 2.85 / 2.90 / 0.2002 for this row.
+Expected: not reproduced here yet. The paper's Table 1:
+          B-4 / R-L / Dist / DBT metric 0.21 / 2.85 / 2.90 / 0.2002 for this row.
 """
 
 import ml_collections

@@ -2,7 +2,8 @@
 
 Command:  python -m empathax.train --config=configs/mistral7b_sft_dpo.py --workdir=runs/mistral7b_sft_dpo
 Hardware: 8 x H100 80 GB, or a TPU v5p-16 and larger (fsdp takes every device there is).
-Expected: the paper's Table 1 has B-4 / R-L / Dist / DBT metric 0.12 / 14.25 / 33.65 / 0.0508 for this row.
+Expected: not reproduced here yet. The paper's Table 1:
+          B-4 / R-L / Dist / DBT metric 0.12 / 14.25 / 33.65 / 0.0508 for this row.
 """
 
 import ml_collections

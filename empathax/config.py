@@ -231,6 +231,8 @@ def _build(cls: type, values: dict[str, Any], prefix: str, problems: list[str]) 
 def _checked(value: Any, hint: Any, spec: dataclasses.Field, name: str, problems: list[str]) -> Any:
     if isinstance(hint, types.GenericAlias):  # tuple[str, ...]
         items = (value,) if isinstance(value, str) else value
+        if isinstance(items, tuple | list) and all(isinstance(item, str) for item in items):
+            items = [name.strip() for item in items for name in item.split(",")]  # --config.stages=sft,dpo
         if not isinstance(items, tuple | list) or not all(isinstance(item, str) for item in items):
             problems.append(f"{name} = {value!r}: expected a tuple of names")
             return spec.default

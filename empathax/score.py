@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from empathax.config import DataOptions, ModelOptions
-from empathax.errors import exit_on_error
+from empathax.errors import ConfigError, exit_on_error
 
 
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -41,6 +41,10 @@ def main(argv: Sequence[str]) -> int:
     from empathax.models.source import load_tokenizer, resolve_model
     from empathax.training.step import make_score_step
 
+    if flags.out.resolve() == Path(flags.data).resolve():
+        raise ConfigError(
+            f"--out and --data are the same file, {flags.data}: the rows would be lost; name another --out"
+        )
     output.check_writable(flags.out)
     source = resolve_model(flags.model)
     source.check()

@@ -35,6 +35,11 @@ def test_every_problem_in_one_message():
     assert "data.eval_fraction = 2.0: expected a value in [0.0, 0.9]" in message
 
 
+def test_stages_may_be_a_list_with_commas():
+    assert from_config_dict({"stages": "dpo"}).stages == ("dpo",)
+    assert from_config_dict({"stages": ("sft,dpo",)}).stages == ("sft", "dpo")
+
+
 @pytest.mark.parametrize("stages", [(), ("rlhf",), ("sft", "sft")])
 def test_stages_are_checked(stages):
     with pytest.raises(ConfigError, match="stages"):

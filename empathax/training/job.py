@@ -84,10 +84,7 @@ def prepare(config: Config, workdir: Path, overwrite: bool = False) -> Job:
     for stage in config.stages:
         check_batch(job.mesh, config.stage(stage).rows_per_batch, f"{stage}.rows_per_batch")
         job.loader(stage)  # too few rows for one step are refused here
-    _open_workdir(config, workdir, overwrite)
-    for stage, dataset in job.datasets.items():
-        if dataset.rejects and is_leader():
-            dataset.write_rejects(workdir / f"rejected_rows_{stage}.txt")
+    _open_workdir(workdir, overwrite)
     return job
 
 
@@ -137,20 +134,33 @@ def describe(job: Job) -> str:
     return "\n".join(lines)
 
 
-def _open_workdir(config: Config, workdir: Path, overwrite: bool) -> None:
-    """Makes the directory and writes config.json; says which settings differ from those of an earlier run in it."""
+def record_settings(job: Job) -> None:
+    """Writes config.json and the rows that could not be read; says which settings an earlier run here had otherwise."""
     if not is_leader():
         return
-    path = workdir / "config.json"
+    path, settings = job.workdir / "config.json", to_dict(job.config)
+    if path.exists():
+        _say_differences(json.loads(path.read_text(encoding="utf-8")), settings)
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    for stage, dataset in job.datasets.items():
+        if dataset.rejects:
+            dataset.write_rejects(job.workdir / f"rejected_rows_{stage}.txt")
+
+
+def _open_workdir(workdir: Path, overwrite: bool) -> None:
+    """Makes the directory, or finds it to be an earlier run's; nothing of that run is touched without `overwrite`."""
+    if not is_leader():
+        return
+    is_run = (workdir / "config.json").exists()
     try:
-        if overwrite and path.exists():  # only ever a directory that a run has made
+        if overwrite and is_run:  # only ever a directory that a run has made
             shutil.rmtree(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        if not path.exists() and any(workdir.iterdir()):
+        if not is_run and any(workdir.iterdir()):
             raise ConfigError(f"--workdir={workdir} holds files of something else; choose an empty or a new directory")
-        if path.exists():
-            _say_differences(json.loads(path.read_text(encoding="utf-8")), to_dict(config))
-        path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+        probe = workdir / ".writable"
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise ConfigError(
             f"--workdir={workdir} cannot be written: {error.strerror}; choose another directory"

@@ -11,9 +11,9 @@ from empathax.config import to_dict
 from empathax.parallel.distributed import is_leader
 from empathax.training import report
 from empathax.training.held_out import HeldOut
-from empathax.training.job import Job, Params
+from empathax.training.job import Job, Params, record_settings
 from empathax.training.report import Evaluations, Measured, Row
-from empathax.training.stage import run_stage
+from empathax.training.stage import check_resume, run_stage
 
 ROW_NAMES = {("sft",): "+SFT", ("dpo",): "+DPO", ("sft", "dpo"): "+SFT+DPO", ("dpo", "sft"): "+DPO+SFT"}
 NOTES = (
@@ -27,6 +27,9 @@ def run(job: Job) -> str:
 
     Returns report.md's text: metrics and replies of the base model and of every stage's result.
     """
+    for stage in job.config.stages:
+        check_resume(job, stage)
+    record_settings(job)
     held_out = HeldOut(job)
     known = Evaluations(job.workdir, _fingerprint(job))
     source: Callable[[], Params] = job.load_params

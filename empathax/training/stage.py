@@ -151,6 +151,11 @@ def _check_first_step(metrics: Mapping[str, float]) -> None:
         )
 
 
+def _difference(name: str, before: str, now: str) -> str:
+    is_digest = len(before) == len(now) == 64
+    return f"{name.replace('_', ' ')}: not the same" if is_digest else f"{name} was {before}, is {now}"
+
+
 def _stage_metrics(stage: str, measured: Measured, before: Measured, held_out: HeldOut) -> dict[str, float]:
     if stage == "dpo":
         return held_out.pair_metrics(measured.pair_logps or (), before.pair_logps or ())
@@ -184,10 +189,21 @@ def _meta(job: Job, stage: str, num_steps: int) -> dict[str, Any]:
     }
 
 
+def check_resume(job: Job, stage: str) -> None:
+    """Raises CheckpointError if the directory holds a checkpoint of `stage` that this job may not continue."""
+    directory = job.workdir / "checkpoints" / stage
+    if not directory.is_dir():
+        return
+    with StageCheckpoints(directory) as checkpoints:
+        found = checkpoints.meta()
+    if found is not None:
+        _check_same_run(found, _meta(job, stage, job.num_steps(stage)), str(directory))
+
+
 def _check_same_run(found: Mapping[str, Any], wanted: Mapping[str, Any], directory: str) -> None:
     before, now = found["same_run"], wanted["same_run"]
     problems = [
-        f"{name} was {before.get(name, 'absent')}, is {now.get(name, 'absent')}"
+        _difference(name, before.get(name, "absent"), now.get(name, "absent"))
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]

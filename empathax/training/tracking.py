@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 METRICS_FILE = "metrics.jsonl"
+LINE_SECONDS = 30.0  # between two lines of progress in a log
 
 
 class Tracker:
@@ -106,15 +108,17 @@ def _is_kept(line: str, stage: str, step: int) -> bool:
 
 
 class ProgressBar:
-    """Steps done, speed, time left and memory of one stage, on a terminal; nothing where there is none."""
+    """Steps done, speed, time left and memory of one stage: a bar on a terminal, a line now and then in a log."""
 
     def __init__(self, stage: str, total: int, done: int, *, enabled: bool) -> None:
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[status]}"),
         )  # fmt: skip
-        console = Console(stderr=True)
-        self._progress = Progress(*columns, console=console, disable=not (enabled and console.is_terminal))
+        self._console = Console(stderr=True)
+        self._enabled, self._stage, self._total, self._last_line = enabled, stage, total, 0.0
+        is_shown = enabled and self._console.is_terminal
+        self._progress = Progress(*columns, console=self._console, disable=not is_shown)
         self._task = self._progress.add_task(stage, total=total, completed=done, status="compiling")
 
     def __enter__(self) -> ProgressBar:
@@ -128,6 +132,9 @@ class ProgressBar:
         """Shows `values` ("tokens/s" and so on) beside the bar."""
         status = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
         self._progress.update(self._task, completed=done, status=status)
+        if self._enabled and not self._console.is_terminal and time.monotonic() - self._last_line > LINE_SECONDS:
+            self._last_line = time.monotonic()
+            print(f"{self._stage} step {done}/{self._total}: {status}", file=sys.stderr, flush=True)
 
 
 def _short(value: Any) -> str:

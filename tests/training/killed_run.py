@@ -1,4 +1,4 @@
-"""Runs the tiny config in this process and kills it at one step: `python killed_run.py WORKDIR STAGE STEP SIGNAL`."""
+"""Runs the tiny config, killed at one step: `python killed_run.py WORKDIR STAGE STEP SIGNAL SEED`."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from empathax.training import loop
 from empathax.training.job import prepare
 from empathax.training.run import run
 
-workdir, stage, step, name = sys.argv[1:]
+workdir, stage, step, name, seed = sys.argv[1:]
 push = loop._Recorder.push
 
 
@@ -24,4 +24,4 @@ def push_and_die(self, number, metrics):
 
 if name != "NONE":
     loop._Recorder.push = push_and_die
-sys.exit(exit_on_error(lambda: print(run(prepare(tiny_config(), Path(workdir)))))())
+sys.exit(exit_on_error(lambda: print(run(prepare(tiny_config(seed=int(seed)), Path(workdir)))))())

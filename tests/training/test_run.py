@@ -17,9 +17,9 @@ from empathax.training.checkpoint import latest_checkpoint
 HERE = Path(__file__).parent
 
 
-def _child(workdir, stage="none", step=0, name="NONE"):
+def _child(workdir, stage="none", step=0, name="NONE", seed=0):
     """Runs the tiny config in a process of its own; all share one compilation cache, as restarts on one machine do."""
-    command = [sys.executable, str(HERE / "killed_run.py"), str(workdir), stage, str(step), name]
+    command = [sys.executable, str(HERE / "killed_run.py"), str(workdir), stage, str(step), name, str(seed)]
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent.parent / "compilation_cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -82,6 +82,18 @@ def test_sigterm_saves_at_once_and_ends_with_75(whole, tmp_path):
     assert latest_checkpoint(workdir).name == "3"
     assert _child(workdir).returncode == 0
     jax.tree.map(np.testing.assert_array_equal, _params(workdir, "dpo"), _params(whole, "dpo"))
+
+
+def test_a_refused_resume_touches_nothing(whole):
+    def files():
+        paths = [path for path in sorted(whole.rglob("*")) if path.is_file()]
+        return {path: path.read_bytes() for path in paths}
+
+    before = files()
+    refused = _child(whole, seed=1)
+    assert refused.returncode == 5
+    assert "seed was 0, is 1" in refused.stderr
+    assert files() == before
 
 
 def test_a_finished_run_only_reports(whole):
