@@ -4,7 +4,7 @@ Command:  python -m empathax.train --config=configs/smollm2_sft_dpo.py --workdir
               --config.data.path=PATH (one line)
           PATH: a folder with ESConv's train, valid and test .jsonl, or upstream's ESConv.json; left out, the hub copy.
 Hardware: 2 CPU cores and 8 GB of memory.
-Expected: @@sft_dpo@@
+Expected: its SFT stage as smollm2_sft.py says; the DPO stage after it has not been measured to its end.
 """
 
 import ml_collections
