@@ -4,9 +4,9 @@ Command:  python -m empathax.train --config=configs/smollm2_dpo.py --workdir=run
               --config.data.path=PATH (one line)
           PATH: a folder with ESConv's train, valid and test .jsonl, or upstream's ESConv.json; left out, the hub copy.
 Hardware: 2 CPU cores and 8 GB of memory.
-Expected: not measured to its end on ESConv (pairs: the gold reply against an advice reply from elsewhere). On care
-          pairs (Empathy by Design; data.system_prompt=caregiving, dpo.accumulation_steps=1) held-out reward accuracy
-          is 1.00 and the margin 2.6 after 16 steps.
+Expected: not measured to its end on ESConv (pairs: the gold reply against an advice reply from elsewhere). On
+          caregiving pairs (Empathy by Design; data.system_prompt=caregiving, dpo.accumulation_steps=1) held-out reward
+          accuracy is 1.00 and the margin 2.6 after 16 steps.
 """
 
 import ml_collections
