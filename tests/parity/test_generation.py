@@ -15,7 +15,7 @@ from empathax.evaluation.replies import generate_ids
 from empathax.models.export import export_model
 from empathax.models.source import resolve_model
 
-NUM_NEW = 50
+NUM_NEW = 20  # test_export.py compares 50 tokens; here the prompts share beginnings, with a batch for our side
 SYSTEM = Message("system", "You are a kind supporter. Listen first.")
 TURNS = (
     "I feel so alone since my brother left.",
