@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from empathax.config import Config, ModelOptions
+from empathax.config import Config
 from empathax.data.chat import ChatTemplate
 from empathax.errors import DataError
 from empathax.evaluation.decoding import Generated, generate
 from empathax.evaluation.prompt_tree import lay_out_prompts
 from empathax.evaluation.sampling import Sampling
 from empathax.models.model_config import ModelConfig
+from empathax.parallel.mesh import compute_dtype
 
 Prompts = Sequence[Sequence[int]]
 
@@ -61,7 +61,7 @@ def generate_ids(
             max_new_tokens=options.max_new_tokens,
             stop_ids=tuple(stop_ids),
             sampling=sampling,
-            compute_dtype=_compute_dtype(config.model),
+            compute_dtype=compute_dtype(config.model),
             attention=config.model.attention,
         )
         yield from _new_ids(row_ids, jax.device_get(generated))
@@ -96,10 +96,3 @@ def _new_ids(row_ids: np.ndarray, generated: Generated) -> Iterator[tuple[int, l
         if row >= 0:
             length = int(generated.lengths_B[place]) - int(generated.stopped_B[place])
             yield row, generated.token_ids_BM[place, :length].tolist()
-
-
-def _compute_dtype(options: ModelOptions) -> Any:
-    """As in training: "auto" is float32 on CPU and bfloat16 on accelerators."""
-    if options.compute_dtype != "auto":
-        return jnp.dtype(options.compute_dtype)
-    return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")

@@ -1,14 +1,15 @@
-"""The hardware mesh: how many devices along each of the axes data, fsdp and tensor."""
+"""The hardware mesh: devices along the axes data, fsdp and tensor, and the dtype they compute in."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from empathax.config import MeshOptions
+from empathax.config import MeshOptions, ModelOptions
 from empathax.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor")
@@ -37,3 +38,11 @@ def make_mesh(options: MeshOptions, devices: Sequence[jax.Device] | None = None)
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(options, len(devices))
     return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def compute_dtype(options: ModelOptions, mesh: Mesh | None = None) -> jnp.dtype:
+    """The dtype of activations; "auto" is float32 on CPU and bfloat16 on accelerators."""
+    if options.compute_dtype != "auto":
+        return jnp.dtype(options.compute_dtype)
+    platform = mesh.devices.flat[0].platform if mesh else jax.default_backend()
+    return jnp.dtype("float32" if platform == "cpu" else "bfloat16")

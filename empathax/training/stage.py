@@ -16,6 +16,7 @@ from empathax.config import to_dict
 from empathax.data.batch import Batch
 from empathax.errors import CheckpointError, WeightsError, raise_all
 from empathax.parallel.distributed import is_leader, put_batch
+from empathax.parallel.mesh import compute_dtype
 from empathax.parallel.rules import batch_sharding
 from empathax.training import reference, report
 from empathax.training.checkpoint import StageCheckpoints, restore_params
@@ -25,7 +26,7 @@ from empathax.training.loop import train_stage
 from empathax.training.optimizer import make_optimizer
 from empathax.training.report import Measured
 from empathax.training.state import TrainState, abstract_state, init_state, state_shardings
-from empathax.training.step import TrainStep, compute_dtype, make_train_step
+from empathax.training.step import TrainStep, make_train_step
 from empathax.training.tracking import Tracker
 
 

@@ -21,6 +21,7 @@ from empathax.models.transformer import hidden_states, output_projection
 from empathax.objectives.logprobs import TokenLogps, sequence_logps, take_queries, token_logps
 from empathax.objectives.preference import chosen_token_weight, dpo_loss, take_pairs
 from empathax.objectives.sft import Sums, sft_loss, token_sums
+from empathax.parallel.mesh import compute_dtype
 from empathax.training import metrics
 from empathax.training.optimizer import Schedule
 from empathax.training.state import TrainState, Tree
@@ -138,14 +139,6 @@ def make_loss(objective: str, model_config: ModelConfig, config: Config, *, mesh
         return loss_sum, num_pairs, sums
 
     return loss_fn
-
-
-def compute_dtype(options: ModelOptions, mesh: Mesh | None = None) -> jnp.dtype:
-    """The dtype of activations; "auto" is float32 on CPU and bfloat16 on accelerators."""
-    if options.compute_dtype != "auto":
-        return jnp.dtype(options.compute_dtype)
-    platform = mesh.devices.flat[0].platform if mesh else jax.default_backend()
-    return jnp.dtype("float32" if platform == "cpu" else "bfloat16")
 
 
 def _scorer(
