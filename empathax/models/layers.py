@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from empathax.models.attention import NO_WINDOW, Window
 from empathax.models.model_config import ModelConfig
+from empathax.models.primitives import gated, matmul, scaled_rms
 from empathax.models.rope import apply_rope, rope_tables
 
 Params = dict[str, Any]
@@ -18,13 +18,6 @@ Kept = TypeVar("Kept")
 Tables = tuple[Array, Array]  # cosines and sines, [B, T, H / 2] float32
 # (query [B, N, T, H], key [B, K, T, H], value [B, K, T, H]) -> (output [B, N, T, H], what the caller wants back)
 Attend = Callable[[Array, Array, Array], tuple[Array, Kept]]
-
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu": jax.nn.relu,
-}
 
 
 def embed(
@@ -88,15 +81,13 @@ def decoder_layer(
 
 def rms_norm(norm: Params, config: ModelConfig, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     """x / rms(x) times scale (or 1 + scale) over the last axis, in float32."""
-    wide = x.astype(jnp.float32)
-    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_eps)
     scale_D = norm["scale"].astype(jnp.float32)
-    return (normed * (1.0 + scale_D if config.unit_offset_norm else scale_D)).astype(x.dtype)
+    return scaled_rms(x, 1.0 + scale_D if config.unit_offset_norm else scale_D, config.norm_eps)
 
 
 def linear(weights: Params, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
     """x @ kernel (+ bias) in the dtype of x."""
-    out = x @ weights["kernel"].astype(x.dtype)
+    out = matmul(x, weights["kernel"])
     return out + weights["bias"].astype(x.dtype) if "bias" in weights else out
 
 
@@ -121,5 +112,5 @@ def _merge_heads(x_BNTH: Array) -> Array:
 
 
 def _gated_mlp(weights: Params, config: ModelConfig, x_BTD: Array) -> Array:
-    gate_BTF = _ACTIVATIONS[config.activation](linear(weights["gate"], x_BTD))
-    return linear(weights["down"], gate_BTF * linear(weights["up"], x_BTD))
+    gate_BTF, up_BTF = linear(weights["gate"], x_BTD), linear(weights["up"], x_BTD)
+    return linear(weights["down"], gated(config.activation, gate_BTF, up_BTF))

@@ -1,0 +1,90 @@
+"""Matrix product, RMS norm and gated activation, with backward passes that say what is kept and how it is summed.
+
+Left to itself, differentiation keeps every intermediate of an activation, lays the gradient of a kernel out transposed
+and copies it back, and sums the gradient of a norm element by element. On XLA's CPU backend that makes up half of the
+time of a layer's dense part. The results are those of automatic differentiation up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+@jax.custom_vjp
+def matmul(x: Float[Array, "*B I"], kernel_IO: Float[Array, "I O"]) -> Float[Array, "*B O"]:
+    """x @ kernel in the dtype of x; the kernel's gradient is summed, and returned, in the kernel's own dtype."""
+    return x @ kernel_IO.astype(x.dtype)
+
+
+def _matmul_forward(x: Array, kernel_IO: Array) -> tuple[Array, tuple[Array, Array]]:
+    return matmul(x, kernel_IO), (x, kernel_IO)
+
+
+def _matmul_backward(kept: tuple[Array, Array], dout: Array) -> tuple[Array, Array]:
+    x, kernel_IO = kept
+    tokens = tuple(range(x.ndim - 1))
+    over_tokens = ((tokens, tokens), ((), ()))
+    dkernel_IO = jax.lax.dot_general(x, dout, over_tokens, preferred_element_type=kernel_IO.dtype)
+    return jnp.einsum("...o,io->...i", dout, kernel_IO.astype(x.dtype)), dkernel_IO
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def scaled_rms(x: Float[Array, "*B D"], scale_D: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
+    """x / rms(x) * scale over the last axis: in float32, returned in the dtype of x."""
+    return _scaled_rms_forward(x, scale_D, eps)[0]
+
+
+def _scaled_rms_forward(x: Array, scale_D: Array, eps: float) -> tuple[Array, tuple[Array, Array, Array]]:
+    wide = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (wide * inverse * scale_D.astype(jnp.float32)).astype(x.dtype), (x, inverse, scale_D)
+
+
+def _scaled_rms_backward(eps: float, kept: tuple[Array, Array, Array], dout: Array) -> tuple[Array, Array]:
+    x, inverse, scale_D = kept
+    wide_dout = dout.astype(jnp.float32)
+    normed = x.astype(jnp.float32) * inverse
+    dnormed = wide_dout * scale_D.astype(jnp.float32)
+    # sums as products with ones: the CPU backend's plain reductions take several times as long
+    along_D = jnp.einsum("...d,d->...", dnormed * normed, jnp.ones_like(scale_D, jnp.float32)) / x.shape[-1]
+    tokens = tuple(range(x.ndim - 1))
+    ones = jnp.ones(x.shape[:-1], jnp.float32)
+    dscale_D = jax.lax.dot_general(ones, wide_dout * normed, ((tokens, tokens), ((), ())))
+    dx = inverse * (dnormed - normed * along_D[..., None])
+    return dx.astype(x.dtype), dscale_D.astype(scale_D.dtype)
+
+
+scaled_rms.defvjp(_scaled_rms_forward, _scaled_rms_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def gated(activation: str, gate: Float[Array, "*B F"], up: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+    """activation(gate) * up; the backward pass keeps the two inputs only."""
+    return ACTIVATIONS[activation](gate) * up
+
+
+def _gated_forward(activation: str, gate: Array, up: Array) -> tuple[Array, tuple[Array, Array]]:
+    return gated(activation, gate, up), (gate, up)
+
+
+def _gated_backward(activation: str, kept: tuple[Array, Array], dout: Array) -> Any:
+    return jax.vjp(lambda gate, up: ACTIVATIONS[activation](gate) * up, *kept)[1](dout)
+
+
+gated.defvjp(_gated_forward, _gated_backward)
