@@ -13,46 +13,15 @@ from empathax.models.blockwise import visible_blocks
 T = 512
 
 
-def _forest(rng, num_tokens, branching):
-    """subtree_end and positions of a random forest in depth-first preorder."""
-    parent = np.full(num_tokens, -1)
-    for i in range(1, num_tokens):
-        path = [i - 1]
-        while parent[path[-1]] >= 0:
-            path.append(parent[path[-1]])
-        jump = rng.random() < branching
-        parent[i] = rng.choice([*path, -1]) if jump else i - 1
-    end, depth = np.arange(1, num_tokens + 1), np.zeros(num_tokens, int)
-    for i in range(num_tokens):
-        depth[i] = depth[parent[i]] + 1 if parent[i] >= 0 else 0
-    for i in reversed(range(num_tokens)):
-        if parent[i] >= 0:
-            end[parent[i]] = max(end[parent[i]], end[i])
-    return end, depth
-
-
-def _inputs(seed, batch=1, heads=4, kv_heads=2, branching=0.02):
-    rng = np.random.default_rng(seed)
-    forests = [_forest(rng, T, branching) for _ in range(batch)]
-    end_BT, positions_BT = (jnp.asarray(np.stack(part), jnp.int32) for part in zip(*forests, strict=True))
-    q, k, v = (jnp.asarray(rng.standard_normal((batch, n, T, 16)), jnp.float32) for n in (heads, kv_heads, kv_heads))
-    return q, k, v, {"positions_BT": positions_BT, "subtree_end_BT": end_BT}
-
-
-def _run(implementation, q, k, v, **options):
-    def total(q, k, v):
-        out = attention(q, k, v, scale=0.25, implementation=implementation, **options)
-        return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum(), out
-
-    grads, out = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(q, k, v)
-    return out, *grads
+def _inputs(seed, batch=1, branching=0.02):
+    return random_inputs(seed, T, batch, branching=branching)
 
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10**6), branching=st.sampled_from([0.0, 0.005, 0.1]), batch=st.integers(1, 2))
 def test_equals_dense_on_random_forests(seed, branching, batch):
     q, k, v, layout = _inputs(seed, batch, branching=branching)
-    dense, blocks = (_run(name, q, k, v, **layout) for name in ("dense", "blockwise"))
+    dense, blocks = (run_attention(name, q, k, v, **layout) for name in ("dense", "blockwise"))
     np.testing.assert_allclose(blocks[0], dense[0], atol=1e-5)
     for block, reference in zip(blocks[1:], dense[1:], strict=True):
         np.testing.assert_allclose(block, reference, atol=1e-4)
@@ -61,7 +30,7 @@ def test_equals_dense_on_random_forests(seed, branching, batch):
 @pytest.mark.parametrize("options", [{"window": 40}, {"softcap": 2.0}, {"window": jnp.int32(40), "softcap": 2.0}])
 def test_window_and_softcap_equal_dense(options):
     q, k, v, layout = _inputs(1, batch=2)
-    dense, blocks = (_run(name, 4 * q, k, v, **layout, **options) for name in ("dense", "blockwise"))
+    dense, blocks = (run_attention(name, 4 * q, k, v, **layout, **options) for name in ("dense", "blockwise"))
     for block, reference in zip(blocks, dense, strict=True):
         np.testing.assert_allclose(block, reference, atol=1e-4)
 
