@@ -33,7 +33,6 @@ from empathax.models.tree_layout import (
 )
 
 
-
 def block_sizes(head_bytes: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """(queries, keys) of a tile, forward and backward, for heads of `head_bytes` a token.
 

@@ -63,7 +63,7 @@ def block_lists(visible_BXY: Bool[Array, "B X Y"]) -> BlockLists:
     return BlockLists(jnp.take_along_axis(order_BXY, entry_BXY, axis=-1), count_BX)
 
 
-def matmul(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "..."]:
+def matmul(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "x y"]:
     """a.b over one dimension of each, summed in float32; float32 factors keep all their bits."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     dims = (((contract[0],), (contract[1],)), ((), ()))
