@@ -33,15 +33,14 @@ from empathax.models.tree_layout import (
 )
 
 
-def block_sizes(head_bytes: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(queries, keys) of a tile, forward and backward, for heads of `head_bytes` a token.
+def block_sizes(head_dim: int, itemsize: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(queries, keys) of a tile, forward and backward: what fits a multiprocessor's registers and shared memory.
 
-    What FlashAttention-2 takes for 128-byte and 256-byte heads; larger heads leave less of a multiprocessor's shared
-    memory (A100: 164 KiB) and registers for a tile.
+    Float32 has no tensor cores to feed (its matmuls keep all bits): small tiles, which also compile in seconds.
     """
-    if head_bytes <= 256:
-        return (128, 64), (64, 64)
-    return ((64, 32), (32, 32)) if head_bytes <= 512 else ((32, 32), (32, 32))
+    if itemsize > 2:
+        return ((64, 32), (32, 32)) if head_dim <= 128 else ((32, 32), (32, 32))
+    return ((128, 64), (64, 64)) if head_dim <= 128 else ((64, 64), (32, 64))
 
 
 def forward(
@@ -54,7 +53,7 @@ def forward(
 ) -> tuple[Float[Array, "B N T H"], Float[Array, "B N T"]]:
     """The attention's result and the float32 log-sum-exp of each query's scores."""
     B, N, T, H = q_BNTH.shape
-    sizes, _ = block_sizes(H * q_BNTH.dtype.itemsize)
+    sizes, _ = block_sizes(H, q_BNTH.dtype.itemsize)
     lists = block_lists(visible_blocks(layout, *sizes))
     out_shapes = (
         jax.ShapeDtypeStruct(q_BNTH.shape, q_BNTH.dtype),
@@ -79,7 +78,7 @@ def backward(
     """The gradients of q, k and v; `delta` is the sum of dout x out over each head (see flash.py)."""
     B, N, T, H = q_BNTH.shape
     K = k_BKTH.shape[1]
-    _, sizes = block_sizes(H * q_BNTH.dtype.itemsize)
+    _, sizes = block_sizes(H, q_BNTH.dtype.itemsize)
     visible_BIJ = visible_blocks(layout, *sizes)
     arrays = (q_BNTH, k_BKTH, v_BKTH, dout_BNTH, lse_BNT, delta_BNT)
     static: dict[str, Any] = {"options": options, "sizes": sizes, "group": N // K}
@@ -108,6 +107,7 @@ def _forward_kernel(
     group: int,
 ) -> None:
     block, head, row = (pl.program_id(axis) for axis in range(3))
+    kv_head = jax.lax.div(head, group)
     queries = pl.ds(block * sizes[0], sizes[0])
     q_sH = q_BNTH[row, head, queries, :]
 
@@ -115,7 +115,7 @@ def _forward_kernel(
         top_s, total_s, acc_sH = running
         j = blocks_BIJ[row, block, step]
         keys = pl.ds(j * sizes[1], sizes[1])
-        k_sH, v_sH = k_BKTH[row, head // group, keys, :], v_BKTH[row, head // group, keys, :]
+        k_sH, v_sH = k_BKTH[row, kv_head, keys, :], v_BKTH[row, kv_head, keys, :]
         mask = _mask(block, j, row, positions_BT, end_BT, window_1, options, sizes)
         scores = jnp.where(mask, tile_scores(matmul(q_sH, k_sH, (1, 1)), options), MASKED)
         new_top_s = jnp.maximum(top_s, scores.max(axis=1))
@@ -152,6 +152,7 @@ def _dq_kernel(
     group: int,
 ) -> None:
     block, head, row = (pl.program_id(axis) for axis in range(3))
+    kv_head = jax.lax.div(head, group)
     queries = pl.ds(block * sizes[0], sizes[0])
     q_sH, dout_sH = q_BNTH[row, head, queries, :], dout_BNTH[row, head, queries, :]
     lse_s, delta_s = lse_BNT[row, head, queries], delta_BNT[row, head, queries]
@@ -159,7 +160,7 @@ def _dq_kernel(
     def key_block(step: Array, dq_sH: Array) -> Array:
         j = blocks_BIJ[row, block, step]
         keys = pl.ds(j * sizes[1], sizes[1])
-        k_sH, v_sH = k_BKTH[row, head // group, keys, :], v_BKTH[row, head // group, keys, :]
+        k_sH, v_sH = k_BKTH[row, kv_head, keys, :], v_BKTH[row, kv_head, keys, :]
         mask = _mask(block, j, row, positions_BT, end_BT, window_1, options, sizes)
         _, draw = _weights_and_gradient(q_sH, k_sH, v_sH, dout_sH, lse_s, delta_s, mask, options)
         return dq_sH + matmul(draw.astype(k_sH.dtype), k_sH, (1, 0))

@@ -136,7 +136,7 @@ def _query_major_specs(size: int, H: int, group: int) -> tuple[dict[str, pl.Bloc
         return b, n, i
 
     def moving(b: Any, n: Any, i: Any, step: Any, blocks: Any, *_: Any) -> tuple[Any, Any, Any]:
-        return b, n // group, blocks[b, i, step]
+        return b, jax.lax.div(n, group), blocks[b, i, step]
 
     return _specs(fixed, size, H), _specs(moving, size, H)
 

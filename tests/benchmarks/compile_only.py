@@ -11,6 +11,7 @@ reference's log-probs come with the batch. Needs the extra `plan`; for GPUs see 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -54,31 +55,30 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 def topology_devices(topology: str) -> Any:
     """The devices of hardware that is not there: "v5e:4x4" or "h100:8"."""
-    from jax.experimental import topologies
-
     kind, _, shape = topology.partition(":")
     if kind not in DEVICE_GIB or not shape:
         raise SystemExit(f"--topology={topology}: expected KIND:SHAPE, KIND one of {', '.join(DEVICE_GIB)}")
-    if kind != "h100":
+    if kind == "h100":
+        _prepare_cuda()
+    else:
         _require("libtpu", TPU_INSTALL)
+    from jax.experimental import topologies
+
+    if kind != "h100":
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    _register_cuda()
     return topologies.get_topology_desc(
         platform="cuda", topology_name="h100", target_config=H100, topology=f"1x1x{shape}"
     ).devices
 
 
-def _register_cuda() -> None:
-    """Makes the CUDA plugin known and its assembler found; nothing is tuned by running it."""
-    import jax
-
-    install = GPU_INSTALL.format(version=jax.__version__)
+def _prepare_cuda() -> None:
+    """Settles what the CUDA plugin reads when jax loads it: where its assembler is, and to tune nothing by running."""
+    install = GPU_INSTALL.format(version=importlib.metadata.version("jax"))
     _require("jax_plugins.xla_cuda12", install)
     nvcc = Path(_require("nvidia.cuda_nvcc", install).submodule_search_locations[0])
     os.environ["PATH"] = f"{nvcc / 'bin'}{os.pathsep}{os.environ['PATH']}"
     flags = f"--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={nvcc}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
-    importlib.import_module("jax_plugins.xla_cuda12").initialize()
 
 
 def _require(module: str, install: str) -> Any:

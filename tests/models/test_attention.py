@@ -14,7 +14,7 @@ from empathax.errors import ConfigError
 from empathax.models import flash
 from empathax.models.architecture import preset
 from empathax.models.attention import NO_WINDOW, attention, masked_attention, tree_mask
-from empathax.models.transformer import hidden_states, init_params
+from empathax.models.transformer import abstract_params, hidden_states, init_params
 from empathax.parallel import rules
 from tests.models.forests import random_inputs
 
@@ -139,13 +139,26 @@ def test_the_mesh_axes_of_rows_and_heads_are_those_of_the_rules():
     assert rules.spec_for(("heads",))[0] == rules.spec_for(("kv_heads",))[0] == flash.HEAD_AXIS
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+@pytest.mark.parametrize(("remat", "times"), [("none", 1), ("dots", 1), ("full", 2)])
+def test_only_full_rematerialization_runs_attention_twice(remat, times):
+    config = dataclasses.replace(preset("tiny-llama"), head_dim=64)
+    index = jnp.zeros((1, 512), jnp.int32)
+    mesh = _MeshOf("tpu", data=1, fsdp=1, tensor=1)
+
+    def loss(params):
+        return hidden_states(params, config, index, index, index, remat=remat, mesh=mesh).sum()
+
+    # a recomputed kernel whose result has no name is dead code, which XLA removes
+    assert str(jax.make_jaxpr(jax.grad(loss))(abstract_params(config))).count("name=attention_out") == times
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
 def test_blocks_split_over_a_mesh_equal_dense_in_a_model(remat):
     config = dataclasses.replace(preset("tiny-llama"), windows=(0, 100), num_layers=2)
     params = init_params(config, 0)
     q, _, _, layout = random_inputs(8, 256 * 2, batch=4)
     token_ids = jnp.arange(q.shape[0] * q.shape[2], dtype=jnp.int32).reshape(q.shape[0], -1) % config.vocab_size
-    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), (jax.sharding.AxisType.Auto,) * 3)
+    mesh = jax.make_mesh((1, 2, 2), ("data", "fsdp", "tensor"), (jax.sharding.AxisType.Auto,) * 3)
 
     def grads(**options):
         def loss(params):

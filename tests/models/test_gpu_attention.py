@@ -60,9 +60,10 @@ def test_split_over_rows_and_heads_equals_dense():
     assert_close(run_interpreted(KERNEL, q, k, v, **layout, mesh=mesh), run_attention("dense", q, k, v, **layout))
 
 
-@pytest.mark.parametrize("head_bytes", [128, 256, 512, 1024])
-def test_tiles_divide_a_row_and_fit_a_tensor_core(head_bytes):
-    for queries, keys in block_sizes(head_bytes):
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_tiles_divide_a_row_and_fit_a_tensor_core(head_dim, itemsize):
+    for queries, keys in block_sizes(head_dim, itemsize):
         assert 128 % queries == 0
         assert 128 % keys == 0
         assert min(queries, keys) >= 16
