@@ -100,7 +100,7 @@ def forward(
 
         rows = (B, K, G, size)
         start = (jnp.full(rows, MASKED), jnp.zeros(rows, jnp.float32), jnp.zeros((*rows, H), jnp.float32))
-        top, total, acc = jax.lax.fori_loop(0, lists.count[0, block], key_block, start)
+        top, total, acc = jax.lax.fori_loop(0, lists.num_visible[0, block], key_block, start)
         return _put(out, acc / total[..., None], block, size, 3), _put(lse, top + jnp.log(total), block, size, 3)
 
     empty = (jnp.zeros((B, K, G, T, H), q_BKGTH.dtype), jnp.zeros((B, K, G, T), jnp.float32))
@@ -152,7 +152,7 @@ def backward(
             return dq_flat, dk, dv
 
         start = (jnp.zeros((B, K, G * size, H), jnp.float32), dk, dv)
-        dq_flat, dk, dv = jax.lax.fori_loop(0, lists.count[0, block], key_block, start)
+        dq_flat, dk, dv = jax.lax.fori_loop(0, lists.num_visible[0, block], key_block, start)
         return _put(dq, dq_flat.reshape(B, K, G, size, H), block, size, 3), dk, dv
 
     zeros = (

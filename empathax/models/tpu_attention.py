@@ -190,6 +190,7 @@ def _call(
     arrays, in_specs = zip(*inputs, strict=True)
     shapes, out_specs = zip(*outputs, strict=True)
     num_matmuls, (B, N, T, H) = matmuls
+    semantics: list[Any] = ["parallel"] * num_parallel + ["arbitrary"] * (len(grid) - num_parallel)
     moved = sum(x.size * x.dtype.itemsize for x in (*arrays, *shapes))
     call = pl.pallas_call(
         kernel,
@@ -201,9 +202,7 @@ def _call(
             scratch_shapes=[pltpu.VMEM(shape, dtype) for shape, dtype in scratch],
         ),
         out_shape=shapes,
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel",) * num_parallel + ("arbitrary",) * (len(grid) - num_parallel)
-        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
         # a causal half of the pairs: what XLA plans its collectives around
         cost_estimate=pl.CostEstimate(
             flops=num_matmuls * B * N * T * T * H, transcendentals=B * N * T * T // 2, bytes_accessed=moved

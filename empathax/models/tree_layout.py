@@ -33,13 +33,13 @@ class ScoreOptions:
 
 
 class BlockLists(NamedTuple):
-    """The blocks that each block works on: the first `count` entries of a list, its last one repeated after that.
+    """The blocks that each block works on: the first `num_visible` entries of a list, its last one repeated after that.
 
     The repetition makes a pipeline fetch nothing: the block that it is to load next is already there.
     """
 
     blocks: Int[Array, "B X Y"]
-    count: Int[Array, "B X"]  # at least 1: a token sees itself
+    num_visible: Int[Array, "B X"]  # at least 1: a token sees itself
 
 
 def visible_blocks(layout: TreeLayout, query_size: int, key_size: int) -> Bool[Array, "B I J"]:
@@ -95,4 +95,4 @@ def tile_mask(
     The arrays broadcast against each other: what belongs to keys may have size 1 along the queries' axis.
     """
     mask = (key_index <= query_index) & (query_index < end)
-    return mask if distance is None else mask & (distance < window)
+    return mask if distance is None or window is None else mask & (distance < window)

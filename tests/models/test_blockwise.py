@@ -57,7 +57,7 @@ def test_visible_blocks_of_unequal_size_hold_every_visible_pair():
 def test_block_lists_repeat_their_last_entry():
     lists = block_lists(jnp.array([[[False, True, False, True], [True, False, False, False]]]))
     assert lists.blocks.tolist() == [[[1, 3, 3, 3], [0, 0, 0, 0]]]
-    assert lists.count.tolist() == [[2, 1]]
+    assert lists.num_visible.tolist() == [[2, 1]]
 
 
 def test_temporaries_grow_linearly():
