@@ -192,7 +192,8 @@ def _memory(lowered: Any, device_gib: int) -> dict[str, Any]:
             raise
         sizes = {"arguments_gib": None, "temporaries_gib": None, "total_gib": float(used[1]), "fits": False}
     else:
-        arguments, temporaries = stats.argument_size_in_bytes / GIB, stats.temp_size_in_bytes / GIB
+        arguments = round(stats.argument_size_in_bytes / GIB, 3)
+        temporaries = round(stats.temp_size_in_bytes / GIB, 3)
         total = arguments + temporaries
         sizes = {"arguments_gib": arguments, "temporaries_gib": temporaries, "total_gib": total}
         sizes["fits"] = total <= device_gib
