@@ -27,7 +27,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 
 ROW_TOKENS = 2048
-TOKENS_PER_PAIR = {"none": 837, "pair": 447, "tree": 93}  # measured on ESConv's train split, Llama-3 tokenizer
+TOKENS_PER_PAIR = {"none": 837, "pair": 447, "tree": 93}  # about, on ESConv
 TRAINED_TOKENS_PER_PAIR = 70  # both replies
 DEVICE_GIB = {"v5e": 16, "v5p": 95, "v6e": 32, "h100": 80}
 GIB = 2**30
