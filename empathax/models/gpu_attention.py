@@ -4,8 +4,8 @@ One program per block of queries (result, gradient of the queries) or of keys (t
 loops over the blocks that its own can see, as many as there are, and holds its sums in registers.
 
 Pallas offers two GPU back ends. Mosaic GPU has to be written for one generation of tensor cores (Hopper's wgmma,
-Blackwell's tcgen05); Triton runs on all from Ampere on. jax calls Triton deprecated since 0.11 and still ships it in
-0.12, the newest this package is tested with: should it go, "auto" has portable "blockwise" to fall back to.
+Blackwell's tcgen05); Triton runs on all from Ampere on. jax calls its Triton back end deprecated since 0.11 and still
+has it in 0.12 (with a DeprecationWarning): should it go, "auto" falls back to the portable "blockwise".
 """
 
 from __future__ import annotations
