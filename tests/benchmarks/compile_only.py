@@ -29,7 +29,7 @@ os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 ROW_TOKENS = 2048
 TOKENS_PER_PAIR = {"none": 837, "pair": 447, "tree": 93}  # about, on ESConv
 TRAINED_TOKENS_PER_PAIR = 70  # both replies
-DEVICE_GIB = {"v5e": 16, "v5p": 95, "v6e": 32, "h100": 80}
+DEVICE_GIB = {"v5e": 15.75, "v5p": 95.7, "v6e": 31.25, "h100": 80.0}  # what XLA may use of them
 GIB = 2**30
 TPU_INSTALL = "pip install 'empathax[plan]'"
 GPU_INSTALL = (
@@ -163,7 +163,8 @@ def compile_step(topology: str, packing: str, pairs: int, options: dict[str, str
     state = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state, shardings)
     step = make_train_step("dpo", model, config, tx, schedule, shardings=shardings)
     start = time.perf_counter()
-    lowered = step.lower(state, abstract_batch(rows, pairs, batch_sharding(mesh, num_leading=1)))
+    batch = abstract_batch(rows, pairs, batch_sharding(mesh, num_leading=1))
+    lowered = step.lower(state, batch)
     row = {
         "topology": topology,
         "packing": packing,
@@ -176,27 +177,33 @@ def compile_step(topology: str, packing: str, pairs: int, options: dict[str, str
         ),
         "lower_seconds": round(time.perf_counter() - start, 1),
     }
-    return row | _memory(lowered, DEVICE_GIB[topology.partition(":")[0]])
+    return row | _memory(lowered, _device_bytes((state, batch)) / GIB, DEVICE_GIB[topology.partition(":")[0]])
 
 
-def _memory(lowered: Any, device_gib: int) -> dict[str, Any]:
-    """Bytes per device of the compiled step, or why it cannot be had."""
+def _device_bytes(tree: Any) -> int:
+    """What one device holds of a tree of sharded arrays."""
+    import jax
+
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _memory(lowered: Any, arguments: float, device_gib: float) -> dict[str, Any]:
+    """GiB per device of the compiled step."""
     import jax
 
     start = time.perf_counter()
     try:
         stats = lowered.compile().memory_analysis()
-    except jax.errors.JaxRuntimeError as error:  # a TPU program that does not fit is refused, with its size
-        used = re.search(r"Used ([\d.]+)G of", str(error))
-        if not used:
+        arguments, temporaries = stats.argument_size_in_bytes / GIB, stats.temp_size_in_bytes / GIB
+    except jax.errors.JaxRuntimeError as error:  # temporaries that alone exceed a TPU's memory are refused
+        refused = re.search(r"temporaries \(([\d.]+)G\)", str(error))
+        if not refused:
             raise
-        sizes = {"arguments_gib": None, "temporaries_gib": None, "total_gib": float(used[1]), "fits": False}
-    else:
-        arguments = round(stats.argument_size_in_bytes / GIB, 3)
-        temporaries = round(stats.temp_size_in_bytes / GIB, 3)
-        total = arguments + temporaries
-        sizes = {"arguments_gib": arguments, "temporaries_gib": temporaries, "total_gib": total}
-        sizes["fits"] = total <= device_gib
+        temporaries = float(refused[1])
+    total = arguments + temporaries
+    sizes = {"arguments_gib": arguments, "temporaries_gib": temporaries, "total_gib": total}
+    sizes = {name: round(size, 3) for name, size in sizes.items()} | {"fits": total <= device_gib}
     return sizes | {"device_gib": device_gib, "compile_seconds": round(time.perf_counter() - start, 1)}
 
 
@@ -207,12 +214,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| arguments GiB | temporaries GiB | total GiB | fits | compiled in |"
     )
 
-    def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:.1f}"
-
     lines = [
         f"| {row['topology']} | {row['packing']} | {row['pairs']} | {row['rows']} ({row['rows_per_device']}) "
-        f"| {number(row['arguments_gib'])} | {number(row['temporaries_gib'])} | {number(row['total_gib'])} of "
+        f"| {row['arguments_gib']:.1f} | {row['temporaries_gib']:.1f} | {row['total_gib']:.1f} of "
         f"{row['device_gib']} | {'yes' if row['fits'] else 'no'} | {row['compile_seconds']} s |"
         for row in rows
     ]
