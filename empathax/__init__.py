@@ -19,8 +19,12 @@ models/: what a decoder is, and how it gets its weights
     gguf_config.py       GGUF metadata to ModelConfig
     transformer.py       the NNX decoder: parameters declared, forward pass as a pure function
     layers.py, rope.py   the arithmetic of a layer; rotary positions
-    attention.py         attention over prefix trees, its reference implementation
-    blockwise.py         the same in blocks: linear memory, unseen blocks skipped
+    attention.py         the door to attention over prefix trees; its dense reference
+    flash.py             its memory-linear form: one gradient rule over three kernels, split over the mesh
+    tree_layout.py       masks, scores and lists of visible blocks, which the kernels share
+    blockwise.py         the portable kernel, in plain XLA
+    tpu_attention.py, tpu_kernels.py    the Pallas kernels for TPUs
+    gpu_attention.py     the Pallas kernels for GPUs, on Triton
     kv_cache.py          prefill and single decode steps
     source.py            what a user writes for a model, resolved
     installed_weights.py weights inside installed packages

@@ -37,7 +37,8 @@ class ModelOptions:
     param_dtype: str = _option("float32", ("float32", "bfloat16"))
     compute_dtype: str = _option("auto", ("auto", "float32", "bfloat16"))  # auto: float32 on CPU, else bfloat16
     remat: str = _option("none", ("none", "full", "dots"))
-    attention: str = _option("auto", ("auto", "dense", "blockwise"))
+    # of the steps; auto: the mesh's kernel if there is one and rows of 512 tokens or more fit it, else portable
+    attention: str = _option("auto", ("auto", "dense", "blockwise", "pallas_tpu", "pallas_gpu"))
     vocab_chunk: int = _option(8192, low=128)  # vocabulary entries per chunk of the log-softmax
 
 

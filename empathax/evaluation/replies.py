@@ -62,7 +62,8 @@ def generate_ids(
             stop_ids=tuple(stop_ids),
             sampling=sampling,
             compute_dtype=compute_dtype(config.model),
-            attention=config.model.attention,
+            # rows of prompts do not always divide into blocks, and lie on no mesh: the kernels are for the steps
+            attention="dense" if config.model.attention == "dense" else "auto",
         )
         yield from _new_ids(row_ids, jax.device_get(generated))
 

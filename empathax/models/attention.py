@@ -5,18 +5,18 @@ Heads come before tokens in every array ("bnth"): on XLA's CPU backend that runs
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from empathax.errors import ConfigError
-from empathax.models.blockwise import block_size, blockwise_attention
+from empathax.models.blockwise import block_size
+from empathax.models.flash import HEAD_DIMS, KERNELS, Plan, divides, flash_attention, has_kernel
+from empathax.models.tree_layout import MASKED, ScoreOptions, TreeLayout
 
 NO_WINDOW = jnp.iinfo(jnp.int32).max  # a traced window that hides nothing
-_MASKED = -1e30  # finite: a row without any visible token gives a uniform softmax, not NaN
+IMPLEMENTATIONS = ("auto", "dense", *KERNELS)
 
 Window = int | Int[Array, ""]
 
@@ -32,18 +32,33 @@ def attention(
     softcap: float = 0.0,
     scale: float = 1.0,
     implementation: str = "auto",
+    mesh: Mesh | None = None,
 ) -> Float[Array, "B N T H"]:
     """Grouped-query attention within rows of prefix trees; query head n reads key head n // (N / K).
 
     `window` counts the tokens a query sees along its own path, itself included (positions differ by less than it);
     the int 0 switches it off, a traced value must be > 0 (`NO_WINDOW` hides nothing). `softcap` 0 is off. Scores and
     softmax are float32, the result has the dtype of `q_BNTH`.
+
+    `mesh` is where the arrays lie, rows and heads split as parallel/rules.py says: with it the work is split by hand,
+    and "auto" may take the kernel of the mesh's platform. XLA cannot partition a kernel, so without a mesh "auto" is
+    portable, and a kernel asked for by name runs on one device.
     """
-    if implementation not in _IMPLEMENTATIONS:
-        known = ", ".join(map(repr, _IMPLEMENTATIONS))
+    if implementation not in IMPLEMENTATIONS:
+        known = ", ".join(map(repr, IMPLEMENTATIONS))
         raise ConfigError(f"attention {implementation!r} does not exist: choose one of {known}")
-    run = _IMPLEMENTATIONS[implementation]
-    return run(q_BNTH, k_BKTH, v_BKTH, positions_BT, subtree_end_BT, window, softcap, scale)
+    fits_mesh = mesh is None or divides(mesh, q_BNTH.shape[0], q_BNTH.shape[1], k_BKTH.shape[1])
+    chosen = _choose(q_BNTH, mesh if fits_mesh else None) if implementation == "auto" else implementation
+    if chosen == "dense":
+        mask_BTT = tree_mask(positions_BT, subtree_end_BT, window)
+        return masked_attention(q_BNTH, k_BKTH, v_BKTH, mask_BTT, softcap, scale)
+    if chosen != "blockwise":
+        _check_kernel(chosen, q_BNTH, k_BKTH, fits_mesh)
+    has_window = not (isinstance(window, int) and window == 0)
+    layout = TreeLayout(positions_BT, subtree_end_BT, jnp.asarray(window if has_window else NO_WINDOW, jnp.int32))
+    is_split = mesh is not None and mesh.size > 1 and fits_mesh
+    plan = Plan(chosen, ScoreOptions(scale, softcap, has_window), mesh if is_split else None)
+    return flash_attention(q_BNTH, k_BKTH, v_BKTH, layout, plan)
 
 
 def tree_mask(
@@ -74,37 +89,31 @@ def masked_attention(
     scores = jnp.einsum("bkrh,bksh->bkrs", q_BKRH, k_BKSH, preferred_element_type=jnp.float32) * scale
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
-    scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores.reshape(B, K, N // K, T, S), _MASKED)
+    scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores.reshape(B, K, N // K, T, S), MASKED)
     weights = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BKSH.dtype).reshape(B, K, N // K * T, S)
     out = jnp.einsum("bkrs,bksh->bkrh", weights, v_BKSH, preferred_element_type=jnp.float32)
     return out.astype(q_BNTH.dtype).reshape(B, N, T, H)
 
 
-def _dense(
-    q_BNTH: Array,
-    k_BKTH: Array,
-    v_BKTH: Array,
-    positions_BT: Array,
-    subtree_end_BT: Array,
-    window: Window,
-    softcap: float,
-    scale: float,
-) -> Array:
-    """The reference: one T x T mask and score matrix per head."""
-    mask_BTT = tree_mask(positions_BT, subtree_end_BT, window)
-    return masked_attention(q_BNTH, k_BKTH, v_BKTH, mask_BTT, softcap, scale)
-
-
-def _auto(q_BNTH: Array, *rest: Any) -> Array:
+def _choose(q_BNTH: Array, mesh: Mesh | None) -> str:
     """Blocks where a row divides into several of them, the plain matrix where it is short."""
-    T = q_BNTH.shape[2]
+    _, _, T, H = q_BNTH.shape
     size = block_size(T)
-    run = _dense if size is None or 2 * size > T else blockwise_attention
-    return run(q_BNTH, *rest)
+    if size is None or 2 * size > T:
+        return "dense"
+    # the mesh's platform, not the host's: a step can be compiled for hardware that is not there
+    name = f"pallas_{mesh.devices.flat[0].platform}" if mesh is not None else ""
+    return name if H in HEAD_DIMS and has_kernel(name) else "blockwise"
 
 
-_IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
-    "auto": _auto,
-    "dense": _dense,
-    "blockwise": blockwise_attention,
-}
+def _check_kernel(name: str, q_BNTH: Array, k_BKTH: Array, fits_mesh: bool) -> None:
+    _, N, T, H = q_BNTH.shape
+    problem = ""
+    if T % 128:
+        problem = f"rows of a multiple of 128 tokens, not {T} (data.row_length)"
+    elif H not in HEAD_DIMS:
+        problem = f"heads of {', '.join(map(str, HEAD_DIMS))} numbers, not {H}"
+    elif not fits_mesh:
+        problem = f"a mesh that divides rows and heads ({N} query, {k_BKTH.shape[1]} key heads over axis tensor)"
+    if problem:
+        raise ConfigError(f"attention {name!r} needs {problem}; choose 'auto' instead")

@@ -24,10 +24,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from empathax.errors import ConfigError
 from empathax.models.attention import attention as tree_attention
+from empathax.models.flash import SAVED_NAMES
 from empathax.models.layers import LayerKinds, Params, decoder_layer, embed, rms_norm
 from empathax.models.model_config import ModelConfig
 
@@ -180,11 +182,13 @@ def hidden_states(
     compute_dtype: jnp.dtype = jnp.float32,
     remat: str = "none",
     attention: str = "auto",
+    mesh: Mesh | None = None,
 ) -> Float[Array, "B T D"]:
     """Hidden states after the final norm, of rows laid out as prefix trees (see data/batch.py).
 
     `remat` names what the backward pass keeps of each layer: "none" recomputes nothing, "dots" keeps the results of
-    the weight matmuls, "full" keeps only the layer's input. `attention` is an implementation of models/attention.py.
+    the weight matmuls and of attention, "full" keeps only the layer's input. `attention` is an implementation of
+    models/attention.py, `mesh` where rows and heads are split (None: XLA decides).
     """
     kinds = LayerKinds(config, positions_BT)
 
@@ -203,6 +207,7 @@ def hidden_states(
                 softcap=config.attention_softcap,
                 scale=config.query_scale,
                 implementation=attention,
+                mesh=mesh,
             )
             return out_BNTH, None
 
@@ -241,9 +246,13 @@ def logits(
 def _rematerialized(layer_step: Callable[..., Any], remat: str) -> Callable[..., Any]:
     if remat == "none":
         return layer_step
+    keep = jax.checkpoint_policies
     policies = {
-        "full": jax.checkpoint_policies.nothing_saveable,
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "full": keep.nothing_saveable,
+        # with attention's result and log-sum-exp kept, the backward pass does not run attention forward again
+        "dots": keep.save_from_both_policies(
+            keep.dots_with_no_batch_dims_saveable, keep.save_only_these_names(*SAVED_NAMES)
+        ),
     }
     if remat not in policies:
         raise ConfigError(f"remat {remat!r} does not exist: choose one of {', '.join(map(repr, REMAT))}")

@@ -157,6 +157,7 @@ def _scorer(
             compute_dtype=dtype,
             remat=options.remat,
             attention=options.attention,
+            mesh=mesh,
         )
         tokens = token_logps(
             take_queries(hidden_BTD, batch.query_index_BM),

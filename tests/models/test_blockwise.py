@@ -7,61 +7,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from empathax.models.attention import attention
-from empathax.models.blockwise import visible_blocks
+from empathax.models.attention import attention, tree_mask
+from empathax.models.tree_layout import TreeLayout, block_lists, visible_blocks
+from tests.models.forests import assert_close, random_inputs, run_attention
 
 T = 512
 
 
-def _forest(rng, num_tokens, branching):
-    """subtree_end and positions of a random forest in depth-first preorder."""
-    parent = np.full(num_tokens, -1)
-    for i in range(1, num_tokens):
-        path = [i - 1]
-        while parent[path[-1]] >= 0:
-            path.append(parent[path[-1]])
-        jump = rng.random() < branching
-        parent[i] = rng.choice([*path, -1]) if jump else i - 1
-    end, depth = np.arange(1, num_tokens + 1), np.zeros(num_tokens, int)
-    for i in range(num_tokens):
-        depth[i] = depth[parent[i]] + 1 if parent[i] >= 0 else 0
-    for i in reversed(range(num_tokens)):
-        if parent[i] >= 0:
-            end[parent[i]] = max(end[parent[i]], end[i])
-    return end, depth
-
-
-def _inputs(seed, batch=1, heads=4, kv_heads=2, branching=0.02):
-    rng = np.random.default_rng(seed)
-    forests = [_forest(rng, T, branching) for _ in range(batch)]
-    end_BT, positions_BT = (jnp.asarray(np.stack(part), jnp.int32) for part in zip(*forests, strict=True))
-    q, k, v = (jnp.asarray(rng.standard_normal((batch, n, T, 16)), jnp.float32) for n in (heads, kv_heads, kv_heads))
-    return q, k, v, {"positions_BT": positions_BT, "subtree_end_BT": end_BT}
-
-
-def _run(implementation, q, k, v, **options):
-    def total(q, k, v):
-        out = attention(q, k, v, scale=0.25, implementation=implementation, **options)
-        return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum(), out
-
-    grads, out = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(q, k, v)
-    return out, *grads
+def _inputs(seed, batch=1, branching=0.02):
+    return random_inputs(seed, T, batch, branching=branching)
 
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10**6), branching=st.sampled_from([0.0, 0.005, 0.1]), batch=st.integers(1, 2))
 def test_equals_dense_on_random_forests(seed, branching, batch):
     q, k, v, layout = _inputs(seed, batch, branching=branching)
-    dense, blocks = (_run(name, q, k, v, **layout) for name in ("dense", "blockwise"))
-    np.testing.assert_allclose(blocks[0], dense[0], atol=1e-5)
-    for block, reference in zip(blocks[1:], dense[1:], strict=True):
-        np.testing.assert_allclose(block, reference, atol=1e-4)
+    dense, blocks = (run_attention(name, q, k, v, **layout) for name in ("dense", "blockwise"))
+    assert_close(blocks, dense)
 
 
 @pytest.mark.parametrize("options", [{"window": 40}, {"softcap": 2.0}, {"window": jnp.int32(40), "softcap": 2.0}])
 def test_window_and_softcap_equal_dense(options):
     q, k, v, layout = _inputs(1, batch=2)
-    dense, blocks = (_run(name, 4 * q, k, v, **layout, **options) for name in ("dense", "blockwise"))
+    dense, blocks = (run_attention(name, 4 * q, k, v, **layout, **options) for name in ("dense", "blockwise"))
     for block, reference in zip(blocks, dense, strict=True):
         np.testing.assert_allclose(block, reference, atol=1e-4)
 
@@ -70,12 +38,26 @@ def test_blocks_that_nothing_sees_are_left_out():
     # two trees of 256 tokens: no block of the second sees one of the first
     end_BT = jnp.repeat(jnp.array([[256, 512]], jnp.int32), 256, axis=1)
     positions_BT = jnp.arange(512, dtype=jnp.int32)[None] % 256
-    visible = visible_blocks(end_BT, positions_BT, jnp.int32(10**6), 128)
+    visible = visible_blocks(TreeLayout(positions_BT, end_BT, jnp.int32(10**6)), 128, 128)[0]
     assert np.asarray(visible).astype(int).tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
-    near = visible_blocks(
-        jnp.full((1, 512), 512, jnp.int32), jnp.arange(512, dtype=jnp.int32)[None], jnp.int32(64), 128
-    )
-    assert np.asarray(near).sum(axis=1).tolist() == [1, 2, 2, 2]
+    chain = TreeLayout(jnp.arange(512, dtype=jnp.int32)[None], jnp.full((1, 512), 512, jnp.int32), jnp.int32(64))
+    assert np.asarray(visible_blocks(chain, 128, 128)[0]).sum(axis=1).tolist() == [1, 2, 2, 2]
+
+
+def test_visible_blocks_of_unequal_size_hold_every_visible_pair():
+    _, _, _, layout = _inputs(2, batch=2, branching=0.05)
+    mask = np.asarray(tree_mask(**layout, window=100))
+    for queries, keys in ((128, 64), (64, 128)):
+        tiles = mask.reshape(2, T // queries, queries, T // keys, keys).any(axis=(2, 4))
+        visible = visible_blocks(TreeLayout(**layout, window=jnp.int32(100)), queries, keys)
+        assert not (tiles & ~np.asarray(visible)).any()
+        assert np.asarray(visible).sum() < 0.8 * visible.size
+
+
+def test_block_lists_repeat_their_last_entry():
+    lists = block_lists(jnp.array([[[False, True, False, True], [True, False, False, False]]]))
+    assert lists.blocks.tolist() == [[[1, 3, 3, 3], [0, 0, 0, 0]]]
+    assert lists.num_visible.tolist() == [[2, 1]]
 
 
 def test_temporaries_grow_linearly():

@@ -1,0 +1,264 @@
+"""Attention over prefix trees for GPUs, in Pallas on Triton: FlashAttention-2 (Dao 2023) on lists of visible blocks.
+
+One program per block of queries (result, gradient of the queries) or of keys (their gradient and the values'). It
+loops over the blocks that its own can see, as many as there are, and holds its sums in registers.
+
+Pallas offers two GPU back ends. Mosaic GPU has to be written for one generation of tensor cores (Hopper's wgmma,
+Blackwell's tcgen05); Triton runs on all from Ampere on. jax calls its Triton back end deprecated since 0.11 and still
+has it in 0.12 (with a DeprecationWarning): should it go, "auto" falls back to the portable "blockwise".
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Float
+
+from empathax.models.tree_layout import (
+    MASKED,
+    BlockLists,
+    ScoreOptions,
+    TreeLayout,
+    block_lists,
+    matmul,
+    raw_gradient,
+    tile_mask,
+    tile_scores,
+    visible_blocks,
+)
+
+
+def block_sizes(head_dim: int, itemsize: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(queries, keys) of a tile, forward and backward: what fits a multiprocessor's registers and shared memory.
+
+    Float32 has no tensor cores to feed (its matmuls keep all bits): small tiles, which also compile in seconds.
+    """
+    if itemsize > 2:
+        return ((64, 32), (32, 32)) if head_dim <= 128 else ((32, 32), (32, 32))
+    return ((128, 64), (64, 64)) if head_dim <= 128 else ((64, 64), (32, 64))
+
+
+def forward(
+    q_BNTH: Float[Array, "B N T H"],
+    k_BKTH: Float[Array, "B K T H"],
+    v_BKTH: Float[Array, "B K T H"],
+    layout: TreeLayout,
+    options: ScoreOptions,
+    interpret: bool = False,
+) -> tuple[Float[Array, "B N T H"], Float[Array, "B N T"]]:
+    """The attention's result and the float32 log-sum-exp of each query's scores."""
+    B, N, T, H = q_BNTH.shape
+    sizes, _ = block_sizes(H, q_BNTH.dtype.itemsize)
+    lists = block_lists(visible_blocks(layout, *sizes))
+    out_shapes = (
+        jax.ShapeDtypeStruct(q_BNTH.shape, q_BNTH.dtype),
+        jax.ShapeDtypeStruct((B, N, T), jnp.float32),
+    )
+    kernel = partial(_forward_kernel, options=options, sizes=sizes, group=N // k_BKTH.shape[1])
+    run = _call(kernel, (T // sizes[0], N, B), out_shapes, H, interpret)
+    return run(*_layout_arrays(lists, layout), q_BNTH, k_BKTH, v_BKTH)
+
+
+def backward(
+    q_BNTH: Float[Array, "B N T H"],
+    k_BKTH: Float[Array, "B K T H"],
+    v_BKTH: Float[Array, "B K T H"],
+    layout: TreeLayout,
+    lse_BNT: Float[Array, "B N T"],
+    delta_BNT: Float[Array, "B N T"],
+    dout_BNTH: Float[Array, "B N T H"],
+    options: ScoreOptions,
+    interpret: bool = False,
+) -> tuple[Float[Array, "B N T H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
+    """The gradients of q, k and v; `delta` is the sum of dout x out over each head (see flash.py)."""
+    B, N, T, H = q_BNTH.shape
+    K = k_BKTH.shape[1]
+    _, sizes = block_sizes(H, q_BNTH.dtype.itemsize)
+    visible_BIJ = visible_blocks(layout, *sizes)
+    arrays = (q_BNTH, k_BKTH, v_BKTH, dout_BNTH, lse_BNT, delta_BNT)
+    static: dict[str, Any] = {"options": options, "sizes": sizes, "group": N // K}
+    dq_shape, dk_shape, dv_shape = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays[:3])
+    run = _call(partial(_dq_kernel, **static), (T // sizes[0], N, B), dq_shape, H, interpret)
+    dq_BNTH = run(*_layout_arrays(block_lists(visible_BIJ), layout), *arrays)
+    run = _call(partial(_dkv_kernel, **static), (T // sizes[1], K, B), (dk_shape, dv_shape), H, interpret)
+    dk_BKTH, dv_BKTH = run(*_layout_arrays(block_lists(visible_BIJ.swapaxes(1, 2)), layout), *arrays)
+    return dq_BNTH, dk_BKTH, dv_BKTH
+
+
+def _forward_kernel(
+    blocks_BIJ: Any,
+    count_BI: Any,
+    window_1: Any,
+    positions_BT: Any,
+    end_BT: Any,
+    q_BNTH: Any,
+    k_BKTH: Any,
+    v_BKTH: Any,
+    out_BNTH: Any,
+    lse_BNT: Any,
+    *,
+    options: ScoreOptions,
+    sizes: tuple[int, int],
+    group: int,
+) -> None:
+    block, head, row = (pl.program_id(axis) for axis in range(3))
+    kv_head = jax.lax.div(head, group)
+    queries = pl.ds(block * sizes[0], sizes[0])
+    q_sH = q_BNTH[row, head, queries, :]
+
+    def key_block(step: Array, running: tuple[Array, ...]) -> tuple[Array, ...]:
+        top_s, total_s, acc_sH = running
+        j = blocks_BIJ[row, block, step]
+        keys = pl.ds(j * sizes[1], sizes[1])
+        k_sH, v_sH = k_BKTH[row, kv_head, keys, :], v_BKTH[row, kv_head, keys, :]
+        mask = _mask(block, j, row, positions_BT, end_BT, window_1, options, sizes)
+        scores = jnp.where(mask, tile_scores(matmul(q_sH, k_sH, (1, 1)), options), MASKED)
+        new_top_s = jnp.maximum(top_s, scores.max(axis=1))
+        weights, shrink_s = jnp.exp(scores - new_top_s[:, None]), jnp.exp(top_s - new_top_s)
+        added = matmul(weights.astype(v_sH.dtype), v_sH, (1, 0))
+        return new_top_s, total_s * shrink_s + weights.sum(axis=1), acc_sH * shrink_s[:, None] + added
+
+    start = (
+        jnp.full(sizes[0], MASKED, jnp.float32),
+        jnp.zeros(sizes[0], jnp.float32),
+        jnp.zeros(q_sH.shape, jnp.float32),
+    )
+    top_s, total_s, acc_sH = jax.lax.fori_loop(0, count_BI[row, block], key_block, start)
+    out_BNTH[row, head, queries, :] = (acc_sH / total_s[:, None]).astype(out_BNTH.dtype)
+    lse_BNT[row, head, queries] = top_s + jnp.log(total_s)
+
+
+def _dq_kernel(
+    blocks_BIJ: Any,
+    count_BI: Any,
+    window_1: Any,
+    positions_BT: Any,
+    end_BT: Any,
+    q_BNTH: Any,
+    k_BKTH: Any,
+    v_BKTH: Any,
+    dout_BNTH: Any,
+    lse_BNT: Any,
+    delta_BNT: Any,
+    dq_BNTH: Any,
+    *,
+    options: ScoreOptions,
+    sizes: tuple[int, int],
+    group: int,
+) -> None:
+    block, head, row = (pl.program_id(axis) for axis in range(3))
+    kv_head = jax.lax.div(head, group)
+    queries = pl.ds(block * sizes[0], sizes[0])
+    q_sH, dout_sH = q_BNTH[row, head, queries, :], dout_BNTH[row, head, queries, :]
+    lse_s, delta_s = lse_BNT[row, head, queries], delta_BNT[row, head, queries]
+
+    def key_block(step: Array, dq_sH: Array) -> Array:
+        j = blocks_BIJ[row, block, step]
+        keys = pl.ds(j * sizes[1], sizes[1])
+        k_sH, v_sH = k_BKTH[row, kv_head, keys, :], v_BKTH[row, kv_head, keys, :]
+        mask = _mask(block, j, row, positions_BT, end_BT, window_1, options, sizes)
+        _, draw = _weights_and_gradient(q_sH, k_sH, v_sH, dout_sH, lse_s, delta_s, mask, options)
+        return dq_sH + matmul(draw.astype(k_sH.dtype), k_sH, (1, 0))
+
+    dq_sH = jax.lax.fori_loop(0, count_BI[row, block], key_block, jnp.zeros(q_sH.shape, jnp.float32))
+    dq_BNTH[row, head, queries, :] = dq_sH.astype(dq_BNTH.dtype)
+
+
+def _dkv_kernel(
+    blocks_BJI: Any,
+    count_BJ: Any,
+    window_1: Any,
+    positions_BT: Any,
+    end_BT: Any,
+    q_BNTH: Any,
+    k_BKTH: Any,
+    v_BKTH: Any,
+    dout_BNTH: Any,
+    lse_BNT: Any,
+    delta_BNT: Any,
+    dk_BKTH: Any,
+    dv_BKTH: Any,
+    *,
+    options: ScoreOptions,
+    sizes: tuple[int, int],
+    group: int,
+) -> None:
+    block, kv_head, row = (pl.program_id(axis) for axis in range(3))
+    keys = pl.ds(block * sizes[1], sizes[1])
+    k_sH, v_sH = k_BKTH[row, kv_head, keys, :], v_BKTH[row, kv_head, keys, :]
+    count = count_BJ[row, block]
+
+    def query_block(step: Array, running: tuple[Array, Array]) -> tuple[Array, Array]:
+        dk_sH, dv_sH = running
+        head = kv_head * group + jax.lax.div(step, count)  # all blocks of the group's first head, then of its second
+        i = blocks_BJI[row, block, jax.lax.rem(step, count)]
+        queries = pl.ds(i * sizes[0], sizes[0])
+        q_sH, dout_sH = q_BNTH[row, head, queries, :], dout_BNTH[row, head, queries, :]
+        lse_s, delta_s = lse_BNT[row, head, queries], delta_BNT[row, head, queries]
+        mask = _mask(i, block, row, positions_BT, end_BT, window_1, options, sizes)
+        weights, draw = _weights_and_gradient(q_sH, k_sH, v_sH, dout_sH, lse_s, delta_s, mask, options)
+        dv_sH += matmul(weights.astype(dout_sH.dtype), dout_sH, (0, 0))
+        return dk_sH + matmul(draw.astype(q_sH.dtype), q_sH, (0, 0)), dv_sH
+
+    zeros = jnp.zeros(k_sH.shape, jnp.float32)
+    dk_sH, dv_sH = jax.lax.fori_loop(0, count * group, query_block, (zeros, zeros))
+    dk_BKTH[row, kv_head, keys, :] = dk_sH.astype(dk_BKTH.dtype)
+    dv_BKTH[row, kv_head, keys, :] = dv_sH.astype(dv_BKTH.dtype)
+
+
+def _weights_and_gradient(
+    q_sH: Array,
+    k_sH: Array,
+    v_sH: Array,
+    dout_sH: Array,
+    lse_s: Array,
+    delta_s: Array,
+    mask: Array,
+    options: ScoreOptions,
+) -> tuple[Array, Array]:
+    """The softmax weights of a tile [queries, keys] and the gradient of its q.k."""
+    scores = tile_scores(matmul(q_sH, k_sH, (1, 1)), options)
+    weights = jnp.where(mask, jnp.exp(scores - lse_s[:, None]), 0.0)
+    dweights = matmul(dout_sH, v_sH, (1, 1))
+    return weights, raw_gradient(weights * (dweights - delta_s[:, None]), scores, options)
+
+
+def _mask(
+    query_block: Array,
+    key_block: Array,
+    row: Array,
+    positions_BT: Any,
+    end_BT: Any,
+    window_1: Any,
+    options: ScoreOptions,
+    sizes: tuple[int, int],
+) -> Array:
+    query_start, key_start = query_block * sizes[0], key_block * sizes[1]
+    queries, keys = pl.ds(query_start, sizes[0]), pl.ds(key_start, sizes[1])
+    query = (query_start + jax.lax.iota(jnp.int32, sizes[0]))[:, None]
+    key = (key_start + jax.lax.iota(jnp.int32, sizes[1]))[None, :]
+    end = end_BT[row, keys][None, :]
+    if not options.has_window:
+        return tile_mask(query, key, end, None, None)
+    distance = positions_BT[row, queries][:, None] - positions_BT[row, keys][None, :]
+    return tile_mask(query, key, end, distance, window_1[0])
+
+
+def _layout_arrays(lists: BlockLists, layout: TreeLayout) -> tuple[Array, ...]:
+    return *lists, layout.window.reshape(1), layout.positions_BT, layout.subtree_end_BT
+
+
+def _call(kernel: Any, grid: tuple[int, int, int], out_shapes: Any, H: int, interpret: bool) -> Any:
+    num_warps = 4 if H <= 64 else 8  # as FlashAttention-2
+    return pl.pallas_call(
+        kernel,
+        grid=grid,
+        out_shape=out_shapes,
+        compiler_params=plgpu.CompilerParams(num_warps=num_warps, num_stages=2),
+        interpret=interpret,
+    )
