@@ -80,7 +80,7 @@ WORKS = (
         "esconv_sft",
         "esconv",
         {"kind": "sft", **_ESCONV},
-        Contender(OURS, "our_train", {"rows": 2}),
+        Contender(OURS, "our_train", {"rows": 1}),
         _TRL_SFT,
     ),
     _generation("one_dialogue"),
