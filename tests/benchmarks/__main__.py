@@ -34,6 +34,7 @@ SCRIPTS = {  # name -> module and arguments; each writes results of its own
     ],
     "equality": [("equality",)],
 }
+CORPUS = {"equality": "esconv", **{work.name: work.corpus for work in WORKS}}  # name -> what it reads
 NAMES = (*(work.name for work in WORKS), *SCRIPTS)
 
 
@@ -72,13 +73,13 @@ def _arguments() -> argparse.Namespace:
 
 
 def _run(name: str, args: argparse.Namespace, folder: str) -> list[Result]:
+    corpus = CORPUS.get(name)
+    if corpus and not (args.corpora / corpus).is_dir():
+        print(f"{name} is left out: there is no {args.corpora / corpus}; say --corpora=DIR")
+        return []
     if name in SCRIPTS:
         return [row for module, *flags in SCRIPTS[name] for row in _run_script(module, flags, args, folder)]
-    work = next(work for work in WORKS if work.name == name)
-    if work.corpus and not (args.corpora / work.corpus).is_dir():
-        print(f"{name} is left out: there is no {args.corpora / work.corpus}; say --corpora=DIR")
-        return []
-    return list(_run_work(work, args, folder))
+    return list(_run_work(next(work for work in WORKS if work.name == name), args, folder))
 
 
 def _run_script(module: str, flags: Sequence[str], args: argparse.Namespace, folder: str) -> list[Result]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from empathax.config import Config, DpoOptions
@@ -53,8 +54,6 @@ def losses(source: ModelSource, params: Tree, batches: list[Batch]) -> list[floa
 
 
 def _micro_batch(batch: Batch, index: int) -> Batch:
-    import jax
-
     return jax.tree.map(lambda array: array[index], batch)
 
 

@@ -27,11 +27,15 @@ LOG_LINES = 30
 
 @dataclass(frozen=True)
 class Contender:
-    """A framework in one setting: `module` of tests.benchmarks is its child process, `choice` the setting."""
+    """A framework in one setting: `module` of tests.benchmarks is its child process, `choice` the setting.
+
+    `python` is the interpreter of a framework that lives in an environment of its own.
+    """
 
     framework: str
     module: str
     choice: dict[str, Any] = field(default_factory=dict)
+    python: str = sys.executable
 
 
 @dataclass
@@ -95,7 +99,7 @@ class _Child:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by close()
         own = dataclasses.replace(task, choice=contender.choice)
         self._process = subprocess.Popen(
-            [*_command(contender.module), own.to_json()],
+            [*_command(contender.module, contender.python), own.to_json()],
             env=_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -145,8 +149,8 @@ def _children(task: Task, contenders: Sequence[Contender]) -> Iterator[list[_Chi
             child.close()
 
 
-def _command(module: str) -> list[str]:
-    return [sys.executable, "-m", f"tests.benchmarks.{module}"]
+def _command(module: str, python: str = sys.executable) -> list[str]:
+    return [python, "-m", f"tests.benchmarks.{module}"]
 
 
 def _environment() -> dict[str, str]:

@@ -1,4 +1,8 @@
-"""The pieces of work that frameworks do side by side, and in which settings."""
+"""The pieces of work that frameworks do side by side, and in which settings.
+
+Another framework is another module like trl_train.py (it reads a Task and answers through Turns, both of task.py, which
+import nothing) and a Contender here; one with dependencies of its own, Tunix for example, names its interpreter.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,7 @@ class Work:
 # padding_free is not among the DPO settings: TRL 1.16 warns that it is unavailable and pads.
 _TRL_DPO = (
     Contender("trl, batch 2", "trl_train", {"batch": 2, "precomputed": False}),
+    Contender("trl, batch 2, precomputed reference", "trl_train", {"batch": 2, "precomputed": True}),
     Contender("trl, batch 4, precomputed reference", "trl_train", {"batch": 4, "precomputed": True}),
 )
 _TRL_DPO_SHORT = (
