@@ -49,15 +49,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
         for name in [name for name in NAMES if name in names]:
             print(f"{name} ...", flush=True)
+            found: list[Result] = []
             try:
-                found = _run(name, args, folder)
+                for row in _run(name, args, folder):
+                    found.append(row)  # noqa: PERF402  what came before a failure is kept
             except ChildFailed as error:
                 failed = True
                 print(error, file=sys.stderr)
-                continue
             measured_now += found
-            everything = results.merged(results.read(args.out), found)
-            results.write(args.out, _with_shares(everything))
+            results.write(args.out, _with_shares(results.merged(results.read(args.out), found)))
     print(results.as_text(_with_shares(measured_now)))
     sys.exit(1 if failed else 0)
 
@@ -72,14 +72,15 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _run(name: str, args: argparse.Namespace, folder: str) -> list[Result]:
+def _run(name: str, args: argparse.Namespace, folder: str) -> Iterator[Result]:
     corpus = CORPUS.get(name)
     if corpus and not (args.corpora / corpus).is_dir():
         print(f"{name} is left out: there is no {args.corpora / corpus}; say --corpora=DIR")
-        return []
-    if name in SCRIPTS:
-        return [row for module, *flags in SCRIPTS[name] for row in _run_script(module, flags, args, folder)]
-    return list(_run_work(next(work for work in WORKS if work.name == name), args, folder))
+    elif name in SCRIPTS:
+        for module, *flags in SCRIPTS[name]:
+            yield from _run_script(module, flags, args, folder)
+    else:
+        yield from _run_work(next(work for work in WORKS if work.name == name), args, folder)
 
 
 def _run_script(module: str, flags: Sequence[str], args: argparse.Namespace, folder: str) -> list[Result]:
