@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 
 from empathax.config import Config
 from empathax.data.dataset import Dataset
 from empathax.data.loader import Loader
+from empathax.data.packing import PackedRows
 from empathax.models.source import ModelSource, resolve_model
 from empathax.training.optimizer import make_optimizer
 from empathax.training.reference import precompute
@@ -23,9 +26,10 @@ def run(task: Task, turns: Turns) -> None:
     source = resolve_model(task.model_dir)
     config, dataset, params = work_config(task), work_dataset(task, source), source.load_params()
     objective = dataset.objective
-    loader = _loader(config, dataset, None)
+    rows = evenly_spread_rows(dataset.train, task.steps * config.stage(objective).rows_per_batch)
+    loader = _loader(config, rows, None)
     if objective == "dpo":
-        loader = _loader(config, dataset, _reference(config, source, params, loader, task.steps))
+        loader = _loader(config, rows, _reference(config, source, params, loader, task.steps))
     tx, schedule = make_optimizer(config.stage(objective), task.steps)
     train_step = make_train_step(objective, source.config, config, tx, schedule)
     state = init_state(params, tx)
@@ -43,9 +47,17 @@ def run(task: Task, turns: Turns) -> None:
     turns.finish(losses=losses)
 
 
-def _loader(config: Config, dataset: Dataset, ref_logps: np.ndarray | None) -> Loader:
-    rows_per_batch = config.stage(dataset.objective).rows_per_batch
-    return Loader(dataset.train, rows_per_batch=rows_per_batch, seed=config.seed, ref_logps=ref_logps)
+def evenly_spread_rows(rows: PackedRows, count: int) -> PackedRows:
+    """`count` rows that stand for all of them: evenly spaced by their number of replies, shuffled."""
+    by_replies = sorted(range(len(rows)), key=lambda row: len(rows.sequence_ids(row)))
+    places = np.random.default_rng(0).permutation(count) + 0.5
+    chosen = [by_replies[int(place * len(rows) / count)] for place in places]
+    return dataclasses.replace(rows, tree_indices=tuple(rows.tree_indices[row] for row in chosen))
+
+
+def _loader(config: Config, rows: PackedRows, ref_logps: np.ndarray | None) -> Loader:
+    rows_per_batch = config.sft.rows_per_batch
+    return Loader(rows, rows_per_batch=rows_per_batch, shuffle=False, ref_logps=ref_logps)
 
 
 def _reference(config: Config, source: ModelSource, params: Tree, loader: Loader, steps: int) -> np.ndarray:

@@ -37,7 +37,7 @@ def _lines(work: str, rows: Sequence[Result]) -> Iterator[str]:
         memory = [found[key].value for key in ((OURS, framework, "peak memory"), (framework, OURS, "peak memory"))]
         yield (
             f"| {title} | {framework} | {ours.value:.3g} {ours.unit} | {theirs.value:.3g} {theirs.unit} "
-            f"| {ours.value / theirs.value:.2g} | {memory[0]:.1f} / {memory[1]:.1f} GB |"
+            f"| {ours.value / theirs.value:.1f} | {memory[0]:.1f} / {memory[1]:.1f} GB |"
         )
 
 

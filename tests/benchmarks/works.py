@@ -43,7 +43,7 @@ _TRL_SFT = (
     Contender("trl, batch 2", "trl_train", {"batch": 2}),
     Contender("trl, packed (bfd), batch 1", "trl_train", {"batch": 1, "packing": "bfd"}),
 )
-_ESCONV = {"system_prompt": "dbt", "dialogues": 16, "max_length": 1024}
+_ESCONV = {"system_prompt": "dbt", "dialogues": 64, "max_length": 1024}
 
 
 def _generation(kind: str) -> Work:
@@ -77,7 +77,7 @@ WORKS = (
     Work(
         "ebd_dpo",
         "empathy_by_design",
-        {"kind": "dpo", "system_prompt": "caregiving", "dialogues": 24, "max_length": 1024},
+        {"kind": "dpo", "system_prompt": "caregiving", "dialogues": 64, "max_length": 1024},
         Contender(OURS, "our_train", {"rows": 1}),
         _TRL_DPO_SHORT,
     ),
