@@ -34,13 +34,14 @@ def run(task: Task, turns: Turns) -> None:
     train_step = make_train_step(objective, source.config, config, tx, schedule)
     state = init_state(params, tx)
     del params
+    amounts = [_amounts(source, dataset, loader, step) for step in range(task.steps)]
     losses = []
     for step in range(task.steps):
         if not turns.begin():
             return
         state, metrics = train_step(state, loader.batch_at(step))
         losses.append(float(metrics["loss"]))
-        turns.end(**_amounts(source, dataset, loader, step))
+        turns.end(**amounts[step])
     if objective == "dpo" and abs(losses[0] - np.log(2)) > 1e-3:
         raise ValueError(f"DPO starts with loss {losses[0]}, expected ln 2")
     turns.begin()
