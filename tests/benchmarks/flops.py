@@ -1,0 +1,48 @@
+"""Useful floating-point operations of a training step: what the mathematics asks for, whatever a program computes.
+
+Counted are multiplications and additions of matrix products, forward and backward (three times forward). Not counted:
+padding, scores computed again in a backward pass, hidden (query, key) pairs, elementwise work, the optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from empathax.data.prefix_tree import Tree
+from empathax.models.model_config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one or several trees hold: tokens, tokens that are trained, and (query, key) pairs that see each other."""
+
+    tokens: int
+    trained: int
+    visible_pairs: int
+
+
+def tree_counts(trees: Iterable[Tree]) -> Counts:
+    """The counts of `trees` together; full attention, no sliding window."""
+    trees = list(trees)
+    return Counts(
+        tokens=sum(tree.num_tokens for tree in trees),
+        trained=sum(tree.num_trained for tree in trees),
+        visible_pairs=sum(int((tree.subtree_end - np.arange(tree.num_tokens)).sum()) for tree in trees),
+    )
+
+
+def layer_matmul_params(config: ModelConfig) -> int:
+    """Entries of one layer's kernels: query, key, value, output, gate, up and down."""
+    D = config.model_dim
+    return D * (config.query_dim + 2 * config.kv_dim) + config.query_dim * D + 3 * D * config.ff_dim
+
+
+def train_flops(config: ModelConfig, counts: Counts) -> int:
+    """Useful operations of forward and backward over `counts`."""
+    layers = 6 * config.num_layers * layer_matmul_params(config) * counts.tokens
+    vocabulary = 6 * config.vocab_size * config.model_dim * counts.trained
+    attention = 12 * config.num_layers * config.query_dim * counts.visible_pairs
+    return layers + vocabulary + attention

@@ -1,0 +1,38 @@
+"""The count of operations against one made by hand."""
+
+import dataclasses
+
+import numpy as np
+
+from empathax.data.prefix_tree import ScoredSequence, build_tree
+from empathax.models.architecture import preset
+from tests.benchmarks.flops import Counts, layer_matmul_params, train_flops, tree_counts
+
+
+def _ids(*values: int) -> np.ndarray:
+    return np.array(values, np.int32)
+
+
+def test_counts_of_a_pair_that_shares_its_prompt():
+    pair = [ScoredSequence(_ids(5, 6), _ids(7, 8), 0), ScoredSequence(_ids(5, 6), _ids(9), 1)]
+    # Tokens 5 6 | 7 8 | 9. Each sees itself and its ancestors: 1 + 2 + 3 + 4, and 3 for the 9.
+    assert tree_counts([build_tree(pair)]) == Counts(tokens=5, trained=3, visible_pairs=13)
+
+
+def test_operations_of_a_step_by_hand():
+    config = dataclasses.replace(
+        preset("tiny-llama"),
+        num_layers=2,
+        model_dim=8,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=3,
+        ff_dim=10,
+        vocab_size=20,
+    )
+    # query 8x12, key and value 8x6 each, output 12x8, three 8x10 of the MLP
+    assert layer_matmul_params(config) == 96 + 2 * 48 + 96 + 3 * 80
+    # A product with a kernel of n entries costs 2n a token, forward; scores and their mix with the values 2 x 3 each
+    # for every head and visible pair. Backward costs twice as much again.
+    forward = 5 * 2 * 2 * 528 + 3 * 2 * 8 * 20 + 2 * 4 * 13 * (2 * 3 + 2 * 3)
+    assert train_flops(config, Counts(tokens=5, trained=3, visible_pairs=13)) == 3 * forward
