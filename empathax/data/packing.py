@@ -19,7 +19,7 @@ from empathax.data.batch import Batch
 from empathax.data.prefix_tree import Tree, build_tree
 from empathax.data.row_plan import Group, RowPlan, plan_rows, round_up
 
-TRAINED_MULTIPLE = 64  # M
+TRAINED_MULTIPLE = 32  # M
 SEQUENCE_MULTIPLE = 8  # S and P
 
 
@@ -91,7 +91,7 @@ def pack(groups: Sequence[Group], packing: str, row_length: int = 0, max_length:
     share, merge = packing != "none", packing == "tree"
     whole = [group for group in groups if group]
     whole = whole if merge else [[unit] for group in whole for unit in group]
-    plan = plan_rows(whole, share, merge, row_length, max_length)
+    plan = plan_rows([whole], share, merge, row_length, max_length)
     trees, rows = _trees(plan, share, merge)
     paired = any(len(group[0]) == 2 for group in whole)
     return PackedRows(
