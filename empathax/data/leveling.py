@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-PARTNERS = 64  # rows tried in exchange with a full one: those with the fewest trained tokens
-MAX_VISITS = 10_000  # bounds the time on data of very many rows; the fullest rows come first
+PARTNERS = 128  # rows tried in exchange with a full one: those with the fewest trained tokens
+MAX_VISITS = 20_000  # bounds the time on data of very many rows
 
 
 def level_rows(
@@ -32,16 +32,22 @@ def level_rows(
         row_length: tokens of a row.
     """
     levels = _Levels(rows, np.asarray(sizes, int), np.asarray(trained, int), row_length)
-    fullest_first = [(-int(load), row) for row, load in enumerate(levels.trained)]
-    heapq.heapify(fullest_first)
+    waiting = [(-int(load), row) for row, load in enumerate(levels.trained)]  # heap, the fullest row first
+    stuck: list[tuple[int, int]] = []  # heap of the rows that found no exchange
+    heapq.heapify(waiting)
     for _ in range(MAX_VISITS):
-        if not fullest_first:
+        if not waiting:
             break
-        load, row = heapq.heappop(fullest_first)
+        load, row = heapq.heappop(waiting)
         if -load != levels.trained[row]:
             continue  # it has changed since, and stands in the heap with what it holds now
-        for changed in levels.relieve(row):
-            heapq.heappush(fullest_first, (-int(levels.trained[changed]), changed))
+        changed = levels.relieve(row)
+        for other in changed:
+            heapq.heappush(waiting, (-int(levels.trained[other]), other))
+        if not changed:
+            heapq.heappush(stuck, (load, row))
+        elif stuck:  # the fullest row of all, which sets M, may find an exchange now
+            heapq.heappush(waiting, heapq.heappop(stuck))
     return levels.rows
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from empathax.data.leveling import level_rows
 from empathax.data.prefix_tree import PrefixTrie, ScoredSequence
@@ -27,20 +31,31 @@ class RowPlan:
     """Which units form a tree, and which trees a row of `length` tokens; rows of one pass stand together."""
 
     parts: list[Group]
+    part_sizes: list[int]  # tokens a part adds to a row
     rows: list[list[int]]  # indices into parts
     pass_sizes: tuple[int, ...]  # rows of each pass
     length: int
-    trained: int  # trained tokens of the row that has most
+    room: int  # tokens of a row that its parts may fill: `length` less what all of them begin with
 
     @property
     def work(self) -> float:
-        """Tokens computed, each with its share of attention, which grows with the row, and the trained slots."""
-        return len(self.rows) * (self.length * (1 + self.length / ATTENTION_LENGTH) + TRAINED_COST * self.trained)
+        """Tokens computed, each with its share of attention, which grows with the row, and the slots for trained
+        tokens as they are once rows are levelled: what an average row needs, or the largest part."""
+        trained = [num_trained(part) for part in self.parts]
+        slots = max(sum(trained) / max(len(self.rows), 1), max(trained, default=0))
+        return len(self.rows) * (self.length * (1 + self.length / ATTENTION_LENGTH) + TRAINED_COST * slots)
+
+    def leveled(self) -> RowPlan:
+        """The same with the trained tokens of each pass's rows evened out."""
+        trained = [num_trained(part) for part in self.parts]
+        starts = np.cumsum([0, *self.pass_sizes])
+        rows: list[list[int]] = []
+        for start, stop in itertools.pairwise(starts):
+            rows += level_rows(self.rows[start:stop], self.part_sizes, trained, self.room)
+        return dataclasses.replace(self, rows=rows)
 
 
-def plan_rows(
-    passes: Sequence[Sequence[Group]], share: bool, merge: bool, row_length: int, max_length: int
-) -> RowPlan:
+def plan_rows(passes: Sequence[Sequence[Group]], share: bool, merge: bool, row_length: int, max_length: int) -> RowPlan:
     """The rows of `passes` (no group empty): of `row_length` tokens, or of a length chosen as data/packing.py says.
 
     No row holds groups of two passes. With `merge` the trees of a row become one, where what all data begin with (BOS,
@@ -54,9 +69,11 @@ def plan_rows(
     common = _common_prefix_length(groups) if merge else 0
     if row_length:
         _check_units(groups, sizes, row_length, share)
-        return _plan(passes, sizes, round_up(row_length, ROW_MULTIPLE), share, common)
-    lengths = _candidate_lengths(groups, sizes, max_length, share)
-    return min((_plan(passes, sizes, length, share, common) for length in lengths), key=lambda plan: plan.work)
+        lengths = [round_up(row_length, ROW_MULTIPLE)]
+    else:
+        lengths = _candidate_lengths(groups, sizes, max_length, share)
+    plans = (_plan(passes, sizes, length, share, common) for length in lengths)
+    return min(plans, key=lambda plan: plan.work).leveled()
 
 
 def split_group(group: Group, row_length: int, share: bool = True) -> list[list[Unit]]:
@@ -109,25 +126,23 @@ def round_up(n: int, multiple: int) -> int:
     return max(-(-n // multiple), 1) * multiple
 
 
-def _plan(
-    passes: Sequence[Sequence[Group]], sizes: Sequence[int], length: int, share: bool, common: int
-) -> RowPlan:
-    """Splits what is larger than a row, fills rows best-fit and levels their trained tokens. `sizes` are the groups'
-    over all passes; the first `common` tokens of every group are laid out once a row."""
+def _plan(passes: Sequence[Sequence[Group]], sizes: Sequence[int], length: int, share: bool, common: int) -> RowPlan:
+    """Splits what is larger than a row and fills the rows of each pass best-fit. `sizes` are the groups' over all
+    passes; the first `common` tokens of every group are laid out once a row."""
     parts: list[Group] = []
+    part_sizes: list[int] = []
     rows: list[list[int]] = []
     pass_sizes: list[int] = []
     rest = iter(sizes)
     for groups in passes:
-        cut, part_sizes = _cut(groups, [next(rest) for _ in groups], length, share)
-        own_sizes = [size - common for size in part_sizes]
+        cut, cut_sizes = _cut(groups, [next(rest) for _ in groups], length, share)
+        own_sizes = [size - common for size in cut_sizes]
         filled = best_fit(own_sizes, length - common)
-        filled = level_rows(filled, own_sizes, [num_trained(part) for part in cut], length - common)
         rows += [[len(parts) + item for item in row] for row in filled]
         parts += cut
+        part_sizes += own_sizes
         pass_sizes.append(len(filled))
-    trained = max((sum(num_trained(parts[item]) for item in row) for row in rows), default=0)
-    return RowPlan(parts, rows, tuple(pass_sizes), length, trained)
+    return RowPlan(parts, part_sizes, rows, tuple(pass_sizes), length, length - common)
 
 
 def _cut(groups: Sequence[Group], sizes: Sequence[int], length: int, share: bool) -> tuple[list[Group], list[int]]:
