@@ -118,11 +118,12 @@ class Loader:
         rows = self.rows
         if not rows.max_units:
             return row_order(0, len(rows), seed, shuffle)
-        if min(rows.pass_sizes) < self.rows_per_step:
+        shortest = min(rows.pass_sizes)
+        if shortest < self.rows_per_step:
             raise ConfigError(
-                f"data.max_pairs_per_dialogue = {rows.max_units} deals the data into {len(rows.pass_sizes)} passes, the "
-                f"smallest of {min(rows.pass_sizes)} row(s) of {rows.sizes.tokens} tokens, but one step takes "
-                f"{self.rows_per_step}, so that a step would mix passes: raise data.max_pairs_per_dialogue, or lower "
+                f"data.max_pairs_per_dialogue = {rows.max_units} deals the data into {len(rows.pass_sizes)} passes, "
+                f"the shortest of {shortest} row(s) of {rows.sizes.tokens} tokens, but one step takes "
+                f"{self.rows_per_step} and would mix passes: raise data.max_pairs_per_dialogue, or lower "
                 "rows_per_batch, accumulation_steps or data.row_length"
             )
         order = PassOrder(

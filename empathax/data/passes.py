@@ -1,12 +1,13 @@
 """At most n units of one dialogue in a training step (data.max_pairs_per_dialogue).
 
-A dialogue of k units is dealt into ceil(k / n) parts, each with units from its beginning to its end, and the parts go
-to different passes. Rows are packed pass by pass and an epoch takes the passes in turn, so that two parts of a dialogue
-can meet only in the step between two passes; there the order steps around them.
+A dialogue of k units is dealt into ceil(k / n) runs of neighbours, which share the most, and the runs go to different
+passes. Rows are packed pass by pass and an epoch takes the passes in turn, so that two runs of a dialogue can meet only
+in the step between two passes; there the order steps around them.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from empathax.data.row_plan import Group
 def deal(groups: Sequence[Group], max_units: int) -> list[list[Group]]:
     """The passes: each holds at most `max_units` units of a group (0 = all, in one pass), every unit is in one.
 
-    Unit i of a group of m parts goes to part i mod m. Small groups take turns, so that passes are of about one size.
+    Groups take turns in where they begin: passes are of about one size, and hold early and late units alike.
     """
     whole = [group for group in groups if group]
     if not max_units:
@@ -30,8 +31,9 @@ def deal(groups: Sequence[Group], max_units: int) -> list[list[Group]]:
     first = 0
     for group in whole:
         num_parts = _num_parts(group, max_units)
-        for part in range(num_parts):
-            passes[(first + part * num_passes // num_parts) % num_passes].append(group[part::num_parts])
+        bounds = [len(group) * part // num_parts for part in range(num_parts + 1)]
+        for part, (start, stop) in enumerate(itertools.pairwise(bounds)):
+            passes[(first + part * num_passes // num_parts) % num_passes].append(group[start:stop])
         first += num_parts
     return [groups for groups in passes if groups] or [[]]
 
