@@ -46,7 +46,9 @@ data/: from files to rows of prefix trees
     sandbox.py, template_worker.py        templates run in a limited child process
     encoding.py          truncation to max_length
     prefix_tree.py       common beginnings laid out once
-    row_plan.py, packing.py               trees into rows
+    row_plan.py, leveling.py, packing.py  trees into rows
+    packing_report.py    what rows cost and save
+    passes.py            at most n pairs of a dialogue in a step
     batch.py             the arrays a step receives
     loader.py            batches as a pure function of (seed, step)
     samples/             packaged dialogues and pairs (CC0)

@@ -59,6 +59,7 @@ class DataOptions:
     packing: str = _option("tree", ("tree", "pair", "none"))
     max_length: int = _option(1024, low=8)  # tokens of prompt + reply
     row_length: int = _option(0, low=0)  # tokens of a row; 0 = chosen, at most twice what holds every unit
+    max_pairs_per_dialogue: int = _option(0, low=0)  # pairs (sft: replies) of one dialogue in a step; 0 = all
     seeker_first_only: bool = True  # drop dialogues that the supporter opens
     opening_user_turn: str = "Hello."  # put before a supporter-first dialogue where the template needs a user turn
     esconv_rejected: str = _option("advice", ("advice", "random"))  # rejected reply of ESConv pairs

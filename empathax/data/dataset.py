@@ -15,7 +15,8 @@ from jaxtyping import Int32
 from empathax.config import DataOptions
 from empathax.data.chat import ChatTemplate, EncodedReply
 from empathax.data.encoding import Prompt, ReplyEncoder, Unusable
-from empathax.data.packing import PackedRows, pack, packing_report
+from empathax.data.packing import PackedRows, pack
+from empathax.data.packing_report import packing_report
 from empathax.data.prefix_tree import ScoredSequence
 from empathax.data.records import CompletionRow, Dialogue, PreferenceRow, Row
 from empathax.data.row_plan import Group, Unit
@@ -100,7 +101,11 @@ def build_dataset(
     _check_dropped(dropped, num_kept, options.max_dropped_fraction)
     for split in encoded:
         check_token_ids(split.groups, tokenizer, model_config)
-    packed = [pack(split.groups, options.packing, options.row_length, options.max_length) for split in encoded]
+    limits = (options.max_pairs_per_dialogue, 0)  # evaluation adds up over batches, whatever is in them
+    packed = [
+        pack(split.groups, options.packing, options.row_length, options.max_length, limit)
+        for split, limit in zip(encoded, limits, strict=True)
+    ]
     report = {
         "rows_read": splits.tally.num_rows,
         "rows_bad": len(splits.tally.bad),
@@ -127,6 +132,7 @@ def build_dataset(
             "system_prompt": hashlib.sha256(options.system_prompt.encode()).hexdigest(),
             "max_length": str(options.max_length),
             "packing": options.packing,
+            "max_pairs_per_dialogue": str(options.max_pairs_per_dialogue),
             "row_length": str(packed[0].sizes.tokens),
             "train_rows": packed[0].fingerprint(),
             "eval_rows": packed[1].fingerprint(),

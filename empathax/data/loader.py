@@ -1,6 +1,7 @@
 """Batches as a pure function of (seed, step): a resumed run needs the step number and nothing else.
 
-Grain's order: source, seed, shuffle, repeat with a new order in each epoch, batch. A step's rows do not depend on how
+Grain's order: source, seed, shuffle, repeat with a new order in each epoch, batch (data/passes.py has the order of
+data with a limit to a dialogue's pairs in a step). A step's rows do not depend on how
 many processes read them: each takes its slice of the global batch.
 """
 
@@ -19,6 +20,7 @@ from jaxtyping import Float32, Int
 
 from empathax.data.batch import Batch
 from empathax.data.packing import PackedRows
+from empathax.data.passes import PassOrder, row_order
 from empathax.errors import ConfigError, DataError
 
 PREFETCH_THREADS = 2
@@ -38,7 +40,7 @@ class Loader:
 
     Raises:
         DataError: fewer rows than one step takes.
-        ConfigError: rows_per_batch does not divide by process_count.
+        ConfigError: rows_per_batch does not divide by process_count; a pass of data/passes.py is shorter than a step.
     """
 
     def __init__(
@@ -68,9 +70,7 @@ class Loader:
         self._slice = slice(process_index * local, (process_index + 1) * local)
         self._order = {"seed": seed, "shuffle": shuffle}
         self._ref_logps = ref_logps
-        order = grain.MapDataset.range(len(rows)).seed(seed % 2**32)
-        order = order.shuffle() if shuffle else order
-        self._row_ids = order.repeat(None, reseed_each_epoch=True).batch(self.rows_per_step, drop_remainder=True)
+        self._row_ids = self._ordered(seed, shuffle).batch(self.rows_per_step, drop_remainder=True)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -112,6 +112,29 @@ class Loader:
         """What the rows of a step depend on, by name; two loaders with equal values give equal batches."""
         parts = {**self._order, "rows_per_step": self.rows_per_step, "rows": self.rows.fingerprint()}
         return {name: str(value) for name, value in parts.items()}
+
+    def _ordered(self, seed: int, shuffle: bool) -> grain.MapDataset:
+        """Row ids, epoch after epoch."""
+        rows = self.rows
+        if not rows.max_units:
+            return row_order(0, len(rows), seed, shuffle)
+        shortest = min(rows.pass_sizes)
+        if shortest < self.rows_per_step:
+            raise ConfigError(
+                f"data.max_pairs_per_dialogue = {rows.max_units} deals the data into {len(rows.pass_sizes)} passes, "
+                f"the shortest of {shortest} row(s) of {rows.sizes.tokens} tokens, but one step takes "
+                f"{self.rows_per_step} and would mix passes: raise data.max_pairs_per_dialogue, or lower "
+                "rows_per_batch, accumulation_steps or data.row_length"
+            )
+        order = PassOrder(
+            rows.pass_sizes,
+            rows.dialogues,
+            rows.max_units,
+            rows_per_step=self.rows_per_step,
+            seed=seed,
+            shuffle=shuffle,
+        )
+        return grain.MapDataset.source(order)
 
     def _assemble(self, row_ids: Int[np.ndarray, " AB"]) -> Batch:
         local_ids = np.asarray(row_ids).reshape(self._shape)[:, self._slice]

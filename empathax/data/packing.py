@@ -8,6 +8,7 @@ unit as one tree, "none" every reply as a chain of its own (both chains of a pai
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,11 @@ import numpy as np
 from jaxtyping import Int32
 
 from empathax.data.batch import Batch
+from empathax.data.passes import deal
 from empathax.data.prefix_tree import Tree, build_tree
 from empathax.data.row_plan import Group, RowPlan, plan_rows, round_up
 
-TRAINED_MULTIPLE = 64  # M
+TRAINED_MULTIPLE = 32  # M
 SEQUENCE_MULTIPLE = 8  # S and P
 
 
@@ -38,7 +40,8 @@ class PackedRows:
     """Rows as lists of trees; `rows[i]` lays row i out as arrays without the batch dimension.
 
     Read-only and random access, so that it can be a Grain source. `num_sequences` is one more than the largest
-    sequence id.
+    sequence id. `pass_sizes` are the rows of each pass of data/passes.py, one after another; `dialogues` holds the
+    units of each dialogue in a row as (dialogue, units), where `max_units` limits them in a step (0 = no limit).
     """
 
     trees: tuple[Tree, ...]
@@ -46,6 +49,9 @@ class PackedRows:
     paired: bool
     sizes: RowSizes
     num_sequences: int
+    pass_sizes: tuple[int, ...] = ()
+    dialogues: tuple[tuple[tuple[int, int], ...], ...] = ()
+    max_units: int = 0
 
     def __len__(self) -> int:
         return len(self.tree_indices)
@@ -65,14 +71,16 @@ class PackedRows:
 
     def fingerprint(self) -> str:
         """Digest of every array of every row."""
-        digest = hashlib.sha256(repr((self.tree_indices, self.paired, self.sizes)).encode())
+        digest = hashlib.sha256(repr((self.tree_indices, self.paired, self.sizes, self.pass_sizes)).encode())
         for tree in self.trees:
             for array in (tree.token_ids, tree.subtree_end, tree.query_index, tree.target_id, tree.sequence_ids):
                 digest.update(np.ascontiguousarray(array, "<i4").tobytes())
         return digest.hexdigest()
 
 
-def pack(groups: Sequence[Group], packing: str, row_length: int = 0, max_length: int = 0) -> PackedRows:
+def pack(
+    groups: Sequence[Group], packing: str, row_length: int = 0, max_length: int = 0, max_units: int = 0
+) -> PackedRows:
     """Packs `groups` into rows of `row_length` tokens.
 
     A tree larger than a row is split between units: the shared prefix is repeated, nothing is dropped.
@@ -84,45 +92,35 @@ def pack(groups: Sequence[Group], packing: str, row_length: int = 0, max_length:
             max_length and every unit (or the largest tree, if that is less), or one up to twice as long where the data
             take less work in it, since fewer trees are split.
         max_length: longest prompt + reply of the data, used by row_length = 0; 0 = unlimited.
+        max_units: units of one dialogue that a training step may hold, 0 = any number; see data/passes.py.
 
     Raises:
         ConfigError: a unit is larger than `row_length`.
     """
     share, merge = packing != "none", packing == "tree"
-    whole = [group for group in groups if group]
-    whole = whole if merge else [[unit] for group in whole for unit in group]
-    plan = plan_rows(whole, share, merge, row_length, max_length)
+    passes = deal(groups, max_units)
+    if not merge:
+        passes = [[[unit] for group in dealt for unit in group] for dealt in passes]
+    plan = plan_rows(passes, share, merge, row_length, max_length)
     trees, rows = _trees(plan, share, merge)
-    paired = any(len(group[0]) == 2 for group in whole)
+    paired = any(len(group[0]) == 2 for dealt in passes for group in dealt)
     return PackedRows(
         trees=tuple(trees),
         tree_indices=tuple(tuple(row) for row in rows),
         paired=paired,
         sizes=_row_sizes(trees, rows, plan.length, paired),
         num_sequences=max((int(tree.sequence_ids.max()) for tree in trees), default=-1) + 1,
+        pass_sizes=plan.pass_sizes,
+        dialogues=_dialogues(plan, groups) if max_units else (),
+        max_units=max_units,
     )
 
 
-def packing_report(rows: PackedRows, groups: Sequence[Group]) -> dict[str, float]:
-    """Figures of a packing: rows, tokens laid out, share of tokens and of trained slots used, tokens a unit, saving."""
-    num_tokens = sum(tree.num_tokens for tree in rows.trees)
-    num_trained = sum(tree.num_trained for tree in rows.trees)
-    num_units = sum(len(group) for group in groups)
-    unshared = sum(sequence.num_tokens for group in groups for unit in group for sequence in unit)
-    num_rows = max(len(rows), 1)
-    return {
-        "rows": len(rows),
-        "row_length": rows.sizes.tokens,
-        "trained_slots": rows.sizes.trained,
-        "units": num_units,
-        "tokens": num_tokens,
-        "trained_tokens": num_trained,
-        "fill_ratio": num_tokens / (num_rows * max(rows.sizes.tokens, 1)),
-        "trained_fill_ratio": num_trained / (num_rows * max(rows.sizes.trained, 1)),
-        "tokens_per_unit": num_tokens / max(num_units, 1),
-        "tokens_per_unit_unshared": unshared / max(num_units, 1),
-        "times_fewer_tokens": unshared / max(num_tokens, 1),
-    }
+def _dialogues(plan: RowPlan, groups: Sequence[Group]) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """(dialogue, its units) of each row."""
+    dialogue_of = {unit[0].sequence_id: number for number, group in enumerate(groups) for unit in group}
+    rows = [[dialogue_of[unit[0].sequence_id] for part in row for unit in plan.parts[part]] for row in plan.rows]
+    return tuple(tuple(Counter(row).items()) for row in rows)
 
 
 def _tree(units: Group, share: bool) -> Tree:

@@ -118,13 +118,8 @@ def describe(job: Job) -> str:
         f" on {job.mesh.devices.flat[0].device_kind}",
     ]
     for stage, dataset in job.datasets.items():
-        figures = dataset.report["train"]
-        kind = "pairs" if dataset.train.paired else "replies"
-        lines.append(
-            f"{stage:<8} {figures['units']:,} {kind} in {figures['rows']:,} rows of {figures['row_length']:,} tokens "
-            f"({figures['fill_ratio']:.0%} filled), {figures['times_fewer_tokens']:.1f} times fewer tokens than one by "
-            f"one; {len(dataset.eval_examples):,} held out; {job.num_steps(stage):,} steps"
-        )
+        lines.append(f"{stage:<8} {_packing_in_words(dataset)}")
+        lines.append(f"         {len(dataset.eval_examples):,} held out; {job.num_steps(stage):,} steps")
         lines += [
             f"         {name}: {count:,}"
             for name, count in {**dataset.report["dropped"], **dataset.report["counts"]}.items()
@@ -132,6 +127,22 @@ def describe(job: Job) -> str:
         texts = trained_texts(dataset.train, 0, job.tokenizer)
         lines.append(f"         trained text of one row, first of {len(texts)} replies: {texts[0]!r}")
     return "\n".join(lines)
+
+
+def _packing_in_words(dataset: Dataset) -> str:
+    figures = dataset.report["train"]
+    kind = "pair" if dataset.train.paired else "reply"
+    kinds = "pairs" if dataset.train.paired else "replies"
+    passes = figures["passes"]
+    dealt = f", at most {dataset.train.max_units} of a dialogue in a step ({passes} passes)" if passes > 1 else ""
+    return (
+        f"{figures['units']:,} {kinds} in {figures['rows']:,} rows of {figures['row_length']:,} tokens{dealt}\n"
+        f"         {figures['fill_ratio']:.0%} of tokens and {figures['trained_fill_ratio']:.0%} of "
+        f"{figures['trained_slots']:,} trained slots in use, varying by {figures['tokens_spread']:.0%} "
+        f"and {figures['trained_spread']:.0%} between rows\n"
+        f"         {figures['tokens_per_unit']:.0f} tokens a {kind}, {figures['times_fewer_tokens']:.1f} times fewer "
+        f"than one by one ({figures['tokens_per_unit_unshared']:.0f})"
+    )
 
 
 def record_settings(job: Job) -> None:

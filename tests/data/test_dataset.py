@@ -112,6 +112,18 @@ def test_a_tokenizer_larger_than_the_embedding(write_lines, chatml):
         build(write_lines("rows.jsonl", pairs(3)), "dpo", chatml, small, eval_fraction=0.0)
 
 
+def test_a_limit_to_a_dialogues_pairs_holds_in_training_only(chatml, model):
+    free, limited = (build("samples", "dpo", chatml, model, max_length=2000, max_pairs_per_dialogue=n) for n in (0, 2))
+    assert limited.train.max_units == 2
+    assert limited.report["train"]["passes"] == len(limited.train.pass_sizes) > 1
+    assert limited.report["train"]["tokens_per_unit"] > free.report["train"]["tokens_per_unit"]
+    assert limited.eval.fingerprint() == free.eval.fingerprint()
+    assert {key for key in free.fingerprint if free.fingerprint[key] != limited.fingerprint[key]} >= {
+        "max_pairs_per_dialogue",
+        "train_rows",
+    }
+
+
 def test_the_fingerprint_names_what_changed(write_lines, tokenizers, chatml, model):
     path = write_lines("rows.jsonl", pairs(9))
     base = build(path, "dpo", chatml, model).fingerprint
@@ -124,6 +136,7 @@ def test_the_fingerprint_names_what_changed(write_lines, tokenizers, chatml, mod
     assert changed(max_length=199) == {"max_length"}
     assert "system_prompt" in changed(system_prompt="Be brief.")
     assert "packing" in changed(packing="none")
+    assert changed(max_pairs_per_dialogue=1) == {"max_pairs_per_dialogue"}  # each dialogue has one pair
     assert changed(eval_fraction=0.5) == {"train_rows", "eval_rows"}
     model_of_gemma = SimpleNamespace(family="gemma2", vocab_size=10_000)
     other = build(path, "dpo", tokenizers["gemma"], model_of_gemma).fingerprint

@@ -5,10 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from empathax.data.packing import pack, packing_report
+from empathax.data.packing import pack
+from empathax.data.packing_report import packing_report
 from empathax.data.prefix_tree import ScoredSequence
 from empathax.data.row_plan import best_fit, split_group
 from empathax.errors import ConfigError
+
+SIZES = list(enumerate([(90, 10), (14, 6), (76, 4), (28, 12)]))  # prompt and reply tokens
 
 
 def dialogues(turns, paired, seed=0):
@@ -84,7 +87,7 @@ def test_pairs_lie_in_one_row(packing):
 
 def test_shapes_and_unused_slots():
     rows = pack(dialogues([3, 2], paired=True), "tree")
-    assert (rows.sizes.tokens % 128, rows.sizes.trained % 64, rows.sizes.sequences % 8, rows.sizes.pairs % 8) == (
+    assert (rows.sizes.tokens % 128, rows.sizes.trained % 32, rows.sizes.sequences % 8, rows.sizes.pairs % 8) == (
         0,
     ) * 4
     batch = rows.empty_row()
@@ -159,6 +162,17 @@ def test_the_report_counts_what_sharing_saves():
     assert tree["units"] == 8
     assert none["tokens"] == none["tokens_per_unit_unshared"] * 8
     assert tree["times_fewer_tokens"] == pytest.approx(none["tokens"] / tree["tokens"])
+
+
+def test_the_report_says_how_full_and_how_even_rows_are():
+    groups = [[(_sequence(np.full(size, number), np.full(trained, 99), number),)] for number, (size, trained) in SIZES]
+    report = packing_report(pack(groups, "none", 128), groups)
+    # rows of 100 + 20 and 80 + 40 tokens, of 16 and 16 trained
+    assert (report["rows"], report["passes"], report["trained_slots"]) == (2, 1, 32)
+    assert report["fill_ratio"] == pytest.approx(240 / 256)
+    assert report["trained_fill_ratio"] == pytest.approx(32 / 64)
+    assert report["tokens_spread"] == report["trained_spread"] == 0
+    assert report["tokens_per_unit"] == 60
 
 
 def test_the_fingerprint_sees_one_token():
