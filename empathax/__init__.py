@@ -19,6 +19,7 @@ models/: what a decoder is, and how it gets its weights
     gguf_config.py       GGUF metadata to ModelConfig
     transformer.py       the NNX decoder: parameters declared, forward pass as a pure function
     layers.py, rope.py   the arithmetic of a layer; rotary positions
+    primitives.py        matrix product, norm and gated activation, with backward passes of their own
     attention.py         the door to attention over prefix trees; its dense reference
     flash.py             its memory-linear form: one gradient rule over three kernels, split over the mesh
     tree_layout.py       masks, scores and lists of visible blocks, which the kernels share

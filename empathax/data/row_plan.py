@@ -15,6 +15,7 @@ from empathax.data.prefix_tree import PrefixTrie, ScoredSequence
 from empathax.errors import ConfigError
 
 ROW_MULTIPLE = 128  # T, for attention blocks
+LONG_ROW, LONG_ROW_MULTIPLE = 1024, 256  # rows above this many tokens may as well allow the larger, faster blocks
 CANDIDATES = 8  # row lengths tried by row_length = 0
 # Row length at which attention costs a token as much as everything else; a rough mean of models.
 ATTENTION_LENGTH = 4096
@@ -173,8 +174,10 @@ def _candidate_lengths(groups: Sequence[Group], sizes: Sequence[int], max_length
     """Row lengths worth trying: from the smallest that will do to twice that, at most CANDIDATES of them."""
     largest_tree = max(sizes, default=1)
     least = min(largest_tree, max(max_length, _largest_unit(groups, sizes, max_length, share)))
-    lowest = round_up(least, ROW_MULTIPLE) if max_length else round_up(largest_tree, ROW_MULTIPLE)
-    lengths = list(range(lowest, 2 * lowest + 1, ROW_MULTIPLE))
+    lowest = round_up(least if max_length else largest_tree, ROW_MULTIPLE)
+    if lowest > LONG_ROW:
+        lowest = round_up(lowest, LONG_ROW_MULTIPLE)
+    lengths = list(range(lowest, 2 * lowest + 1, LONG_ROW_MULTIPLE if lowest > LONG_ROW else ROW_MULTIPLE))
     step = -(-len(lengths) // CANDIDATES)
     return lengths[::step]
 

@@ -15,37 +15,38 @@ from jaxtyping import Array, Float
 
 from empathax.models.tree_layout import MASKED, BlockLists, ScoreOptions, TreeLayout, block_lists, visible_blocks
 
-BLOCK_SIZES = (256, 128)
+QUERY_SIZES = (256, 128)  # tokens of a block of queries, by what divides the row
+KEY_SIZE = 128
 
 
 def block_size(num_tokens: int) -> int | None:
-    """The block size for rows of `num_tokens`, None if none divides it."""
-    return next((size for size in BLOCK_SIZES if num_tokens % size == 0), None)
+    """Queries in a block of rows of `num_tokens`, None if such rows do not divide into blocks."""
+    return next((size for size in QUERY_SIZES if num_tokens % size == 0), None)
 
 
 def _required_size(num_tokens: int) -> int:
     size = block_size(num_tokens)
     if size is None:
-        raise ValueError(f"rows of {num_tokens} tokens do not divide into blocks of {BLOCK_SIZES}")
+        raise ValueError(f"rows of {num_tokens} tokens do not divide into blocks of {QUERY_SIZES}")
     return size
 
 
 def _lists_of_all_rows(layout: TreeLayout, size: int) -> BlockLists:
     """One list for the whole batch: XLA's loops run over all rows at once."""
-    return block_lists(visible_blocks(layout, size, size).any(axis=0, keepdims=True))
+    return block_lists(visible_blocks(layout, size, KEY_SIZE).any(axis=0, keepdims=True))
 
 
 def _mask(layout: TreeLayout, query_block: jax.Array, key_block: jax.Array, size: int) -> jax.Array:
-    """[B, 1, 1, size, size]: which query of the block sees which key."""
+    """[B, 1, 1, size, KEY_SIZE]: which query of the block sees which key."""
     query = query_block * size + jnp.arange(size, dtype=jnp.int32)[:, None]
-    key = key_block * size + jnp.arange(size, dtype=jnp.int32)[None, :]
-    end_Bs = _slice(layout.subtree_end_BT, key_block, size, 1)
+    key = key_block * KEY_SIZE + jnp.arange(KEY_SIZE, dtype=jnp.int32)[None, :]
+    end_Bs = _slice(layout.subtree_end_BT, key_block, KEY_SIZE, 1)
     distance = (
         _slice(layout.positions_BT, query_block, size, 1)[:, :, None]
-        - _slice(layout.positions_BT, key_block, size, 1)[:, None, :]
+        - _slice(layout.positions_BT, key_block, KEY_SIZE, 1)[:, None, :]
     )
-    mask_Bss = (key <= query) & (query < end_Bs[:, None, :]) & (distance < layout.window)
-    return mask_Bss[:, None, None]
+    mask_Bqs = (key <= query) & (query < end_Bs[:, None, :]) & (distance < layout.window)
+    return mask_Bqs[:, None, None]
 
 
 def _slice(array: jax.Array, block: jax.Array, size: int, axis: int) -> jax.Array:
@@ -56,14 +57,18 @@ def _put(array: jax.Array, value: jax.Array, block: jax.Array, size: int, axis: 
     return jax.lax.dynamic_update_slice_in_dim(array, value.astype(array.dtype), block * size, axis)
 
 
-def _scores(q_BKGsH: jax.Array, k_BKsH: jax.Array, mask: jax.Array, softcap: float, scale: float) -> jax.Array:
-    """Masked float32 scores [B, K, G, s, s] of one pair of blocks."""
-    B, K, G, size, H = q_BKGsH.shape
-    folded = q_BKGsH.reshape(B, K, G * size, H)  # the queries that share keys are rows of one matmul
+def _add_keys(array_BKHT: jax.Array, value_BKHs: jax.Array, block: jax.Array) -> jax.Array:
+    return _put(array_BKHT, _slice(array_BKHT, block, KEY_SIZE, 3) + value_BKHs, block, KEY_SIZE, 3)
+
+
+def _scores(q_BKGqH: jax.Array, k_BKsH: jax.Array, mask: jax.Array, softcap: float, scale: float) -> jax.Array:
+    """Masked float32 scores [B, K, G, q, s] of a block of queries and one of keys."""
+    B, K, G, size, H = q_BKGqH.shape
+    folded = q_BKGqH.reshape(B, K, G * size, H)  # the queries that share keys are rows of one matmul
     raw = jnp.einsum("bkrh,bksh->bkrs", folded, k_BKsH, preferred_element_type=jnp.float32) * scale
     if softcap:
         raw = softcap * jnp.tanh(raw / softcap)
-    return jnp.where(mask, raw.reshape(B, K, G, size, size), MASKED)
+    return jnp.where(mask, raw.reshape(B, K, G, size, KEY_SIZE), MASKED)
 
 
 def forward(
@@ -88,13 +93,13 @@ def forward(
             top, total, acc = running
             j = lists.blocks[0, block, n]
             mask = _mask(layout, block, j, size)
-            scores = _scores(q_BKGsH, _slice(k_BKTH, j, size, 2), mask, softcap, scale)
+            scores = _scores(q_BKGsH, _slice(k_BKTH, j, KEY_SIZE, 2), mask, softcap, scale)
             new_top = jnp.maximum(top, scores.max(axis=-1))
             weights = jnp.exp(scores - new_top[..., None])
             shrink = jnp.exp(top - new_top)
-            folded = weights.astype(v_BKTH.dtype).reshape(B, K, G * size, size)
+            folded = weights.astype(v_BKTH.dtype).reshape(B, K, G * size, KEY_SIZE)
             added = jnp.einsum(
-                "bkrs,bksh->bkrh", folded, _slice(v_BKTH, j, size, 2), preferred_element_type=jnp.float32
+                "bkrs,bksh->bkrh", folded, _slice(v_BKTH, j, KEY_SIZE, 2), preferred_element_type=jnp.float32
             ).reshape(B, K, G, size, H)
             return new_top, total * shrink + weights.sum(axis=-1), acc * shrink[..., None] + added
 
@@ -127,38 +132,37 @@ def backward(
     lists, softcap, scale = _lists_of_all_rows(layout, size), options.softcap, options.scale
 
     def query_block(block: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        dq, dk, dv = carry
+        dq, dk_BKHT, dv_BKHT = carry
         q_s, dout_s = _slice(q_BKGTH, block, size, 3), _slice(dout, block, size, 3)
         lse_s, delta_s = _slice(lse, block, size, 3), _slice(delta, block, size, 3)
         q_flat, dout_flat = q_s.reshape(B, K, G * size, H), dout_s.reshape(B, K, G * size, H)
 
         def key_block(n: jax.Array, running: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            dq_flat, dk, dv = running
+            dq_flat, dk_BKHT, dv_BKHT = running
             j = lists.blocks[0, block, n]
-            k_s, v_s = _slice(k_BKTH, j, size, 2), _slice(v_BKTH, j, size, 2)
+            k_s, v_s = _slice(k_BKTH, j, KEY_SIZE, 2), _slice(v_BKTH, j, KEY_SIZE, 2)
             scores = _scores(q_s, k_s, _mask(layout, block, j, size), softcap, scale)
             weights = jnp.exp(scores - lse_s[..., None])
             dweights = jnp.einsum("bkrh,bksh->bkrs", dout_flat, v_s, preferred_element_type=jnp.float32)
             dscores = weights * (dweights.reshape(weights.shape) - delta_s[..., None])
             if softcap:
                 dscores *= 1.0 - jnp.square(jnp.maximum(scores, -softcap) / softcap)  # masked: weight 0 already
-            flat = (B, K, G * size, size)
+            flat = (B, K, G * size, KEY_SIZE)
             dscores = (dscores * scale).astype(q_s.dtype).reshape(flat)
             weights = weights.astype(q_s.dtype).reshape(flat)
-            into_keys = partial(jnp.einsum, "bkrs,bkrh->bksh", preferred_element_type=jnp.float32)
-            dk = _put(dk, _slice(dk, j, size, 2) + into_keys(dscores, q_flat), j, size, 2)
-            dv = _put(dv, _slice(dv, j, size, 2) + into_keys(weights, dout_flat), j, size, 2)
+            # heads before tokens: on the CPU backend the product in the other order takes twice as long
+            into_keys = partial(jnp.einsum, "bkrs,bkrh->bkhs", preferred_element_type=jnp.float32)
+            dk_BKHT = _add_keys(dk_BKHT, into_keys(dscores, q_flat), j)
+            dv_BKHT = _add_keys(dv_BKHT, into_keys(weights, dout_flat), j)
             dq_flat += jnp.einsum("bkrs,bksh->bkrh", dscores, k_s, preferred_element_type=jnp.float32)
-            return dq_flat, dk, dv
+            return dq_flat, dk_BKHT, dv_BKHT
 
-        start = (jnp.zeros((B, K, G * size, H), jnp.float32), dk, dv)
-        dq_flat, dk, dv = jax.lax.fori_loop(0, lists.num_visible[0, block], key_block, start)
-        return _put(dq, dq_flat.reshape(B, K, G, size, H), block, size, 3), dk, dv
+        start = (jnp.zeros((B, K, G * size, H), jnp.float32), dk_BKHT, dv_BKHT)
+        dq_flat, dk_BKHT, dv_BKHT = jax.lax.fori_loop(0, lists.num_visible[0, block], key_block, start)
+        return _put(dq, dq_flat.reshape(B, K, G, size, H), block, size, 3), dk_BKHT, dv_BKHT
 
-    zeros = (
-        jnp.zeros(q_BKGTH.shape, q_BKGTH.dtype),
-        jnp.zeros(k_BKTH.shape, jnp.float32),
-        jnp.zeros(v_BKTH.shape, jnp.float32),
-    )
-    dq, dk, dv = jax.lax.fori_loop(0, T // size, query_block, zeros)
-    return dq.reshape(B, N, T, H), dk.astype(k_BKTH.dtype), dv.astype(v_BKTH.dtype)
+    no_keys = jnp.zeros((B, K, H, T), jnp.float32)
+    start = (jnp.zeros(q_BKGTH.shape, q_BKGTH.dtype), no_keys, no_keys)
+    dq, dk_BKHT, dv_BKHT = jax.lax.fori_loop(0, T // size, query_block, start)
+    dk_BKTH, dv_BKTH = dk_BKHT.swapaxes(2, 3).astype(k_BKTH.dtype), dv_BKHT.swapaxes(2, 3).astype(v_BKTH.dtype)
+    return dq.reshape(B, N, T, H), dk_BKTH, dv_BKTH
