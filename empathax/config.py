@@ -155,6 +155,7 @@ class Config:
     name: str = "run"
     seed: int = _option(0, low=0)
     stages: tuple[str, ...] = STAGES
+    compilation_cache: str = "auto"  # a directory; auto = the user's cache directory on accelerators; "" = off
     model: ModelOptions = ModelOptions()
     data: DataOptions = DataOptions()
     sft: SftOptions = SftOptions()

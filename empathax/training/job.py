@@ -23,6 +23,7 @@ from empathax.errors import ConfigError, DataError
 from empathax.models.source import ModelSource, load_tokenizer, resolve_model
 from empathax.models.tokenizer import Tokenizer
 from empathax.models.transformer import abstract_params, logical_axes
+from empathax.parallel.compilation import use_compilation_cache
 from empathax.parallel.distributed import is_leader
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import check_batch, param_shardings
@@ -90,6 +91,7 @@ def prepare(config: Config, workdir: Path, overwrite: bool = False) -> Job:
 
 def assemble(config: Config, workdir: Path = Path()) -> Job:
     """Mesh, weights' header, tokenizer and data of a config, without what only training needs."""
+    use_compilation_cache(config.compilation_cache)
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.eval.rows_per_batch, "eval.rows_per_batch")
     source = resolve_model(config.model.path)

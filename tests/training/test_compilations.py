@@ -1,0 +1,23 @@
+"""A real run compiles each program once: nothing that comes later makes it compile again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHILD = Path(__file__).parent / "counted_run.py"
+
+
+@pytest.mark.parametrize("packing", ["tree", "pair"])
+def test_nothing_compiles_after_the_first_pass(tmp_path, packing):
+    command = [sys.executable, str(CHILD), str(tmp_path / "run"), packing]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    stages = json.loads(done.stdout.splitlines()[-1])
+    assert len(stages) == 2
+    for before_step in stages:
+        assert len(before_step) >= 8
+        assert before_step[1] > before_step[0]  # the step itself: the count counts
+        assert before_step[-1] == before_step[1], before_step  # later steps, evaluations and saves: nothing
