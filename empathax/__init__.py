@@ -57,7 +57,7 @@ data/: from files to rows of prefix trees
 parallel/
     mesh.py, rules.py    devices along data, fsdp, tensor; which parameter dim lies where
     distributed.py       many processes
-    compilation.py       where compiled programs are kept
+    compilation.py, huge_pages.py    where compiled programs are kept; memory in large pages
 
 objectives/
     logprobs.py          chunked log-softmax with its own gradient

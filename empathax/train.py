@@ -9,6 +9,7 @@ from pathlib import Path
 
 from empathax.config import load_config
 from empathax.errors import exit_on_error
+from empathax.parallel.huge_pages import restart_with_huge_pages
 
 
 @exit_on_error
@@ -43,4 +44,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     sys.exit(main(sys.argv[1:]))

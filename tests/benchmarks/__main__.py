@@ -11,6 +11,7 @@ The results file keeps the works that this run did not measure. `python -m tests
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from tests.benchmarks import results
 from tests.benchmarks.race import ChildFailed, Record, race, results_of, run_module
-from tests.benchmarks.results import OURS, Result, measured
+from tests.benchmarks.results import OURS, Result
 from tests.benchmarks.task import Task
 from tests.benchmarks.works import WORKS, Work
 
@@ -125,12 +126,13 @@ def _with_shares(rows: Sequence[Result]) -> list[Result]:
     metric = "useful arithmetic, share of a dense matmul"
     rows = [row for row in rows if row.metric != metric]
     dense = next((row.value for row in rows if row.work == MATMUL and row.framework == "jax" and _is_rate(row)), None)
-    shares = [
-        measured(row.work, OURS, metric, "%", [100 * sample / dense for sample in row.samples], row.against)
-        for row in rows
-        if dense and row.framework == OURS and _is_rate(row)
-    ]
+    shares = [_share(row, metric, dense) for row in rows if dense and row.framework == OURS and _is_rate(row)]
     return sorted([*rows, *shares], key=lambda row: NAMES.index(row.work) if row.work in NAMES else len(NAMES))
+
+
+def _share(row: Result, metric: str, dense: float) -> Result:
+    samples = tuple(100 * sample / dense for sample in row.samples)
+    return dataclasses.replace(row, metric=metric, unit="%", value=100 * row.value / dense, samples=samples)
 
 
 def _is_rate(row: Result) -> bool:

@@ -12,6 +12,7 @@ from empathax.data.dataset import Dataset
 from empathax.data.loader import Loader
 from empathax.data.packing import PackedRows
 from empathax.models.source import ModelSource, resolve_model
+from empathax.parallel.huge_pages import restart_with_huge_pages
 from empathax.training.optimizer import make_optimizer
 from empathax.training.reference import precompute
 from empathax.training.state import Tree, init_state
@@ -90,4 +91,5 @@ def _reply_lengths(tree) -> dict[int, int]:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # as empathax.train does
     run(task_from_argv(), Turns())

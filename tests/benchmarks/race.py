@@ -84,10 +84,13 @@ def run_module(module: str, *arguments: str) -> None:
 
 
 def _results(work: str, framework: str, record: Record, against: str) -> Iterator[Result]:
+    seconds = sum(step["seconds"] for step in record.steps)
     for amount in record.steps[0]["amounts"]:
         metric, unit, size = RATES[amount]
         samples = [step["amounts"][amount] / size / step["seconds"] for step in record.steps]
-        yield measured(work, framework, metric, unit, samples, against)
+        # steps differ in length: only all work over all time is a rate that two frameworks can be compared by
+        overall = sum(step["amounts"][amount] for step in record.steps) / size / seconds
+        yield dataclasses.replace(measured(work, framework, metric, unit, samples, against), value=overall)
     yield measured(work, framework, "step", "s", [step["seconds"] for step in record.steps], against)
     yield measured(work, framework, "first step (compiles, warms up)", "s", [record.first_seconds], against)
     yield measured(work, framework, "peak memory", "GB", [record.last["peak_bytes"] / 1e9], against)

@@ -14,7 +14,10 @@ OURS = "empathax"
 
 @dataclass(frozen=True)
 class Result:
-    """One number: the median of `samples`, in `unit`. `against` names the framework that took turns with this one."""
+    """One number, in `unit`: the median of `samples`, or for a rate all the work of the samples over all their time.
+
+    `against` names the framework that took turns with this one.
+    """
 
     work: str
     framework: str
@@ -51,7 +54,7 @@ def merged(old: Iterable[Result], new: Sequence[Result]) -> list[Result]:
 
 def as_text(results: Sequence[Result]) -> str:
     """A table with aligned columns."""
-    head = ("work", "framework", "metric", "median", "unit", "samples", "in turns with")
+    head = ("work", "framework", "metric", "value", "unit", "samples", "in turns with")
     rows = [head, *map(_cells, results)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     return "\n".join(

@@ -31,7 +31,6 @@ class Work:
 # The trainers run at their fastest: no gradient checkpointing (TRL's default recomputes every activation).
 # padding_free is not among the DPO settings: TRL 1.16 warns that it is unavailable and pads.
 _TRL_DPO = (
-    Contender("trl, batch 2", "trl_train", {"batch": 2, "precomputed": False}),
     Contender("trl, batch 2, precomputed reference", "trl_train", {"batch": 2, "precomputed": True}),
     Contender("trl, batch 4, precomputed reference", "trl_train", {"batch": 4, "precomputed": True}),
 )
