@@ -18,7 +18,7 @@ print(os.environ["GLIBC_TUNABLES"], os.environ["FIRST_PID"] == str(os.getpid()),
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's setting")
 @pytest.mark.parametrize(
-    "before, after",
+    ("before", "after"),
     [
         ("", "glibc.malloc.hugetlb=1"),
         ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
