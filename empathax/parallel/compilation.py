@@ -7,6 +7,8 @@ from pathlib import Path
 
 import jax
 
+OPTION = "jax_compilation_cache_dir"
+
 
 def use_compilation_cache(setting: str) -> str:
     """Turns JAX's persistent compilation cache on or off; returns its directory, "" if it is off.
@@ -15,14 +17,15 @@ def use_compilation_cache(setting: str) -> str:
     are for one kind of processor and may not run on another machine that sees the same home. A directory that is
     already set (JAX_COMPILATION_CACHE_DIR) stays.
     """
-    already = jax.config.jax_compilation_cache_dir
+    already = getattr(jax.config, OPTION)
     if already:
         return already
     directory = _default() if setting == "auto" and jax.default_backend() != "cpu" else setting
     if directory in ("", "auto"):
         return ""
-    jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser()))
-    return jax.config.jax_compilation_cache_dir
+    path = str(Path(directory).expanduser())
+    jax.config.update(OPTION, path)
+    return path
 
 
 def _default() -> str:
