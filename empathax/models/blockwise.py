@@ -13,7 +13,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from empathax.models.tree_layout import MASKED, BlockLists, ScoreOptions, TreeLayout, block_lists, visible_blocks
+from empathax.models.tree_layout import (
+    MASKED,
+    BlockLists,
+    ScoreOptions,
+    TreeLayout,
+    block_lists,
+    tile_gradient,
+    tile_mask,
+    tile_scores,
+    visible_blocks,
+)
 
 QUERY_SIZES = (256, 128)  # tokens of a block of queries, by what divides the row
 KEY_SIZE = 128
@@ -36,39 +46,35 @@ def _lists_of_all_rows(layout: TreeLayout, size: int) -> BlockLists:
     return block_lists(visible_blocks(layout, size, KEY_SIZE).any(axis=0, keepdims=True))
 
 
-def _mask(layout: TreeLayout, query_block: jax.Array, key_block: jax.Array, size: int) -> jax.Array:
+def _mask(layout: TreeLayout, query_block: Array, key_block: Array, size: int, options: ScoreOptions) -> Array:
     """[B, 1, 1, size, KEY_SIZE]: which query of the block sees which key."""
     query = query_block * size + jnp.arange(size, dtype=jnp.int32)[:, None]
     key = key_block * KEY_SIZE + jnp.arange(KEY_SIZE, dtype=jnp.int32)[None, :]
-    end_Bs = _slice(layout.subtree_end_BT, key_block, KEY_SIZE, 1)
-    distance = (
-        _slice(layout.positions_BT, query_block, size, 1)[:, :, None]
-        - _slice(layout.positions_BT, key_block, KEY_SIZE, 1)[:, None, :]
-    )
-    mask_Bqs = (key <= query) & (query < end_Bs[:, None, :]) & (distance < layout.window)
-    return mask_Bqs[:, None, None]
+    end_B1s = _slice(layout.subtree_end_BT, key_block, KEY_SIZE, 1)[:, None, :]
+    distance = None
+    if options.has_window:
+        query_position_Bq = _slice(layout.positions_BT, query_block, size, 1)
+        distance = query_position_Bq[:, :, None] - _slice(layout.positions_BT, key_block, KEY_SIZE, 1)[:, None, :]
+    return tile_mask(query, key, end_B1s, distance, layout.window)[:, None, None]
 
 
-def _slice(array: jax.Array, block: jax.Array, size: int, axis: int) -> jax.Array:
+def _slice(array: Array, block: Array, size: int, axis: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(array, block * size, size, axis)
 
 
-def _put(array: jax.Array, value: jax.Array, block: jax.Array, size: int, axis: int) -> jax.Array:
+def _put(array: Array, value: Array, block: Array, size: int, axis: int) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(array, value.astype(array.dtype), block * size, axis)
 
 
-def _add_keys(array_BKHT: jax.Array, value_BKHs: jax.Array, block: jax.Array) -> jax.Array:
+def _add_keys(array_BKHT: Array, value_BKHs: Array, block: Array) -> Array:
     return _put(array_BKHT, _slice(array_BKHT, block, KEY_SIZE, 3) + value_BKHs, block, KEY_SIZE, 3)
 
 
-def _scores(q_BKGqH: jax.Array, k_BKsH: jax.Array, mask: jax.Array, softcap: float, scale: float) -> jax.Array:
-    """Masked float32 scores [B, K, G, q, s] of a block of queries and one of keys."""
-    B, K, G, size, H = q_BKGqH.shape
-    folded = q_BKGqH.reshape(B, K, G * size, H)  # the queries that share keys are rows of one matmul
-    raw = jnp.einsum("bkrh,bksh->bkrs", folded, k_BKsH, preferred_element_type=jnp.float32) * scale
-    if softcap:
-        raw = softcap * jnp.tanh(raw / softcap)
-    return jnp.where(mask, raw.reshape(B, K, G, size, KEY_SIZE), MASKED)
+def _raw(rows_BKrH: Array, keys_BKsH: Array, group: int) -> Array:
+    """Float32 products of a block of queries, G x size of them, with one of keys: [B, K, G, size, KEY_SIZE]."""
+    # the queries that share keys are rows of one matmul
+    raw = jnp.einsum("bkrh,bksh->bkrs", rows_BKrH, keys_BKsH, preferred_element_type=jnp.float32)
+    return raw.reshape(*raw.shape[:2], group, -1, KEY_SIZE)
 
 
 def forward(
@@ -83,17 +89,17 @@ def forward(
     K = k_BKTH.shape[1]
     G, size = N // K, _required_size(T)
     q_BKGTH = q_BNTH.reshape(B, K, G, T, H)
-    lists, softcap, scale = _lists_of_all_rows(layout, size), options.softcap, options.scale
+    lists = _lists_of_all_rows(layout, size)
 
-    def query_block(block: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def query_block(block: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         out, lse = carry
-        q_BKGsH = _slice(q_BKGTH, block, size, 3)
+        q_flat = _slice(q_BKGTH, block, size, 3).reshape(B, K, G * size, H)
 
-        def key_block(n: jax.Array, running: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def key_block(n: Array, running: tuple[Array, ...]) -> tuple[Array, ...]:
             top, total, acc = running
             j = lists.blocks[0, block, n]
-            mask = _mask(layout, block, j, size)
-            scores = _scores(q_BKGsH, _slice(k_BKTH, j, KEY_SIZE, 2), mask, softcap, scale)
+            raw = _raw(q_flat, _slice(k_BKTH, j, KEY_SIZE, 2), G)
+            scores = jnp.where(_mask(layout, block, j, size, options), tile_scores(raw, options), MASKED)
             new_top = jnp.maximum(top, scores.max(axis=-1))
             weights = jnp.exp(scores - new_top[..., None])
             shrink = jnp.exp(top - new_top)
@@ -129,32 +135,26 @@ def backward(
     G, size = N // K, _required_size(T)
     q_BKGTH, dout = (array.reshape(B, K, G, T, H) for array in (q_BNTH, dout_BNTH))
     lse, delta = (array.reshape(B, K, G, T) for array in (lse_BNT, delta_BNT))
-    lists, softcap, scale = _lists_of_all_rows(layout, size), options.softcap, options.scale
+    lists = _lists_of_all_rows(layout, size)
 
-    def query_block(block: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def query_block(block: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         dq, dk_BKHT, dv_BKHT = carry
-        q_s, dout_s = _slice(q_BKGTH, block, size, 3), _slice(dout, block, size, 3)
+        q_flat, dout_flat = (_slice(x, block, size, 3).reshape(B, K, G * size, H) for x in (q_BKGTH, dout))
         lse_s, delta_s = _slice(lse, block, size, 3), _slice(delta, block, size, 3)
-        q_flat, dout_flat = q_s.reshape(B, K, G * size, H), dout_s.reshape(B, K, G * size, H)
 
-        def key_block(n: jax.Array, running: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def key_block(n: Array, running: tuple[Array, ...]) -> tuple[Array, ...]:
             dq_flat, dk_BKHT, dv_BKHT = running
             j = lists.blocks[0, block, n]
             k_s, v_s = _slice(k_BKTH, j, KEY_SIZE, 2), _slice(v_BKTH, j, KEY_SIZE, 2)
-            scores = _scores(q_s, k_s, _mask(layout, block, j, size), softcap, scale)
-            weights = jnp.exp(scores - lse_s[..., None])
-            dweights = jnp.einsum("bkrh,bksh->bkrs", dout_flat, v_s, preferred_element_type=jnp.float32)
-            dscores = weights * (dweights.reshape(weights.shape) - delta_s[..., None])
-            if softcap:
-                dscores *= 1.0 - jnp.square(jnp.maximum(scores, -softcap) / softcap)  # masked: weight 0 already
-            flat = (B, K, G * size, KEY_SIZE)
-            dscores = (dscores * scale).astype(q_s.dtype).reshape(flat)
-            weights = weights.astype(q_s.dtype).reshape(flat)
+            raw, dweights = _raw(q_flat, k_s, G), _raw(dout_flat, v_s, G)
+            mask = _mask(layout, block, j, size, options)
+            tile = tile_gradient(raw, dweights, mask, lse_s[..., None], delta_s[..., None], options)
+            weights, draw = (x.astype(q_flat.dtype).reshape(B, K, G * size, KEY_SIZE) for x in tile)
             # heads before tokens: on the CPU backend the product in the other order takes twice as long
             into_keys = partial(jnp.einsum, "bkrs,bkrh->bkhs", preferred_element_type=jnp.float32)
-            dk_BKHT = _add_keys(dk_BKHT, into_keys(dscores, q_flat), j)
+            dk_BKHT = _add_keys(dk_BKHT, into_keys(draw, q_flat), j)
             dv_BKHT = _add_keys(dv_BKHT, into_keys(weights, dout_flat), j)
-            dq_flat += jnp.einsum("bkrs,bksh->bkrh", dscores, k_s, preferred_element_type=jnp.float32)
+            dq_flat += jnp.einsum("bkrs,bksh->bkrh", draw, k_s, preferred_element_type=jnp.float32)
             return dq_flat, dk_BKHT, dv_BKHT
 
         start = (jnp.zeros((B, K, G * size, H), jnp.float32), dk_BKHT, dv_BKHT)

@@ -26,7 +26,7 @@ from empathax.models.tree_layout import (
     TreeLayout,
     block_lists,
     matmul,
-    raw_gradient,
+    tile_gradient,
     tile_mask,
     tile_scores,
     visible_blocks,
@@ -162,7 +162,8 @@ def _dq_kernel(
         keys = pl.ds(j * sizes[1], sizes[1])
         k_sH, v_sH = k_BKTH[row, kv_head, keys, :], v_BKTH[row, kv_head, keys, :]
         mask = _mask(block, j, row, positions_BT, end_BT, window_1, options, sizes)
-        _, draw = _weights_and_gradient(q_sH, k_sH, v_sH, dout_sH, lse_s, delta_s, mask, options)
+        raw, dweights = matmul(q_sH, k_sH, (1, 1)), matmul(dout_sH, v_sH, (1, 1))
+        _, draw = tile_gradient(raw, dweights, mask, lse_s[:, None], delta_s[:, None], options)
         return dq_sH + matmul(draw.astype(k_sH.dtype), k_sH, (1, 0))
 
     dq_sH = jax.lax.fori_loop(0, count_BI[row, block], key_block, jnp.zeros(q_sH.shape, jnp.float32))
@@ -201,7 +202,8 @@ def _dkv_kernel(
         q_sH, dout_sH = q_BNTH[row, head, queries, :], dout_BNTH[row, head, queries, :]
         lse_s, delta_s = lse_BNT[row, head, queries], delta_BNT[row, head, queries]
         mask = _mask(i, block, row, positions_BT, end_BT, window_1, options, sizes)
-        weights, draw = _weights_and_gradient(q_sH, k_sH, v_sH, dout_sH, lse_s, delta_s, mask, options)
+        raw, dweights = matmul(q_sH, k_sH, (1, 1)), matmul(dout_sH, v_sH, (1, 1))
+        weights, draw = tile_gradient(raw, dweights, mask, lse_s[:, None], delta_s[:, None], options)
         dv_sH += matmul(weights.astype(dout_sH.dtype), dout_sH, (0, 0))
         return dk_sH + matmul(draw.astype(q_sH.dtype), q_sH, (0, 0)), dv_sH
 
@@ -209,23 +211,6 @@ def _dkv_kernel(
     dk_sH, dv_sH = jax.lax.fori_loop(0, count * group, query_block, (zeros, zeros))
     dk_BKTH[row, kv_head, keys, :] = dk_sH.astype(dk_BKTH.dtype)
     dv_BKTH[row, kv_head, keys, :] = dv_sH.astype(dv_BKTH.dtype)
-
-
-def _weights_and_gradient(
-    q_sH: Array,
-    k_sH: Array,
-    v_sH: Array,
-    dout_sH: Array,
-    lse_s: Array,
-    delta_s: Array,
-    mask: Array,
-    options: ScoreOptions,
-) -> tuple[Array, Array]:
-    """The softmax weights of a tile [queries, keys] and the gradient of its q.k."""
-    scores = tile_scores(matmul(q_sH, k_sH, (1, 1)), options)
-    weights = jnp.where(mask, jnp.exp(scores - lse_s[:, None]), 0.0)
-    dweights = matmul(dout_sH, v_sH, (1, 1))
-    return weights, raw_gradient(weights * (dweights - delta_s[:, None]), scores, options)
 
 
 def _mask(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array
 
-from empathax.models.tree_layout import MASKED, ScoreOptions, matmul, raw_gradient, tile_mask, tile_scores
+from empathax.models.tree_layout import MASKED, ScoreOptions, matmul, tile_gradient, tile_mask, tile_scores
 
 LANES = 128  # width of a vector register: the narrowest column
 
@@ -102,10 +102,8 @@ def dq_kernel(
         mask = _query_major_mask(
             block, blocks_BIJ[row, block, step], position_sL, key_position_1s, end_1s, window_1, options, size
         )
-        scores = tile_scores(matmul(q_sH[...], k_sH[...], (1, 1)), options)
-        weights = jnp.where(mask, jnp.exp(scores - lse_sL[:, :1]), 0.0)
-        dweights = matmul(dout_sH[...], v_sH[...], (1, 1))
-        draw = raw_gradient(weights * (dweights - delta_sL[:, :1]), scores, options)
+        raw, dweights = matmul(q_sH[...], k_sH[...], (1, 1)), matmul(dout_sH[...], v_sH[...], (1, 1))
+        _, draw = tile_gradient(raw, dweights, mask, lse_sL[:, :1], delta_sL[:, :1], options)
         acc_sH[...] += matmul(draw.astype(k_sH.dtype), k_sH[...], (1, 0))
 
     @pl.when(step == pl.num_programs(3) - 1)
@@ -150,11 +148,9 @@ def dkv_kernel(
         query = blocks_BJI[row, block, step] * size + jax.lax.broadcasted_iota(jnp.int32, (size, size), 1)
         distance = query_position_1s[...] - position_sL[:, :1] if options.has_window else None
         mask = tile_mask(query, key, end_sL[:, :1], distance, window_1[0])
-        scores = tile_scores(matmul(k_sH[...], q_sH[...], (1, 1)), options)
-        weights = jnp.where(mask, jnp.exp(scores - lse_1s[...]), 0.0)
+        raw, dweights = matmul(k_sH[...], q_sH[...], (1, 1)), matmul(v_sH[...], dout_sH[...], (1, 1))
+        weights, draw = tile_gradient(raw, dweights, mask, lse_1s[...], delta_1s[...], options)
         dv_acc_sH[...] += matmul(weights.astype(dout_sH.dtype), dout_sH[...], (1, 0))
-        dweights = matmul(v_sH[...], dout_sH[...], (1, 1))
-        draw = raw_gradient(weights * (dweights - delta_1s[...]), scores, options)
         dk_acc_sH[...] += matmul(draw.astype(q_sH.dtype), q_sH[...], (1, 0))
 
     @pl.when((head == pl.num_programs(3) - 1) & (step == pl.num_programs(4) - 1))

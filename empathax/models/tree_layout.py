@@ -76,11 +76,25 @@ def tile_scores(raw: Float[Array, "x y"], options: ScoreOptions) -> Float[Array,
     return options.softcap * jnp.tanh(scores / options.softcap) if options.softcap else scores
 
 
-def raw_gradient(dscores: Float[Array, "x y"], scores: Float[Array, "x y"], options: ScoreOptions) -> Array:
-    """The gradient of q.k from that of its `tile_scores`."""
+def tile_gradient(
+    raw: Float[Array, "x y"],
+    dweights: Float[Array, "x y"],
+    mask: Bool[Array, "x y"],
+    lse: Float[Array, "x y"],
+    delta: Float[Array, "x y"],
+    options: ScoreOptions,
+) -> tuple[Float[Array, "x y"], Float[Array, "x y"]]:
+    """The softmax weights of a tile of q.k, and the gradient of q.k from that of the weights.
+
+    `lse` and `delta` are the queries' log-sum-exp and sum of dout x out (FlashAttention-2, algorithm 2, lines 11-14);
+    they have size 1 along the keys' axis, whichever of the two that is.
+    """
+    scores = tile_scores(raw, options)
+    weights = jnp.where(mask, jnp.exp(scores - lse), 0.0)
+    dscores = weights * (dweights - delta)
     if options.softcap:
         dscores = dscores * (1.0 - jnp.square(scores / options.softcap))
-    return dscores * options.scale
+    return weights, dscores * options.scale
 
 
 def tile_mask(

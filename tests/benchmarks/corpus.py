@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from empathax.config import Config, DataOptions, DpoOptions, SftOptions
+from empathax.config import Config, DataOptions, DpoOptions, ModelOptions, SftOptions
 from empathax.data.chat import ChatTemplate
 from empathax.data.dataset import Dataset, Example, build_dataset
 from empathax.data.prompts import system_text
@@ -33,10 +33,12 @@ def work_config(task: Task) -> Config:
         max_eval_dialogues=1,
         eval_fraction=0.0 if sft else 0.1,
         max_length=options["max_length"],
+        row_length=task.choice.get("row_length", 0),
     )
     stage: dict[str, Any] = {"learning_rate": LEARNING_RATE, "schedule": "constant", "warmup_ratio": 0.0}
     stage["rows_per_batch"] = task.choice.get("rows", 1)
-    return Config(data=data, sft=SftOptions(**stage), dpo=DpoOptions(**stage, reference="precomputed"))
+    model = ModelOptions(remat=task.choice.get("remat", "none"))
+    return Config(model=model, data=data, sft=SftOptions(**stage), dpo=DpoOptions(**stage, reference="precomputed"))
 
 
 def corpus_path(task: Task) -> Path:

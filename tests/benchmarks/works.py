@@ -42,7 +42,8 @@ _TRL_SFT = (
     Contender("trl, batch 2", "trl_train", {"batch": 2}),
     Contender("trl, packed (bfd), batch 1", "trl_train", {"batch": 1, "packing": "bfd"}),
 )
-_ESCONV = {"system_prompt": "dbt", "dialogues": 64, "max_length": 1024}
+_ESCONV = {"system_prompt": "dbt", "dialogues": 200, "max_length": 1024}
+_OURS = Contender(OURS, "our_train", {"rows": 1, "row_length": 3072})
 
 
 def _generation(kind: str) -> Work:
@@ -70,21 +71,21 @@ WORKS = (
         "esconv_dpo",
         "esconv",
         {"kind": "dpo", **_ESCONV},
-        Contender(OURS, "our_train", {"rows": 1}),
+        _OURS,
         _TRL_DPO,
     ),
     Work(
         "ebd_dpo",
         "empathy_by_design",
         {"kind": "dpo", "system_prompt": "caregiving", "dialogues": 64, "max_length": 1024},
-        Contender(OURS, "our_train", {"rows": 1}),
+        _OURS,
         _TRL_DPO_SHORT,
     ),
     Work(
         "esconv_sft",
         "esconv",
         {"kind": "sft", **_ESCONV},
-        Contender(OURS, "our_train", {"rows": 1}),
+        _OURS,
         _TRL_SFT,
     ),
     _generation("one_dialogue"),
