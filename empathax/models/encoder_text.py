@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,11 +22,11 @@ class EncoderRow(NamedTuple):
 
 
 class EncoderBatch(NamedTuple):
-    """Rows of equal length: ids, mask of real tokens, segment ids."""
+    """Rows of equal length: numpy arrays on the host, traced ones inside jit."""
 
-    token_ids_BT: np.ndarray  # int32
-    mask_BT: np.ndarray  # bool
-    segment_ids_BT: np.ndarray  # int32
+    token_ids_BT: Any  # int32
+    mask_BT: Any  # bool: real tokens
+    segment_ids_BT: Any  # int32: 0 in the first text, 1 in the second
 
 
 class EncoderText:
