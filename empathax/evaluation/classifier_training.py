@@ -135,8 +135,8 @@ def epoch_batches(rows: Sequence[EncoderRow], batch_size: int, seed: tuple[int, 
 
 
 def _width(rows: Sequence[EncoderRow], numbers: np.ndarray) -> int:
-    """The batch's length in steps of 32: three shapes to compile."""
-    return math.ceil(max(len(rows[number].token_ids) for number in numbers) / 32) * 32
+    """The batch's length in steps of 16: few shapes to compile."""
+    return math.ceil(max(len(rows[number].token_ids) for number in numbers) / 16) * 16
 
 
 def _split(params: Params) -> tuple[Params, Params]:
