@@ -40,6 +40,7 @@ class TrainingOptions:
     batch_size: int = 32
     encoder_lr: float = 2e-4  # of the last layer
     layer_lr_decay: float = 0.85  # each layer below learns that much slower
+    frozen_layers: int = 0  # the first layers, which stay as they are
     head_lr: float = 1e-3
     warmup_ratio: float = 0.1
     weight_decay: float = 0.01
@@ -70,7 +71,7 @@ def train_classifier(
     text = EncoderText(classifier.encoder.tokenizer, classifier.config.encoder)
     labels = np.array([example.labels for example in train], np.int32)
     steps_per_epoch = sum(1 for _ in epoch_batches(rows, options.batch_size, (0,)))
-    trained, frozen = _split(classifier.params)
+    trained, frozen = _split(classifier.params, options.frozen_layers)
     optimizer = _optimizer(options, classifier.config, steps_per_epoch * options.epochs)
     step = _make_step(classifier.config, optimizer, class_shares(labels, classifier.config.heads), options)
     opt_state, best, history, start = optimizer.init(trained), None, [], time.monotonic()
@@ -85,7 +86,7 @@ def train_classifier(
             key = jax.random.key(rng.integers(2**31))
             trained, opt_state, loss = step(trained, frozen, opt_state, batch, labels[numbers], key)
             losses.append(loss)
-        tuned = Classifier(classifier.config, _joined(trained, frozen), classifier.encoder)
+        tuned = Classifier(classifier.config, _whole(trained, frozen), classifier.encoder)
         scores = evaluate_classifier(tuned, valid)
         history.append(float(np.mean([score.macro_f1 for score in scores.values()])))
         report(
@@ -139,14 +140,26 @@ def _width(rows: Sequence[EncoderRow], numbers: np.ndarray) -> int:
     return math.ceil(max(len(rows[number].token_ids) for number in numbers) / 16) * 16
 
 
-def _split(params: Params) -> tuple[Params, Params]:
-    """(what is trained, the embeddings)."""
-    encoder = params["encoder"]
-    return {"layers": encoder["layers"], "heads": params["heads"]}, encoder["embedding"]
+def _split(params: Params, num_frozen: int) -> tuple[Params, Params]:
+    """(what is trained, what stays: embeddings and the first layers)."""
+    layers = params["encoder"]["layers"]
+    upper = jax.tree.map(lambda x: jnp.array(x[num_frozen:]), layers)
+    lower = jax.tree.map(lambda x: x[:num_frozen], layers)
+    frozen = {"embedding": params["encoder"]["embedding"]} | ({"lower_layers": lower} if num_frozen else {})
+    return {"layers": upper, "heads": jax.tree.map(jnp.array, params["heads"])}, frozen
 
 
-def _joined(trained: Params, embedding: Params) -> Params:
-    return {"encoder": {"embedding": embedding, "layers": trained["layers"]}, "heads": trained["heads"]}
+def _joined(trained: Params, frozen: Params) -> Params:
+    return {"encoder": {**frozen, "layers": trained["layers"]}, "heads": trained["heads"]}
+
+
+def _whole(trained: Params, frozen: Params) -> Params:
+    """The classifier's parameters in their usual tree, in memory of their own: the step reuses that of `trained`."""
+    trained = jax.tree.map(jnp.array, trained)
+    layers = trained["layers"]
+    if "lower_layers" in frozen:
+        layers = jax.tree.map(lambda low, high: jnp.concatenate([low, high]), frozen["lower_layers"], layers)
+    return {"encoder": {"embedding": frozen["embedding"], "layers": layers}, "heads": trained["heads"]}
 
 
 def _optimizer(options: TrainingOptions, config: ClassifierConfig, num_steps: int) -> optax.GradientTransformation:
@@ -155,7 +168,7 @@ def _optimizer(options: TrainingOptions, config: ClassifierConfig, num_steps: in
     rate = optax.join_schedules(
         [optax.linear_schedule(0.0, 1.0, warmup), optax.linear_schedule(1.0, 0.0, max(1, num_steps - warmup))], [warmup]
     )
-    depth = np.arange(config.encoder.num_layers)[::-1]
+    depth = np.arange(config.encoder.num_layers - options.frozen_layers)[::-1]
     by_layer = options.encoder_lr * options.layer_lr_decay ** depth.astype(np.float32)
 
     def scaled(updates: Params) -> Params:

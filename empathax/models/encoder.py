@@ -7,6 +7,8 @@ stacked along a leading axis L; kernels are [in, out], tables [rows, D]:
     layers/attention/{query, key, value, output}/{kernel [L, D, D], bias [L, D]}
     layers/attention_norm/{scale, bias}, layers/mlp_norm/{scale, bias} [L, D]
     layers/mlp/up/{kernel [L, D, F], bias}, layers/mlp/down/{kernel [L, F, D], bias}
+
+Training may keep the first layers apart, in lower_layers/... of the same form: what is not trained costs no backward.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from empathax.models.layers import linear
-from empathax.models.primitives import ACTIVATIONS
+from empathax.models.primitives import ACTIVATIONS, scaled_rms
 from empathax.models.transformer import Linear
 
 Params = dict[str, Any]
@@ -176,7 +178,10 @@ def token_states(
         hidden_BTF = ACTIVATIONS[config.activation](linear(layer["mlp"]["up"], x_BTD))
         return _layer_norm(layer["mlp_norm"], config, x_BTD + linear(layer["mlp"]["down"], hidden_BTF)), None
 
-    return jax.lax.scan(layer_step, x_BTD, params["layers"])[0]
+    for stack in ("lower_layers", "layers"):
+        if stack in params:
+            x_BTD, _ = jax.lax.scan(layer_step, x_BTD, params[stack])
+    return x_BTD
 
 
 def mean_pooled(x_BTD: Float[Array, "B T D"], mask_BT: Bool[Array, "B T"]) -> Float[Array, "B D"]:
@@ -215,9 +220,10 @@ def _embed(
 
 def _layer_norm(norm: Params, config: EncoderConfig, x: Array) -> Array:
     wide = x.astype(jnp.float32)
-    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + config.norm_eps)
-    return (centred * inverse * norm["scale"] + norm["bias"]).astype(x.dtype)
+    # a mean as a product: the CPU backend's plain reductions take several times as long
+    mean = jnp.einsum("...d,d->...", wide, jnp.full(x.shape[-1], 1.0 / x.shape[-1]))
+    normed = scaled_rms(wide - mean[..., None], norm["scale"], config.norm_eps)  # of centred values: a layer norm
+    return (normed + norm["bias"]).astype(x.dtype)
 
 
 def _attention(weights: Params, config: EncoderConfig, x_BTD: Array, mask_BT: Array) -> Array:

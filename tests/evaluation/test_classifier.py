@@ -92,6 +92,18 @@ def test_embeddings_stay(trained, encoder_dir):
     assert np.abs(before["layers"]["mlp"]["up"]["kernel"] - after["layers"]["mlp"]["up"]["kernel"]).max() > 1e-3
 
 
+def test_frozen_layers_stay_and_the_rest_learns(encoder_dir, examples):
+    classifier = new_classifier(str(encoder_dir), HEADS, max_text_tokens=12, max_context_tokens=4)
+    options = TrainingOptions(epochs=1, encoder_lr=3e-3, head_lr=1e-2, frozen_layers=1)
+    after = train_classifier(classifier, examples[:64], examples[300:], options, report=lambda text: None).classifier
+    change = np.abs(
+        np.asarray(classifier.params["encoder"]["layers"]["mlp"]["up"]["kernel"])
+        - np.asarray(after.params["encoder"]["layers"]["mlp"]["up"]["kernel"])
+    )
+    assert change[0].max() == 0.0
+    assert change[1].max() > 1e-4
+
+
 def test_order_and_batches_change_no_logit(trained, examples):
     texts, contexts = [e.text for e in examples[:21]], [e.context for e in examples[:21]]
     whole = classify(trained.classifier, texts, contexts, batch_size=32)

@@ -88,7 +88,7 @@ def test_what_is_wrong_with_files_is_named(tmp_path):
     tensors = encoder_tensors(init_encoder(TINY, 3), TINY)
     del tensors["encoder.layer.1.output.dense.weight"]
     tensors["embeddings.position_embeddings.weight"] = np.zeros((19, 24), np.float32)
-    tensors["encoder.layer.0.output.dense.bias"][3] = np.nan
+    tensors["encoder.layer.0.output.dense.bias"] = np.full(24, np.nan, np.float32)
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(WeightsError) as error:
         read_encoder(open_weights(tmp_path), TINY, "tiny")
