@@ -25,6 +25,7 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--context-tokens", type=int, default=-1, help="of the seeker's turn that are read; 0 none, -1 = the task's own"
     )
+    add("--frozen-layers", type=int, default=-1, help="first layers left as they are: faster; -1 = the task's own")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of activations while training")
     add("--seed", type=int, default=0, help="of heads, shuffling and dropout")
     flags = parser.parse_args(argv)
@@ -44,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
         "epochs": flags.epochs or None,
         "encoder_lr": flags.encoder_lr or None,
         "tau": flags.tau if flags.tau >= 0.0 else None,
+        "frozen_layers": flags.frozen_layers if flags.frozen_layers >= 0 else None,
         "compute_dtype": flags.dtype,
         "seed": flags.seed,
     }

@@ -71,7 +71,7 @@ def examples():
 @pytest.fixture(scope="module")
 def trained(encoder_dir, examples):
     classifier = new_classifier(str(encoder_dir), HEADS, max_text_tokens=12, max_context_tokens=4)
-    options = TrainingOptions(epochs=4, encoder_lr=3e-3, head_lr=1e-2, layer_lr_decay=1.0, word_dropout=0.0)
+    options = TrainingOptions(epochs=12, batch_size=16, encoder_lr=1e-2, head_lr=1e-2, word_dropout=0.0)
     return train_classifier(classifier, examples[:300], examples[300:], options, report=lambda text: None)
 
 
