@@ -56,7 +56,7 @@ def read_task(name: str, data: Path) -> Task:
         examples = {split: level_data.read_level_examples(path) for split, path in files.items()}
         heads, limits = (level_data.LEVEL_HEAD,), {"max_text_tokens": 62, "max_context_tokens": 31}
         return Task(name, "levels of validation", heads, examples, TrainingOptions(), _ESCONV, limits)
-    options = TrainingOptions(epochs=3, tau=0.5)
+    options = TrainingOptions(epochs=2, frozen_layers=3)
     limits = {"max_text_tokens": 94, "max_context_tokens": 31}
     title = "epitome-style empathy"
     return Task(name, title, EPITOME_HEADS, read_epitome_examples(data), options, _EPITOME, limits)
