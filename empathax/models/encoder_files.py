@@ -156,6 +156,7 @@ def encoder_tensors(params: Params, config: EncoderConfig) -> dict[str, np.ndarr
 def save_encoder(encoder: LoadedEncoder, params: Params, directory: Path, extra: dict[str, np.ndarray]) -> None:
     """Writes `params` and `extra` tensors, the encoder's own config.json and its tokenizer into `directory`."""
     safetensors.numpy.save_file(encoder_tensors(params, encoder.config) | extra, directory / SINGLE_NAME)
+    (directory / SINGLE_NAME).chmod(0o644)  # the library's own mode keeps other users out
     settings = read_json(encoder.directory / "config.json") or {}
     (directory / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     encoder.tokenizer.save(directory)

@@ -128,6 +128,7 @@ def test_files_round_trip(trained, examples, tmp_path):
     for name, logits in classify(trained.classifier, texts, contexts).items():
         np.testing.assert_allclose(logits, classify(again, texts, contexts)[name], atol=1e-6)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in (tmp_path / "out").iterdir())
     with pytest.raises(ConfigError, match="not empty"):
         save_classifier(trained.classifier, tmp_path / "out", "", {})
     settings = json.loads((tmp_path / "out" / "classifier.json").read_text())
