@@ -54,7 +54,7 @@ def read_task(name: str, data: Path) -> Task:
     if name == "levels":
         files = level_data.split_files(data)
         examples = {split: level_data.read_level_examples(path) for split, path in files.items()}
-        heads, limits = (level_data.LEVEL_HEAD,), {"max_text_tokens": 62, "max_context_tokens": 31}
+        heads, limits = (level_data.LEVEL_HEAD,), {"max_text_tokens": 62, "max_context_tokens": 0}
         return Task(name, "levels of validation", heads, examples, TrainingOptions(), _ESCONV, limits)
     options = TrainingOptions(epochs=2, frozen_layers=3)
     limits = {"max_text_tokens": 94, "max_context_tokens": 31}

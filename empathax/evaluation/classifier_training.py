@@ -36,7 +36,7 @@ from empathax.models.encoder_text import EncoderRow, EncoderText
 class TrainingOptions:
     """How a classifier is trained."""
 
-    epochs: int = 3
+    epochs: int = 2
     batch_size: int = 32
     encoder_lr: float = 2e-4  # of the last layer
     layer_lr_decay: float = 0.85  # each layer below learns that much slower
