@@ -71,7 +71,9 @@ def examples():
 @pytest.fixture(scope="module")
 def trained(encoder_dir, examples):
     classifier = new_classifier(str(encoder_dir), HEADS, max_text_tokens=12, max_context_tokens=4)
-    options = TrainingOptions(epochs=12, batch_size=16, encoder_lr=1e-2, head_lr=1e-2, word_dropout=0.0)
+    options = TrainingOptions(
+        epochs=10, batch_size=16, encoder_lr=1e-2, head_lr=1e-2, word_dropout=0.0, frozen_layers=1
+    )
     return train_classifier(classifier, examples[:300], examples[300:], options, report=lambda text: None)
 
 
@@ -85,23 +87,13 @@ def test_it_learns_what_can_be_learned(trained, examples, encoder_dir):
     assert max(trained.epochs) == pytest.approx(np.mean([s.macro_f1 for s in trained.scores.values()]))
 
 
-def test_embeddings_stay(trained, encoder_dir):
+def test_embeddings_and_frozen_layers_stay(trained, encoder_dir):
     before = new_classifier(str(encoder_dir), HEADS).params["encoder"]
     after = trained.classifier.params["encoder"]
     np.testing.assert_array_equal(before["embedding"]["word"]["kernel"], after["embedding"]["word"]["kernel"])
-    assert np.abs(before["layers"]["mlp"]["up"]["kernel"] - after["layers"]["mlp"]["up"]["kernel"]).max() > 1e-3
-
-
-def test_frozen_layers_stay_and_the_rest_learns(encoder_dir, examples):
-    classifier = new_classifier(str(encoder_dir), HEADS, max_text_tokens=12, max_context_tokens=4)
-    options = TrainingOptions(epochs=1, encoder_lr=3e-3, head_lr=1e-2, frozen_layers=1)
-    after = train_classifier(classifier, examples[:64], examples[300:], options, report=lambda text: None).classifier
-    change = np.abs(
-        np.asarray(classifier.params["encoder"]["layers"]["mlp"]["up"]["kernel"])
-        - np.asarray(after.params["encoder"]["layers"]["mlp"]["up"]["kernel"])
-    )
-    assert change[0].max() == 0.0
-    assert change[1].max() > 1e-4
+    first, second = np.abs(before["layers"]["mlp"]["up"]["kernel"] - after["layers"]["mlp"]["up"]["kernel"])
+    assert first.max() == 0.0
+    assert second.max() > 1e-3
 
 
 def test_order_and_batches_change_no_logit(trained, examples):
