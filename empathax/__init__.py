@@ -6,6 +6,7 @@ Commands (python -m empathax.NAME; docs/commands.md)
     score.py             log-probs of given replies, row by row
     chat.py              talk to a model, or to two side by side
     export.py            a checkpoint as a Hugging Face directory
+    train_classifier.py  the classifiers that evaluation uses: levels of validation, epitome-style heads
 
 Settings and errors
     config.py            ConfigDict in, frozen and checked dataclasses out
@@ -36,6 +37,8 @@ models/: what a decoder is, and how it gets its weights
     tokenizer_hf.py, tokenizer_gguf.py, tokenizer_sentencepiece.py, tokenizer_bytes.py, tokenizer_backend.py
                          where it comes from
     export.py            a Hugging Face directory, whole or not at all
+    encoder.py           encoders of the BERT family: declared like the decoder, token states and sentence embeddings
+    encoder_files.py, encoder_text.py    their files; texts to rows
 
 data/: from files to rows of prefix trees
     dataset.py           the door: settings in, packed rows out
@@ -67,6 +70,14 @@ evaluation/
     decoding.py, sampling.py, prompt_tree.py    generation in one compiled function
     replies.py, speaker.py, prompt_file.py      replies to prompts, in batches or in a terminal
     scoring.py           log-probs of a file's replies
+    validation.py        validation_gap: levels of validation over the course of dialogues
+    level_data.py, level_plot.py    levels from ESConv's strategies; shares per quartile as a picture
+    semantic.py          cosine of sentence embeddings, BERTScore
+    style.py             readability
+    classifier.py        an encoder with heads; what reads levels and epitome-style empathy
+    classifier_task.py, classifier_training.py, classifier_scores.py    its training
+    classifier_files.py, classifier_card.py    its directory and model card
+    epitome_data.py      EPITOME's labels
     output.py, progress.py    result files; progress on stderr
 
 training/

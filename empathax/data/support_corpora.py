@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from empathax.data.files import BadRow, NoReply
 from empathax.data.records import Dialogue, Message, PreferenceRow
@@ -22,6 +22,26 @@ _ESCONV_ROLES = {
 }
 
 
+class Utterance(NamedTuple):
+    """One utterance of ESConv, before those of one speaker are merged; `strategy` is the supporter's, where marked."""
+
+    role: str  # "user" or "assistant"
+    text: str
+    strategy: str | None
+
+
+def esconv_utterances(value: Any) -> list[Utterance]:
+    """The utterances of one dialogue that hold text.
+
+    Raises:
+        BadRow: a field is missing or of a wrong type.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("dialog"), list) or not value["dialog"]:
+        raise BadRow('expected an ESConv dialogue: an object with a non-empty list "dialog"')
+    utterances = (_esconv_utterance(item, number) for number, item in enumerate(value["dialog"]))
+    return [utterance for utterance in utterances if utterance.text]
+
+
 def parse_esconv(value: Any, origin: str) -> Dialogue:
     """A dialogue of ESConv, upstream's JSON, the reformatted lines, or FailedESConv.
 
@@ -30,15 +50,12 @@ def parse_esconv(value: Any, origin: str) -> Dialogue:
     Raises:
         BadRow: a field is missing or of a wrong type.
     """
-    if not isinstance(value, dict) or not isinstance(value.get("dialog"), list) or not value["dialog"]:
-        raise BadRow('expected an ESConv dialogue: an object with a non-empty list "dialog"')
-    turns = [turn for number, item in enumerate(value["dialog"]) if (turn := _esconv_turn(item, number))[1]]
     messages, strategies = [], []
-    for role, items in groupby(turns, key=lambda turn: turn[0]):
+    for role, items in groupby(esconv_utterances(value), key=lambda utterance: utterance.role):
         merged = list(items)
-        messages.append(Message(role, " ".join(text for _, text, _ in merged)))
+        messages.append(Message(role, " ".join(utterance.text for utterance in merged)))
         if role == "assistant":
-            strategies.append(tuple(strategy for _, _, strategy in merged))
+            strategies.append(tuple(utterance.strategy for utterance in merged))
     if not strategies:
         raise NoReply("no assistant turn to learn from")
     kept = ("experience_type", "problem_type", "emotion_type", "situation")
@@ -117,8 +134,7 @@ def esconv_pairs(dialogues: Sequence[Dialogue], rejected: str, seed: int) -> lis
     ]
 
 
-def _esconv_turn(item: Any, number: int) -> tuple[str, str, str | None]:
-    """(role, text, strategy) of one utterance."""
+def _esconv_utterance(item: Any, number: int) -> Utterance:
     if not isinstance(item, dict) or "speaker" not in item:
         raise BadRow(f'dialog[{number}]: expected an object with "speaker" and "text" or "content"')
     speaker = item["speaker"]
@@ -127,7 +143,7 @@ def _esconv_turn(item: Any, number: int) -> tuple[str, str, str | None]:
     text = checked_text(item.get("text", item.get("content")), f"dialog[{number}]: the text").strip()
     annotation = item.get("annotation")
     strategy = item.get("strategy") or (annotation.get("strategy") if isinstance(annotation, dict) else None)
-    return _ESCONV_ROLES[speaker], text, strategy
+    return Utterance(_ESCONV_ROLES[speaker], text, strategy)
 
 
 def _replies(dialogue: Dialogue) -> Iterator[tuple[Message, Sequence[str | None]]]:
