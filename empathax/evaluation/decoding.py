@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int, Key
 
 from empathax.evaluation.prompt_tree import PromptTree, prefill_tree
 from empathax.evaluation.sampling import Sampling, next_token, row_keys
-from empathax.models.kv_cache import Cache, decode_step
+from empathax.models.kv_cache import Cache, decode_step, split_layers
 from empathax.models.model_config import ModelConfig
 from empathax.models.transformer import project_logits
 
@@ -67,8 +67,10 @@ def generate(
     def choose(hidden_BD: Array, step: Array | int) -> Array:
         return next_token(project_logits(params, config, hidden_BD), _step_keys(keys_B, step), sampling)
 
+    split_params = split_layers(params, config)
+
     def body(loop: _Loop) -> _Loop:
-        hidden_BD, cache = decode_step(params, config, loop.last_id_B, loop.cache, compute_dtype=compute_dtype)
+        hidden_BD, cache = decode_step(split_params, config, loop.last_id_B, loop.cache, compute_dtype=compute_dtype)
         return _append(dataclasses.replace(loop, cache=cache), choose(hidden_BD, loop.step), stop_ids)
 
     hidden_BD, cache = prefill_tree(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from empathax.data.prefix_tree import PrefixTrie
 from empathax.models.attention import attention as tree_attention
-from empathax.models.kv_cache import Cache, init_cache
+from empathax.models.kv_cache import Cache, filled, init_cache
 from empathax.models.layers import LayerKinds, Params, decoder_layer, embed, rms_norm
 from empathax.models.model_config import ModelConfig
 
@@ -142,8 +142,7 @@ def _filled_cache(config: ModelConfig, prompts: PromptTree, num_new: int, keys: 
     offset_BS = jnp.arange(S, dtype=jnp.int32) - (S - prompts.lengths_B[:, None])
     return dataclasses.replace(
         empty,
-        key_LBKSH=empty.key_LBKSH.at[:, :, :, :S].set(keys),
-        value_LBKSH=empty.value_LBKSH.at[:, :, :, :S].set(values),
+        **filled(empty, keys, values),
         position_BS=empty.position_BS.at[:, :S].set(jnp.maximum(offset_BS, -1)),
         next_position_B=prompts.lengths_B.astype(jnp.int32),
         num_filled=jnp.int32(S),

@@ -28,10 +28,14 @@ _EMPTY = -1
 
 @flax.struct.dataclass
 class Cache:
-    """Rotated keys and values of the S slots of each row; slots fill from 0, the same ones in every row."""
+    """Rotated keys and values of the S slots of each row; slots fill from 0, the same ones in every row.
 
-    key_LBKSH: Float[Array, "L B K S H"]
-    value_LBKSH: Float[Array, "L B K S H"]
+    One array a layer: of a stack of layers, each step would copy what it reads. Keys lie as a step's product with the
+    queries reads them, slots last.
+    """
+
+    keys: tuple[Float[Array, "B K H S"], ...]  # by layer
+    values: tuple[Float[Array, "B K S H"], ...]
     position_BS: Int[Array, "B S"]  # position of the token in each slot; -1: padding or not yet filled
     next_position_B: Int[Array, " B"]  # position of the row's next token = its tokens so far
     num_filled: Int[Array, ""]  # the slot that the next token takes
@@ -39,10 +43,10 @@ class Cache:
 
 def init_cache(config: ModelConfig, batch: int, length: int, dtype: jnp.dtype = jnp.float32) -> Cache:
     """An empty cache of `length` slots a row: padded prompt and every token to be added."""
-    shape = (config.num_layers, batch, config.num_kv_heads, length, config.head_dim)
+    heads = (batch, config.num_kv_heads)
     return Cache(
-        key_LBKSH=jnp.zeros(shape, dtype),
-        value_LBKSH=jnp.zeros(shape, dtype),
+        keys=tuple(jnp.zeros((*heads, config.head_dim, length), dtype) for _ in range(config.num_layers)),
+        values=tuple(jnp.zeros((*heads, length, config.head_dim), dtype) for _ in range(config.num_layers)),
         position_BS=jnp.full((batch, length), _EMPTY, jnp.int32),
         next_position_B=jnp.zeros((batch,), jnp.int32),
         num_filled=jnp.zeros((), jnp.int32),
@@ -91,15 +95,14 @@ def prefill(
                 scale=config.query_scale,
                 implementation=attention,
             )
-            return out_BNTH, (k_BKTH.astype(cache.key_LBKSH.dtype), v_BKTH.astype(cache.value_LBKSH.dtype))
+            return out_BNTH, (k_BKTH.astype(cache.keys[0].dtype), v_BKTH.astype(cache.values[0].dtype))
 
         return decoder_layer(layer, config, x_BTD, tables, attend)
 
     x_BTD = embed(params, config, token_ids_BT, compute_dtype)
     x_BTD, (key_LBKTH, value_LBKTH) = jax.lax.scan(layer_step, x_BTD, (params["layers"], kinds.windows_L))
     cache = Cache(
-        key_LBKSH=cache.key_LBKSH.at[:, :, :, :T].set(key_LBKTH),
-        value_LBKSH=cache.value_LBKSH.at[:, :, :, :T].set(value_LBKTH),
+        **filled(cache, key_LBKTH, value_LBKTH),
         position_BS=cache.position_BS.at[:, :T].set(jnp.where(is_token_BT, positions_BT, _EMPTY)),
         next_position_B=lengths_B.astype(jnp.int32),
         num_filled=jnp.asarray(T, jnp.int32),
@@ -117,6 +120,7 @@ def decode_step(
 ) -> tuple[Float[Array, "B D"], Cache]:
     """Appends one token to every row; returns its hidden state after the final norm.
 
+    `params` may come from `split_layers`.
     The caller counts steps: a step beyond the cache's last slot would overwrite it. With dynamic rope, cached keys
     keep the rotation of the step that wrote them, as in transformers' `generate`.
     """
@@ -125,37 +129,64 @@ def decode_step(
     position_BS = jax.lax.dynamic_update_slice(cache.position_BS, positions_B1, (0, slot))
     kinds = LayerKinds(config, positions_B1)
 
-    def layer_step(
-        carry: tuple[Array, Array, Array], scanned: tuple[Params, Array | None, Array]
-    ) -> tuple[tuple[Array, Array, Array], None]:
-        x_B1D, key_LBKSH, value_LBKSH = carry
-        layer, scanned_window, index = scanned
-        window, tables = kinds.window_and_tables(scanned_window)
+    x_B1D = embed(params, config, token_ids_B[:, None], compute_dtype)
+    keys, values = [], []
+    # layers one by one, not scanned: a scan copies each layer's weights and cache out of their stacks at every step
+    for index in range(config.num_layers):
+        window, tables = kinds.of_layer(index)
         mask_B1S = _visible(position_BS, cache.next_position_B, window)[:, None]
 
-        def attend(q_BN1H: Array, k_BK1H: Array, v_BK1H: Array) -> tuple[Array, tuple[Array, Array]]:
-            keys = _write(key_LBKSH, k_BK1H, index, slot)
-            values = _write(value_LBKSH, v_BK1H, index, slot)
-            k_BKSH, v_BKSH = (_layer_of(stack, index).astype(q_BN1H.dtype) for stack in (keys, values))
-            out = masked_attention(q_BN1H, k_BKSH, v_BKSH, mask_B1S, config.attention_softcap, config.query_scale)
-            return out, (keys, values)
+        def attend(
+            q_BN1H: Array, k_BK1H: Array, v_BK1H: Array, *, index: int = index, mask_B1S: Array = mask_B1S
+        ) -> tuple[Array, tuple[Array, Array]]:
+            k_BKHS = _write(cache.keys[index], k_BK1H.swapaxes(2, 3), (0, 0, 0, slot))
+            v_BKSH = _write(cache.values[index], v_BK1H, (0, 0, slot, 0))
+            seen_k_BKSH, seen_v_BKSH = k_BKHS.swapaxes(2, 3).astype(q_BN1H.dtype), v_BKSH.astype(q_BN1H.dtype)
+            softcap, scale = config.attention_softcap, config.query_scale
+            return masked_attention(q_BN1H, seen_k_BKSH, seen_v_BKSH, mask_B1S, softcap, scale), (k_BKHS, v_BKSH)
 
-        x_B1D, (key_LBKSH, value_LBKSH) = decoder_layer(layer, config, x_B1D, tables, attend)
-        return (x_B1D, key_LBKSH, value_LBKSH), None
-
-    x_B1D = embed(params, config, token_ids_B[:, None], compute_dtype)
-    scanned = (params["layers"], kinds.windows_L, jnp.arange(config.num_layers))
-    # the cache is carried, not scanned: scan would copy it whole at every step
-    carry, _ = jax.lax.scan(layer_step, (x_B1D, cache.key_LBKSH, cache.value_LBKSH), scanned)
-    x_B1D, key_LBKSH, value_LBKSH = carry
+        layer = _layer(params["layers"], index)
+        x_B1D, (k_BKHS, v_BKSH) = decoder_layer(layer, config, x_B1D, tables, attend)
+        keys.append(k_BKHS)
+        values.append(v_BKSH)
     cache = Cache(
-        key_LBKSH=key_LBKSH,
-        value_LBKSH=value_LBKSH,
+        keys=tuple(keys),
+        values=tuple(values),
         position_BS=position_BS,
         next_position_B=cache.next_position_B + 1,
         num_filled=slot + 1,
     )
     return rms_norm(params["final_norm"], config, x_B1D[:, 0]), cache
+
+
+def split_layers(params: Params, config: ModelConfig) -> Params:
+    """Parameters for many calls of `decode_step` in one loop: a tree for each layer, if the backend is a CPU.
+
+    The CPU backend copies a layer's weights out of their stack wherever they are used; so they are copied once, before
+    the loop. Elsewhere a slice costs nothing, and the copy would need its memory.
+    """
+    if jax.default_backend() != "cpu":
+        return params
+    return {**params, "layers": tuple(_layer(params["layers"], index) for index in range(config.num_layers))}
+
+
+def _layer(layers: Params | tuple[Params, ...], index: int) -> Params:
+    if isinstance(layers, tuple):
+        return layers[index]
+    return jax.tree.map(lambda stack: stack[index], layers)
+
+
+def filled(
+    empty: Cache, key_LBKTH: Float[Array, "L B K T H"], value_LBKTH: Float[Array, "L B K T H"]
+) -> dict[str, tuple[Array, ...]]:
+    """The keys and values of a cache whose first T slots hold those of a stack of all layers."""
+    T = key_LBKTH.shape[3]
+    keys = zip(empty.keys, key_LBKTH.swapaxes(3, 4), strict=True)
+    values = zip(empty.values, value_LBKTH, strict=True)
+    return {
+        "keys": tuple(slots_BKHS.at[..., :T].set(new) for slots_BKHS, new in keys),
+        "values": tuple(slots_BKSH.at[:, :, :T].set(new) for slots_BKSH, new in values),
+    }
 
 
 def _visible(position_BS: Array, position_B: Array, window: Window) -> Array:
@@ -165,10 +196,5 @@ def _visible(position_BS: Array, position_B: Array, window: Window) -> Array:
     return is_filled_BS & (position_B[:, None] - position_BS < window)
 
 
-def _write(stack_LBKSH: Array, new_BK1H: Array, layer: Array, slot: Array) -> Array:
-    start = (layer, 0, 0, slot, 0)
-    return jax.lax.dynamic_update_slice(stack_LBKSH, new_BK1H[None].astype(stack_LBKSH.dtype), start)
-
-
-def _layer_of(stack_LBKSH: Array, layer: Array) -> Array:
-    return jax.lax.dynamic_index_in_dim(stack_LBKSH, layer, axis=0, keepdims=False)
+def _write(slots: Array, new: Array, start: tuple[Array | int, ...]) -> Array:
+    return jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), start)

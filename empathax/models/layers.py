@@ -45,11 +45,15 @@ class LayerKinds:
             return None
         return jnp.asarray([window or NO_WINDOW for window in self._config.windows], jnp.int32)
 
+    def of_layer(self, index: int) -> tuple[int, Tables]:
+        """The window and rope tables of layer `index`, where layers are not scanned."""
+        window = self._config.windows[index]
+        return window, self._local if self._local and window else self._wide
+
     def window_and_tables(self, window: Int[Array, ""] | None) -> tuple[Window, Tables]:
         """The window and rope tables of the layer that was handed `window`."""
         if window is None:
-            uniform = self._config.windows[0]
-            return uniform, self._local if self._local and uniform else self._wide
+            return self.of_layer(0)
         if self._local is None:
             return window, self._wide
         is_local = window != NO_WINDOW

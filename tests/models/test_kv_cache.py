@@ -98,7 +98,7 @@ def test_decoding_runs_in_a_while_loop_and_keeps_its_shapes():
 def test_a_bfloat16_cache_is_close():
     config = preset("tiny-gemma3")
     params, texts = init_params(config, 0), _texts(config.vocab_size)
-    assert init_cache(config, 1, 4, jnp.bfloat16).value_LBKSH.dtype == jnp.bfloat16
+    assert init_cache(config, 1, 4, jnp.bfloat16).values[0].dtype == jnp.bfloat16
     exact = _forced_logits(params, config, _left_padded(texts, 0), texts)
     rounded = _forced_logits(params, config, _left_padded(texts, 0), texts, cache_dtype=jnp.bfloat16)
     assert 0 < float(jnp.abs(exact - rounded).max()) < 0.1
