@@ -13,7 +13,8 @@ from empathax.data.chat import ChatTemplate
 from empathax.errors import DataError
 from empathax.evaluation.decoding import Generated, generate
 from empathax.evaluation.prompt_tree import lay_out_prompts
-from empathax.evaluation.sampling import Sampling
+from empathax.evaluation.sampling import sampling_from
+from empathax.evaluation.stop_tokens import stop_token_ids
 from empathax.models.model_config import ModelConfig
 from empathax.parallel.mesh import compute_dtype
 
@@ -31,15 +32,18 @@ def generate_replies(
 ) -> list[str]:
     """The text of a reply to each prompt (token ids, see `ChatTemplate.encode_prompt`), in the prompts' order.
 
-    `config.eval` says how tokens are chosen, how many at most, and how many prompts go at once; a reply depends on
-    (config.seed, the prompt's index) only. `on_progress` is told the number of replies done after each batch. Raises
-    DataError for an empty prompt, or one that leaves no room for the reply.
+    `config.eval` says how tokens are chosen and where replies end, how many tokens at most, and how many replies are
+    made at once. With `num_samples` = n the n replies to a prompt stand one after another. A reply depends on
+    (config.seed, the prompt's index, the sample's number) only. `on_progress` is told the number of replies done after
+    each batch. Raises DataError for an empty prompt, or one that leaves no room for the reply, ConfigError for settings
+    that cannot work.
     """
-    replies = [""] * len(prompts)
-    answered = generate_ids(params, model_config, template.stop_token_ids, prompts, config)
+    replies = [""] * (len(prompts) * config.eval.num_samples)
+    stop_ids = stop_token_ids(template, config.eval.stop_tokens)
+    answered = generate_ids(params, model_config, stop_ids, prompts, config)
     for num_done, (index, token_ids) in enumerate(answered, start=1):
         replies[index] = template.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
-        if on_progress and (num_done % config.eval.generation_batch == 0 or num_done == len(prompts)):
+        if on_progress and (num_done % config.eval.generation_batch == 0 or num_done == len(replies)):
             on_progress(num_done)
     return replies
 
@@ -47,17 +51,23 @@ def generate_replies(
 def generate_ids(
     params: Any, model_config: ModelConfig, stop_ids: Sequence[int], prompts: Prompts, config: Config
 ) -> Iterator[tuple[int, list[int]]]:
-    """(prompt's index, new token ids without the stop token) of every prompt, in the order in which they are done."""
+    """(index, new token ids without the stop token) of every reply, in the order in which they are done.
+
+    Sample j of prompt i has the index i * num_samples + j. Replies end at `stop_ids` alone: `config.eval.stop_tokens`
+    are a text's business, see `stop_token_ids`.
+    """
     options = config.eval
-    sampling = Sampling(options.temperature, options.top_k, options.top_p)
+    sampling = sampling_from(options)
     check_room(prompts, model_config, options.max_new_tokens)
-    for row_ids in _batches(prompts, options.generation_batch):
+    for indices in _batches(prompts, options.num_samples, options.generation_batch):
+        row_ids, sample_ids = np.divmod(indices, options.num_samples)
         generated = generate(
             params,
             model_config,
-            lay_out_prompts([prompts[row_ids.max() if row < 0 else row] for row in row_ids]),
+            lay_out_prompts([prompts[row] for row in np.where(row_ids < 0, row_ids.max(), row_ids)]),
             row_ids,
             np.int32(config.seed),
+            sample_ids,
             max_new_tokens=options.max_new_tokens,
             stop_ids=tuple(stop_ids),
             sampling=sampling,
@@ -65,7 +75,7 @@ def generate_ids(
             # rows of prompts do not always divide into blocks, and lie on no mesh: the kernels are for the steps
             attention="dense" if config.model.attention == "dense" else "auto",
         )
-        yield from _new_ids(row_ids, jax.device_get(generated))
+        yield from _new_ids(indices, jax.device_get(generated))
 
 
 def check_room(prompts: Prompts, model_config: ModelConfig, max_new_tokens: int) -> None:
@@ -80,20 +90,22 @@ def check_room(prompts: Prompts, model_config: ModelConfig, max_new_tokens: int)
             )
 
 
-def _batches(prompts: Prompts, size: int) -> Iterator[np.ndarray]:
-    """Indices of prompts, `size` at a time, -1 for a place that stays empty.
+def _batches(prompts: Prompts, num_samples: int, size: int) -> Iterator[np.ndarray]:
+    """Indices of replies, `size` at a time, -1 for a place that stays empty.
 
-    Prompts in the order of their token ids: what begins alike meets in a batch and is computed once there.
+    Prompts in the order of their token ids: what begins alike, a prompt's samples first of all, meets in a batch and is
+    computed once there.
     """
     order = sorted(range(len(prompts)), key=lambda row: tuple(prompts[row]))
-    size = min(size, len(order))
-    for start in range(0, len(order), size or 1):
-        rows = np.array(order[start : start + size], np.int32)
-        yield np.pad(rows, (0, size - len(rows)), constant_values=-1)
+    indices = np.add.outer(np.array(order, np.int32) * num_samples, np.arange(num_samples, dtype=np.int32)).ravel()
+    size = min(size, len(indices))
+    for start in range(0, len(indices), size or 1):
+        chosen = indices[start : start + size]
+        yield np.pad(chosen, (0, size - len(chosen)), constant_values=-1)
 
 
-def _new_ids(row_ids: np.ndarray, generated: Generated) -> Iterator[tuple[int, list[int]]]:
-    for place, row in enumerate(row_ids.tolist()):
-        if row >= 0:
+def _new_ids(indices: np.ndarray, generated: Generated) -> Iterator[tuple[int, list[int]]]:
+    for place, index in enumerate(indices.tolist()):
+        if index >= 0:
             length = int(generated.lengths_B[place]) - int(generated.stopped_B[place])
-            yield row, generated.token_ids_BM[place, :length].tolist()
+            yield index, generated.token_ids_BM[place, :length].tolist()
