@@ -33,8 +33,10 @@ def run(model, prompts, row_ids=None, seed=0, **options):
     return jax.device_get(generate(params, config, lay_out_prompts(prompts), row_ids, seed, **settings))
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.3])
-@pytest.mark.parametrize("name", ["tiny-llama", "tiny-mistral", "tiny-gemma2", "tiny-gemma3"])
+@pytest.mark.parametrize(
+    ("name", "penalty"),
+    [("tiny-llama", 1.0), ("tiny-llama", 1.3), ("tiny-mistral", 1.0), ("tiny-gemma2", 1.3), ("tiny-gemma3", 1.0)],
+)
 def test_greedy_equals_recomputing_the_whole_sequence(name, penalty):
     config = preset(name)
     params = init_params(config, 1)

@@ -7,7 +7,7 @@ import pytest
 from empathax.config import Config, EvalOptions, MeshOptions
 from empathax.data.chat import ChatTemplate
 from empathax.data.records import Message
-from empathax.evaluation.replies import generate_replies
+from empathax.evaluation.replies import generate_ids
 from empathax.models.source import resolve_model
 from empathax.models.transformer import abstract_params, logical_axes
 from empathax.parallel.mesh import make_mesh
@@ -22,22 +22,22 @@ def source():
     return resolve_model("random:tiny-llama")
 
 
-def replies(source, batch, mesh_sizes=None, **options):
+def new_ids(source, batch, mesh_sizes=None, **options):
     template = ChatTemplate(source.tokenizer(), "auto", source.config.family)
     prompts = [template.encode_prompt([Message("user", turn)]).tolist() for turn in TURNS]
-    config = Config(seed=5, eval=EvalOptions(generation_batch=batch, max_new_tokens=8, **options))
+    config = Config(seed=5, eval=EvalOptions(generation_batch=batch, max_new_tokens=12, **options))
     mesh, shardings = None, None
     if mesh_sizes:
         mesh = make_mesh(MeshOptions(*mesh_sizes))
         shardings = param_shardings(mesh, abstract_params(source.config, jnp.float32), logical_axes(source.config))
     params = source.load_params(jnp.float32, shardings)
     assert len(jax.tree.leaves(params)[0].devices()) == (8 if mesh else 1)
-    return generate_replies(params, source.config, template, prompts, config, mesh=mesh)
+    return dict(generate_ids(params, source.config, (), prompts, config, mesh=mesh))
 
 
 @pytest.mark.parametrize("options", [{"repetition_penalty": 1.3}, SAMPLED], ids=["greedy", "sampled"])
 def test_eight_devices_say_what_one_says(source, options):
-    expected = replies(source, 1, **options)
-    assert len(set(expected)) >= len(TURNS)
-    for sizes in ((8, 1, 1), (1, 8, 1), (2, 2, 2)):
-        assert replies(source, 3, sizes, **options) == expected
+    expected = new_ids(source, 1, **options)
+    assert len({tuple(ids) for ids in expected.values()}) == len(TURNS) * options.get("num_samples", 1)
+    for sizes in ((8, 1, 1), (2, 2, 2)):
+        assert new_ids(source, 3, sizes, **options) == expected
