@@ -68,6 +68,7 @@ objectives/
 
 evaluation/
     decoding.py, sampling.py, prompt_tree.py    generation in one compiled function
+    seen_tokens.py, stop_tokens.py    what a repetition penalty falls on; what ends a reply
     replies.py, speaker.py, prompt_file.py      replies to prompts, in batches or in a terminal
     scoring.py           log-probs of a file's replies
     validation.py        validation_gap: levels of validation over the course of dialogues

@@ -24,14 +24,20 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--temperature", type=float, default=0.0, help="0 = greedy")
     add("--top-k", type=int, default=0, help="0 = all tokens")
     add("--top-p", type=float, default=1.0, help="1 = all tokens")
+    add("--min-p", type=float, default=0.0, help="least probability, as a share of the likeliest token's; 0 = all")
+    add("--repetition-penalty", type=float, default=1.0, help="on tokens of prompt and reply; 1 = none")
+    add("--stop-token", action="append", default=[], metavar="TEXT", help="ends a reply too; may be given again")
+    add("--num-samples", type=int, default=1, help="replies to each prompt of --prompt-file")
     add("--seed", type=int, default=0)
     add("--batch-size", type=int, default=8, help="prompts of --prompt-file at once")
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on accelerators only")
     flags = parser.parse_args(argv)
     if flags.out and not flags.prompt_file:
         parser.error("--out needs --prompt-file")
-    if min(flags.max_new_tokens, flags.batch_size) < 1:
-        parser.error("--max-new-tokens and --batch-size must be at least 1")
+    if flags.num_samples > 1 and not flags.prompt_file:
+        parser.error("--num-samples needs --prompt-file: a dialogue goes on from one reply")
+    if min(flags.max_new_tokens, flags.batch_size, flags.num_samples) < 1:
+        parser.error("--max-new-tokens, --batch-size and --num-samples must be at least 1")
     return flags
 
 
@@ -44,10 +50,10 @@ def main(argv: Sequence[str]) -> int:
     from empathax.data.prompts import system_text
     from empathax.evaluation import output, progress, speaker
     from empathax.evaluation.prompt_file import read_prompts
-    from empathax.evaluation.sampling import Sampling
+    from empathax.evaluation.sampling import sampling_from
 
-    Sampling(flags.temperature, flags.top_k, flags.top_p)  # refuses values that cannot work
     config = _config(flags)
+    sampling_from(config.eval)  # refuses values that cannot work
     system = system_text(flags.system_prompt)
     rows = read_prompts(flags.prompt_file, system) if flags.prompt_file else []
     if flags.out:
@@ -59,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         speaker.talk(speakers, system, config, input, Console())
         return 0
     print(f"{' and '.join(paths)}: {len(rows)} prompts", file=sys.stderr, flush=True)
-    with progress.bar("answering", len(rows)) as advance:
+    with progress.bar("answering", len(rows) * flags.num_samples) as advance:
         answers = list(speaker.answer_rows(speakers, rows, config, advance))
     if flags.out:
         output.write_json_lines(flags.out, answers)
@@ -78,6 +84,10 @@ def _config(flags: argparse.Namespace) -> Config:
             temperature=flags.temperature,
             top_k=flags.top_k,
             top_p=flags.top_p,
+            min_p=flags.min_p,
+            repetition_penalty=flags.repetition_penalty,
+            stop_tokens=tuple(flags.stop_token),
+            num_samples=flags.num_samples,
         ),
     )
 

@@ -23,9 +23,18 @@ from empathax.errors import ConfigError, raise_all
 STAGES = ("sft", "dpo")
 
 
-def _option(default: Any, choices: tuple[Any, ...] = (), low: float | None = None, high: float | None = None) -> Any:
-    """A field with its allowed values: a set of `choices`, or a closed range [low, high]."""
-    return field(default=default, metadata={"choices": choices, "low": low, "high": high})
+def _option(
+    default: Any,
+    choices: tuple[Any, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    verbatim: bool = False,
+) -> Any:
+    """A field with its allowed values: a set of `choices`, or a closed range [low, high].
+
+    A tuple of strings is split at commas, its names stripped, unless `verbatim`.
+    """
+    return field(default=default, metadata={"choices": choices, "low": low, "high": high, "verbatim": verbatim})
 
 
 @dataclass(frozen=True)
@@ -124,9 +133,14 @@ class EvalOptions:
     num_replies: int = _option(3, low=0)  # held-out prompts answered at each evaluation
     generation_batch: int = _option(8, low=1)
     max_new_tokens: int = _option(64, low=1)
-    temperature: float = _option(0.0, low=0.0)  # 0 = greedy
-    top_k: int = _option(0, low=0)  # 0 = off
-    top_p: float = _option(1.0, low=0.0, high=1.0)
+    num_samples: int = _option(1, low=1)  # replies to each prompt; more than 1 needs a temperature
+    temperature: float = _option(0.0, low=0.0)  # 0 = greedy: top_k, top_p and min_p then do nothing
+    top_k: int = _option(0, low=0)  # keep the k most likely tokens; 0 = all
+    top_p: float = _option(1.0, low=0.0, high=1.0)  # then the fewest that reach this probability; 1 = all
+    min_p: float = _option(0.0, low=0.0, high=1.0)  # then those this many times as probable as the likeliest; 0 = all
+    repetition_penalty: float = _option(1.0, low=0.0)  # on tokens seen in prompt or reply, greedy too; 1 = none
+    # end a reply as the template's own do; each is one token: "<|im_end|>", or a text like "\n"
+    stop_tokens: tuple[str, ...] = _option((), verbatim=True)
 
 
 @dataclass(frozen=True)
@@ -235,6 +249,8 @@ def _checked(value: Any, hint: Any, spec: dataclasses.Field, name: str, problems
     if isinstance(hint, types.GenericAlias):  # tuple[str, ...]
         items = (value,) if isinstance(value, str) else value
         if isinstance(items, tuple | list) and all(isinstance(item, str) for item in items):
+            if spec.metadata.get("verbatim"):
+                return tuple(items)
             items = [name.strip() for item in items for name in item.split(",")]  # --config.stages=sft,dpo
         if not isinstance(items, tuple | list) or not all(isinstance(item, str) for item in items):
             problems.append(f"{name} = {value!r}: expected a tuple of names")

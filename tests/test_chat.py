@@ -42,6 +42,20 @@ def test_sampling_depends_on_the_seed(tmp_path, capsys):
     assert replies(2) != first
 
 
+def test_several_samples_of_each_prompt(tmp_path, capsys):
+    flags = [MODEL, SHORT, prompts(tmp_path), "--temperature=1", "--min-p=0.01", "--repetition-penalty=1.1"]
+    assert chat.main([*flags, "--num-samples=3", "--compare=random:tiny-llama:1", "--stop-token=\n"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for row in rows:
+        assert row.keys() == {"prompt", "reply", "reply_compare", "replies", "replies_compare"}
+        assert len(row["replies"]) == len(row["replies_compare"]) == 3
+        assert (row["replies"][0], row["replies_compare"][0]) == (row["reply"], row["reply_compare"])
+        assert len(set(row["replies"])) > 1
+    assert chat.main([*flags, "--stop-token=\n"]) == 0
+    first = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["reply"] for row in first] == [row["reply"] for row in rows]
+
+
 def test_the_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("I feel low\n/reset\n/quit\n"))
     assert chat.main([MODEL, SHORT]) == 0
@@ -53,6 +67,8 @@ def test_the_terminal(monkeypatch, capsys):
     [
         (["--temperature=-1"], 2, "temperature = -1.0"),
         (["--top-p=1.5"], 2, "top_p = 1.5"),
+        (["--min-p=-1", "--repetition-penalty=0"], 2, "2 problems\n  - min_p = -1.0"),
+        (["--stop-token=Seeker:"], 2, "'Seeker:' is"),
         (["--prompt-file=nothing.jsonl"], 3, "nothing.jsonl: cannot be read"),
         (["--model=nowhere/at/all"], 4, "does not exist"),
         (["--compare=random:tiny-lama"], 4, "tiny-lama"),
@@ -66,7 +82,7 @@ def test_bad_input_is_refused_before_weights_are_loaded(monkeypatch, capsys, fla
 
 
 def test_flags_that_do_not_go_together():
-    for flags in (["--out=x.jsonl"], ["--max-new-tokens=0"]):
+    for flags in (["--out=x.jsonl"], ["--max-new-tokens=0"], ["--temperature=1", "--num-samples=2"]):
         with pytest.raises(SystemExit) as usage:
             chat.main([MODEL, *flags])
         assert usage.value.code == 2

@@ -40,6 +40,13 @@ def test_stages_may_be_a_list_with_commas():
     assert from_config_dict({"stages": ("sft,dpo",)}).stages == ("sft", "dpo")
 
 
+def test_stop_tokens_stay_as_they_are_written():
+    assert from_config_dict({"eval": {"stop_tokens": ("\n", "a, b", " ")}}).eval.stop_tokens == ("\n", "a, b", " ")
+    assert from_config_dict({"eval": {"stop_tokens": "a, b"}}).eval.stop_tokens == ("a, b",)
+    with pytest.raises(ConfigError, match=r"eval.stop_tokens = \(5,\): expected a tuple"):
+        from_config_dict({"eval": {"stop_tokens": (5,)}})
+
+
 @pytest.mark.parametrize("stages", [(), ("rlhf",), ("sft", "sft")])
 def test_stages_are_checked(stages):
     with pytest.raises(ConfigError, match="stages"):

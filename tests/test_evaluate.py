@@ -96,6 +96,17 @@ def test_the_base_model_has_rewards_of_zero(config_path, tmp_path):
     assert "perplexity" not in metrics
 
 
+def test_replies_follow_the_settings(config_path, capsys):
+    """Two samples of one prompt."""
+    flags = [f"--config={config_path}", "--config.stages=sft", "--config.eval.num_replies=1"]
+    sampled = [*flags, "--config.eval.temperature=1.0", "--config.eval.min_p=0.01", "--config.eval.num_samples=2"]
+    assert evaluate.main([*sampled, "--config.eval.repetition_penalty=1.2"]) == 0
+    blocks = capsys.readouterr().out.split("\n> ")[1:]
+    first, second = (block.partition("- **")[::2] for block in blocks)
+    assert first[0] == second[0]
+    assert first[1].strip() != second[1].strip()
+
+
 def test_rewards_need_a_reference_that_reads_the_same_tokens(config_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate_model, "_same_tokens", lambda *_: False)
     evaluation = evaluate_model.prepare(evaluate.load_config([f"--config={config_path}"])[0], "random:tiny-qwen2")
@@ -109,6 +120,9 @@ def test_rewards_need_a_reference_that_reads_the_same_tokens(config_path, monkey
     ("flags", "code", "reason"),
     [
         (["--config.eval.num_reply=3"], 2, "num_reply"),
+        (["--config.eval.top_p=0.0"], 2, "top_p = 0.0"),
+        (["--config.eval.num_samples=2"], 2, "num_samples = 2 with temperature = 0"),
+        (["--config.eval.stop_tokens=Seeker:"], 2, "'Seeker:' is"),
         (["--config.mesh.fsdp=3"], 2, "mesh"),
         (["--model=random:tiny-lama"], 4, "tiny-lama"),
         (["--config.data.path=nothing.jsonl"], 3, "no such file"),

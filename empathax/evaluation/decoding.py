@@ -13,9 +13,10 @@ from jaxtyping import Array, Bool, Int, Key
 
 from empathax.evaluation.prompt_tree import PromptTree, prefill_tree
 from empathax.evaluation.sampling import Sampling, next_token, row_keys
+from empathax.evaluation.seen_tokens import mark_seen, seen_in_prompts
 from empathax.models.kv_cache import Cache, decode_step, split_layers
 from empathax.models.model_config import ModelConfig
-from empathax.models.transformer import project_logits
+from empathax.models.transformer import output_projection, project_logits
 
 Params = dict[str, Any]
 
@@ -37,6 +38,7 @@ class _Loop:
     generated: Generated
     done_B: Bool[Array, " B"]
     last_id_B: Int[Array, " B"]  # the newest token, not yet in the cache
+    seen_BV: Bool[Array, "B V"] | None  # tokens of prompt and reply; None without a repetition penalty
     cache: Cache
 
 
@@ -49,6 +51,7 @@ def generate(
     prompts: PromptTree,
     row_ids_B: Int[Array, " B"],
     seed: Int[Array, ""] | int = 0,
+    sample_ids_B: Int[Array, " B"] | None = None,
     *,
     max_new_tokens: int,
     stop_ids: tuple[int, ...],
@@ -58,37 +61,47 @@ def generate(
 ) -> Generated:
     """Continues each prompt until one of `stop_ids` or `max_new_tokens`.
 
-    A row's random numbers come from (seed, row_ids_B, its own step),
-    so neither its place in the batch nor its neighbours change what it says. Rows with a negative id are padding: they
-    generate nothing and nobody waits for them.
+    A row's random numbers come from (seed, row_ids_B, sample_ids_B, its own step), so neither its place in the batch
+    nor its neighbours change what it says; samples are numbered from 0, all are 0 if left out. Rows with a negative id
+    are padding: they generate nothing and nobody waits for them.
     """
-    keys_B = row_keys(seed, row_ids_B)
+    keys_B = row_keys(seed, row_ids_B, sample_ids_B)
 
-    def choose(hidden_BD: Array, step: Array | int) -> Array:
-        return next_token(project_logits(params, config, hidden_BD), _step_keys(keys_B, step), sampling)
+    def extend(loop: _Loop, hidden_BD: Array) -> _Loop:
+        logits_BV = project_logits(params, config, hidden_BD)
+        return _append(loop, next_token(logits_BV, _step_keys(keys_B, loop.step), sampling, loop.seen_BV), stop_ids)
 
     split_params = split_layers(params, config)
 
     def body(loop: _Loop) -> _Loop:
         hidden_BD, cache = decode_step(split_params, config, loop.last_id_B, loop.cache, compute_dtype=compute_dtype)
-        return _append(dataclasses.replace(loop, cache=cache), choose(hidden_BD, loop.step), stop_ids)
+        return extend(dataclasses.replace(loop, cache=cache), hidden_BD)
 
     hidden_BD, cache = prefill_tree(
         params, config, prompts, max_new_tokens - 1, compute_dtype=compute_dtype, attention=attention
     )
-    loop = _append(_start(cache, row_ids_B, max_new_tokens), choose(hidden_BD, 0), stop_ids)
+    penalised = sampling.repetition_penalty != 1
+    seen_BV = seen_in_prompts(prompts, output_projection(params, config).shape[0]) if penalised else None
+    loop = extend(_start(cache, row_ids_B, max_new_tokens, seen_BV), hidden_BD)
     running = lambda loop: (loop.step < max_new_tokens) & ~jnp.all(loop.done_B)  # noqa: E731
     return jax.lax.while_loop(running, body, loop).generated
 
 
-def _start(cache: Cache, row_ids_B: Int[Array, " B"], max_new_tokens: int) -> _Loop:
+def _start(cache: Cache, row_ids_B: Int[Array, " B"], max_new_tokens: int, seen_BV: Bool[Array, "B V"] | None) -> _Loop:
     zeros_B = jnp.zeros_like(row_ids_B, jnp.int32)
     generated = Generated(
         token_ids_BM=jnp.zeros((row_ids_B.size, max_new_tokens), jnp.int32),
         lengths_B=zeros_B,
         stopped_B=zeros_B > 0,
     )
-    return _Loop(step=jnp.int32(0), generated=generated, done_B=row_ids_B < 0, last_id_B=zeros_B, cache=cache)
+    return _Loop(
+        step=jnp.int32(0),
+        generated=generated,
+        done_B=row_ids_B < 0,
+        last_id_B=zeros_B,
+        seen_BV=seen_BV,
+        cache=cache,
+    )
 
 
 def _append(loop: _Loop, new_id_B: Int[Array, " B"], stop_ids: tuple[int, ...]) -> _Loop:
@@ -106,6 +119,7 @@ def _append(loop: _Loop, new_id_B: Int[Array, " B"], stop_ids: tuple[int, ...]) 
         generated=generated,
         done_B=loop.done_B | stops_B,
         last_id_B=new_id_B,
+        seen_BV=None if loop.seen_BV is None else mark_seen(loop.seen_BV, new_id_B),
         cache=loop.cache,
     )
 

@@ -2,54 +2,124 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from empathax.config import EvalOptions
 from empathax.errors import ConfigError, raise_all
+from empathax.evaluation.seen_tokens import penalise_seen
 
+_HEADING = "tokens cannot be sampled"
 _BLOCK = 256  # entries summed at once when drawing from a vocabulary
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen; hashable, a compile-time constant. The cuts apply in transformers' order."""
+    """How a token is chosen; hashable, a compile-time constant. All applies in transformers' order, which is this one.
 
-    temperature: float = 0.0  # 0 = greedy: the cuts below then do nothing
+    The penalty changes greedy choices too; the cuts (`top_k`, `top_p`, `min_p`) do nothing there.
+    """
+
+    temperature: float = 0.0  # 0 = greedy
     top_k: int = 0  # keep the k most likely tokens; 0 = all
     top_p: float = 1.0  # then the fewest most likely whose renormalised probability reaches p; 1 = all
+    min_p: float = 0.0  # then those at least min_p times as probable as the likeliest; 0 = all
+    repetition_penalty: float = 1.0  # before all others: on logits of tokens seen in prompt or reply; 1 = none
 
     def __post_init__(self) -> None:
-        problems = []
-        if not 0.0 <= self.temperature < float("inf"):
-            problems.append(f"temperature = {self.temperature}: expected a finite number >= 0 (0 = greedy)")
-        if self.top_k < 0:
-            problems.append(f"top_k = {self.top_k}: expected a number of tokens, or 0 for all")
-        if not 0.0 < self.top_p <= 1.0:
-            problems.append(f"top_p = {self.top_p}: expected a probability in (0, 1]; 1 keeps all tokens")
-        raise_all(ConfigError, "tokens cannot be sampled", problems)
+        raise_all(ConfigError, _HEADING, _problems(self))
 
 
-def row_keys(seed: Int[Array, ""] | int, row_ids_B: Int[Array, " B"]) -> Key[Array, " B"]:
-    """One random key a row, from the seed and the row's own number: never from its place in a batch."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), row_ids_B)
+def sampling_from(options: EvalOptions) -> Sampling:
+    """The sampling that `options` ask for.
+
+    Raises one ConfigError with every value that cannot work; several samples of a greedy choice are one.
+    """
+    problems = _problems(options)
+    if options.num_samples < 1:
+        problems.append(f"num_samples = {options.num_samples}: expected at least 1")
+    if options.num_samples > 1 and options.temperature == 0:
+        problems.append(
+            f"num_samples = {options.num_samples} with temperature = 0 (greedy) gives the same reply "
+            f"{options.num_samples} times: set a temperature above 0, or one sample"
+        )
+    raise_all(ConfigError, _HEADING, problems)
+    return Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
 
 
-def next_token(logits_BV: Float[Array, "B V"], keys_B: Key[Array, " B"], sampling: Sampling) -> Int[Array, " B"]:
-    """The next token of each row: the likeliest, or one drawn from softmax(logits / temperature) after the cuts."""
-    logits_BV = logits_BV.astype(jnp.float32)
+def _problems(values: Sampling | EvalOptions) -> list[str]:
+    problems = []
+    if not 0.0 <= values.temperature < float("inf"):
+        problems.append(f"temperature = {values.temperature}: expected a finite number >= 0 (0 = greedy)")
+    if values.top_k < 0:
+        problems.append(f"top_k = {values.top_k}: expected a number of tokens, or 0 for all")
+    if not 0.0 < values.top_p <= 1.0:
+        problems.append(f"top_p = {values.top_p}: expected a probability in (0, 1]; 1 keeps all tokens")
+    if not 0.0 <= values.min_p <= 1.0:
+        problems.append(f"min_p = {values.min_p}: expected a share of the largest probability in [0, 1]; 0 keeps all")
+    if not 0.0 < values.repetition_penalty < float("inf"):
+        problems.append(
+            f"repetition_penalty = {values.repetition_penalty}: expected a finite number > 0; 1 is no penalty, above 1 "
+            "makes tokens that were seen less likely"
+        )
+    return problems
+
+
+def row_keys(
+    seed: Int[Array, ""] | int, row_ids_B: Int[Array, " B"], sample_ids_B: Int[Array, " B"] | None = None
+) -> Key[Array, " B"]:
+    """One random key a row, from the seed, the row's own number and its sample's: never from its place in a batch.
+
+    `sample_ids_B` tells several samples of one row apart; left out, all are sample 0.
+    """
+    fold = jax.vmap(jax.random.fold_in)
+    keys_B = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), row_ids_B)
+    return fold(keys_B, jnp.zeros_like(row_ids_B) if sample_ids_B is None else sample_ids_B)
+
+
+def next_token(
+    logits_BV: Float[Array, "B V"],
+    keys_B: Key[Array, " B"],
+    sampling: Sampling,
+    seen_BV: Bool[Array, "B V"] | None = None,
+) -> Int[Array, " B"]:
+    """The next token of each row: the likeliest, or one drawn from what `candidates` leaves.
+
+    `seen_BV`, the tokens of prompt and reply so far, is needed with a repetition penalty only.
+    """
     if sampling.temperature == 0:
-        return _argmax(logits_BV)
-    ids_BV = None
+        return _argmax(_penalised(logits_BV, sampling, seen_BV))
+    probs_BK, ids_BK = candidates(logits_BV, sampling, seen_BV)
+    chosen_B = _draw(probs_BK, jax.vmap(jax.random.uniform)(keys_B))
+    return chosen_B if ids_BK is None else jnp.take_along_axis(ids_BK, chosen_B[:, None], axis=-1)[:, 0]
+
+
+def candidates(
+    logits_BV: Float[Array, "B V"], sampling: Sampling, seen_BV: Bool[Array, "B V"] | None = None
+) -> tuple[Float[Array, "B K"], Int[Array, "B K"] | None]:
+    """What a token is drawn from at a temperature above 0: probabilities up to a factor, 0 for tokens cut off.
+
+    The second array holds the ids of the K = `top_k` likeliest tokens; without `top_k` it is None, and K is V. Of
+    equal logits at the border of `top_k` the lowest ids stay, where transformers keeps all.
+    """
+    logits_BV, ids_BK = _penalised(logits_BV, sampling, seen_BV), None
     if 0 < sampling.top_k < logits_BV.shape[-1]:
-        logits_BV, ids_BV = jax.lax.top_k(logits_BV, sampling.top_k)
-    probs_BV = jax.nn.softmax(logits_BV / sampling.temperature, axis=-1)
+        logits_BV, ids_BK = jax.lax.top_k(logits_BV, sampling.top_k)
+    probs_BK = jax.nn.softmax(logits_BV / sampling.temperature, axis=-1)
     if sampling.top_p < 1:
-        probs_BV = nucleus(probs_BV, sampling.top_p)
-    chosen_B = _draw(probs_BV, jax.vmap(jax.random.uniform)(keys_B))
-    return chosen_B if ids_BV is None else jnp.take_along_axis(ids_BV, chosen_B[:, None], axis=-1)[:, 0]
+        probs_BK = nucleus(probs_BK, sampling.top_p)
+    if sampling.min_p > 0:
+        probs_BK = above_min_p(probs_BK, sampling.min_p)
+    return probs_BK, ids_BK
+
+
+def above_min_p(probs_BV: Float[Array, "B V"], min_p: float) -> Float[Array, "B V"]:
+    """The tokens at least `min_p` times as probable as the likeliest, others 0 (Nguyen et al. 2024, section 3)."""
+    border_B1 = min_p * jnp.max(probs_BV, axis=-1, keepdims=True)
+    return jnp.where(probs_BV >= border_B1, probs_BV, 0.0)
 
 
 def nucleus(probs_BV: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:
@@ -69,6 +139,17 @@ def nucleus(probs_BV: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:
     high_B = jax.lax.bitcast_convert_type(jnp.max(probs_BV, axis=-1), jnp.int32)
     low_B, _ = jax.lax.fori_loop(0, 31, halve, (jnp.zeros_like(high_B), high_B))
     return jnp.where(probs_BV >= jax.lax.bitcast_convert_type(low_B, jnp.float32)[:, None], probs_BV, 0.0)
+
+
+def _penalised(
+    logits_BV: Float[Array, "B V"], sampling: Sampling, seen_BV: Bool[Array, "B V"] | None
+) -> Float[Array, "B V"]:
+    logits_BV = logits_BV.astype(jnp.float32)
+    if sampling.repetition_penalty == 1:
+        return logits_BV
+    if seen_BV is None:
+        raise ValueError("a repetition penalty needs seen_BV, the tokens of prompt and reply so far")
+    return penalise_seen(logits_BV, seen_BV, sampling.repetition_penalty)
 
 
 def _argmax(logits_BV: Float[Array, "B V"]) -> Int[Array, " B"]:

@@ -19,6 +19,7 @@ from empathax.data.sandbox import TemplateRefused
 from empathax.errors import DataError
 from empathax.evaluation.prompt_file import PromptRow
 from empathax.evaluation.replies import generate_replies
+from empathax.evaluation.stop_tokens import stop_token_ids
 from empathax.models.model_config import ModelConfig
 from empathax.models.source import resolve_model
 
@@ -59,15 +60,16 @@ class Speaker:
     def answer(
         self, prompts: Sequence[Sequence[int]], config: Config, on_progress: Callable[[int], None] | None = None
     ) -> list[str]:
-        """A reply to each prompt."""
+        """A reply to each prompt, or `num_samples` of them, one after another."""
         return generate_replies(self.params, self.model_config, self.template, prompts, config, on_progress=on_progress)
 
 
 def open_speaker(path: str, config: Config, chat_template: str = "auto") -> Callable[[], Speaker]:
-    """Checks the model at `path` and its template; the result loads the weights."""
+    """Checks the model at `path`, its template and the stop tokens; the result loads the weights."""
     source = resolve_model(path)
     source.check()
     template = ChatTemplate(source.tokenizer(), chat_template, source.config.family)
+    stop_token_ids(template, config.eval.stop_tokens)  # refuses texts that are no token
     return lambda: Speaker(path, source.load_params(jnp.dtype(config.model.param_dtype)), source.config, template)
 
 
@@ -77,12 +79,19 @@ def answer_rows(
     config: Config,
     on_progress: Callable[[int], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """{"prompt", "reply"} of each row, in order, and "reply_compare" of a second speaker."""
-    keys = ("reply", "reply_compare")[: len(speakers)]
+    """{"prompt", "reply"} of each row, in order, and "reply_compare" of a second speaker.
+
+    With several samples "replies" and "replies_compare" are lists of all, of which "reply" is the first.
+    """
+    count = config.eval.num_samples
     prompts = [[speaker.encode(row.messages, config.eval.max_new_tokens) for row in rows] for speaker in speakers]
     replies = [speaker.answer(encoded, config, on_progress) for speaker, encoded in zip(speakers, prompts, strict=True)]
-    for row, *texts in zip(rows, *replies, strict=True):
-        yield {"prompt": row.given} | dict(zip(keys, texts, strict=True))
+    for start, row in enumerate(rows):
+        samples = [texts[start * count : (start + 1) * count] for texts in replies]
+        answers: dict[str, Any] = dict(zip(("reply", "reply_compare"), (texts[0] for texts in samples), strict=False))
+        if count > 1:
+            answers |= zip(("replies", "replies_compare"), samples, strict=False)
+        yield {"prompt": row.given} | answers
 
 
 def talk(

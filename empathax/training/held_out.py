@@ -64,9 +64,10 @@ class HeldOut:
     def _replies(self, params: Params) -> tuple[list[str], list[str]]:
         dataset = next(iter(self._job.datasets.values()))
         examples = pick_examples(dataset.eval_examples, self._job.config.eval.num_replies)
-        prompts = [last_turn(example) for example in examples]
+        prompts = [last_turn(example) for example in examples for _ in range(self._job.config.eval.num_samples)]
         ids = [example.prompt_ids.tolist() for example in examples]
-        return prompts, generate_replies(params, self._job.source.config, dataset.template, ids, self._job.config)
+        model_config, config, mesh = self._job.source.config, self._job.config, self._job.mesh
+        return prompts, generate_replies(params, model_config, dataset.template, ids, config, mesh=mesh)
 
     def _batches(self, rows: PackedRows) -> Iterator[Batch]:
         batches = eval_batches(

@@ -20,6 +20,8 @@ from empathax.config import Config, to_dict
 from empathax.data.dataset import Dataset, build_dataset, trained_texts
 from empathax.data.loader import Loader
 from empathax.errors import ConfigError, DataError
+from empathax.evaluation.sampling import sampling_from
+from empathax.evaluation.stop_tokens import stop_token_ids
 from empathax.models.source import ModelSource, load_tokenizer, resolve_model
 from empathax.models.tokenizer import Tokenizer
 from empathax.models.transformer import abstract_params, logical_axes
@@ -91,6 +93,7 @@ def prepare(config: Config, workdir: Path, overwrite: bool = False) -> Job:
 
 def assemble(config: Config, workdir: Path = Path()) -> Job:
     """Mesh, weights' header, tokenizer and data of a config, without what only training needs."""
+    sampling_from(config.eval)
     use_compilation_cache(config.compilation_cache)
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.eval.rows_per_batch, "eval.rows_per_batch")
@@ -104,6 +107,7 @@ def assemble(config: Config, workdir: Path = Path()) -> Job:
         stage: build_dataset(config.data, stage, tokenizer, source.config, config.seed) for stage in config.stages
     }
     for stage, dataset in datasets.items():
+        stop_token_ids(dataset.template, config.eval.stop_tokens)
         if not len(dataset.eval):
             fraction = config.data.eval_fraction
             raise DataError(f"{stage}: no held-out rows; set data.eval_path or data.eval_fraction (now {fraction:g})")

@@ -7,7 +7,7 @@ import pytest
 from empathax.config import Config, EvalOptions
 from empathax.data.chat import ChatTemplate
 from empathax.data.records import Message
-from empathax.errors import DataError
+from empathax.errors import ConfigError, DataError
 from empathax.evaluation.replies import check_room, generate_ids, generate_replies
 from empathax.models.source import resolve_model
 
@@ -28,11 +28,43 @@ def settings(batch=2, **options):
     return Config(seed=3, eval=EvalOptions(generation_batch=batch, max_new_tokens=6, **options))
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "top_k": 50}])
+EVERYTHING = {"temperature": 1.0, "top_k": 50, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2}
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING | {"num_samples": 3}])
 def test_batch_size_changes_nothing(model, prompts, options):
-    replies = [generate_replies(*model, prompts, settings(batch, **options)) for batch in (1, 2, 8)]
-    assert replies[0] == replies[1] == replies[2]
-    assert len(replies[0]) == len(prompts)
+    params, config, _ = model
+    by_batch = [dict(generate_ids(params, config, (), prompts, settings(batch, **options))) for batch in (1, 3, 8)]
+    assert by_batch[0] == by_batch[1] == by_batch[2]
+    assert sorted(by_batch[0]) == list(range(len(prompts) * options.get("num_samples", 1)))
+    assert all(len(ids) == 6 for ids in by_batch[0].values())
+
+
+def test_samples_stand_together_and_do_not_depend_on_their_number(model, prompts):
+    options = {"temperature": 1.0, "min_p": 0.01}
+    three = generate_replies(*model, prompts, settings(4, num_samples=3, **options))
+    assert all(len(set(three[start : start + 3])) == 3 for start in range(0, 15, 3))
+    assert three[::3] == generate_replies(*model, prompts, settings(4, **options))
+    two = generate_replies(*model, prompts[:2], settings(1, num_samples=2, **options))
+    assert two == [*three[:2], *three[3:5]]
+
+
+def test_settings_that_cannot_work_are_refused(model, prompts):
+    with pytest.raises(ConfigError, match="min_p = 2"):
+        generate_replies(*model, prompts, settings(min_p=2.0))
+    with pytest.raises(ConfigError, match="'two words' is"):
+        generate_replies(*model, prompts, settings(stop_tokens=("two words",)))
+
+
+def test_stop_tokens_of_the_settings_end_a_reply(model, prompts):
+    params, config, template = model
+    free = dict(generate_ids(params, config, template.stop_token_ids, prompts, settings()))
+    named = {token: row for row, ids in free.items() for token in ids[2:] if template.tokenizer.id_to_token(token)}
+    stop, row = next(iter(named.items()))
+    replies = generate_replies(*model, prompts, settings(stop_tokens=(template.tokenizer.id_to_token(stop),)))
+    cut = free[row][: free[row].index(stop)]
+    assert replies[row] == template.tokenizer.decode(cut, skip_special_tokens=True).strip()
+    assert len(cut) < len(free[row])
 
 
 def test_replies_follow_the_prompts_order(model, prompts):
@@ -53,6 +85,9 @@ def test_progress_is_told(model, prompts):
     done = []
     generate_replies(*model, prompts, settings(), on_progress=done.append)
     assert done == [2, 4, 5]
+    done.clear()
+    generate_replies(*model, prompts, settings(4, num_samples=2, temperature=1.0), on_progress=done.append)
+    assert done == [4, 8, 10]
 
 
 def test_no_prompts_give_no_replies(model):
