@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Int
 from empathax.evaluation.exact_sum import ExactSum, exact_sum
 from empathax.evaluation.ngrams import MAX_ORDER, NgramCounts
 
-# NLTK takes an order without a match for float64's smallest normal, 2**-1022, so that a reply without a common four-gram
-# scores 2**-255.5 times the rest: 0 for every purpose, but equal to the reference to the last.
+# NLTK takes an order without a match for float64's smallest normal, 2**-1022, so that a reply without a common four-
+# gram scores 2**-255.5 times the rest: 0 for every purpose, but equal to the reference to the last.
 _ZERO_PRECISION_LOG2 = 1022
 _MAX_PENALTY = 745  # exp(-746) is 0 in float64
 

@@ -11,6 +11,8 @@ from jaxtyping import Array, Bool, Int
 
 from empathax.evaluation.words import TextIds
 
+AnyArray = Array | np.ndarray  # of the host, or on the device
+
 _MIN_WIDTH = 8
 _MAX_ROWS = 256
 _MAX_CELLS = 1 << 22  # rows x width x width: one row where a text is that long
@@ -20,11 +22,11 @@ _MAX_CELLS = 1 << 22  # rows x width x width: one row where a text is that long
 class PairRows:
     """B replies and their references as ids of equal meaning; what is past a row's length is not read."""
 
-    reply_ids_BT: Int[Array, "B T"]
-    reply_lengths_B: Int[Array, " B"]
-    reference_ids_BU: Int[Array, "B U"]
-    reference_lengths_B: Int[Array, " B"]
-    counted_B: Bool[Array, " B"]  # False for rows that fill a block up
+    reply_ids_BT: Int[AnyArray, "B T"]
+    reply_lengths_B: Int[AnyArray, " B"]
+    reference_ids_BU: Int[AnyArray, "B U"]
+    reference_lengths_B: Int[AnyArray, " B"]
+    counted_B: Bool[AnyArray, " B"]  # False for rows that fill a block up
 
 
 def pair_rows(replies: TextIds, references: TextIds, multiple: int = 1) -> Iterator[PairRows]:

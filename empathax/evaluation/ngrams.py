@@ -5,17 +5,20 @@ N-grams are compared id by id: there are no hashes, hence no collisions.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int, UInt32
 
-from empathax.evaluation.match_masks import before_itself, match_masks, next_ngrams, num_bits
+from empathax.evaluation.match_masks import BITS, before_itself, match_masks, next_ngrams, num_bits
 
 MAX_ORDER = 4  # of BLEU
-_NO_ID = jnp.iinfo(jnp.int32).max
+MAX_ID = 2**31 - 2
+_EMPTY = np.uint32(0xFFFFFFFF)
 
 
 @flax.struct.dataclass
@@ -32,8 +35,8 @@ def count_ngrams(
 ) -> NgramCounts:
     """Counts of replies (-1 past the end) whose `masks_TWB` (match_masks.py) say where the reference has each token.
 
-    The k-th occurrence of an n-gram in a reply is a match if the reference has it at least k times: summed up, these are
-    the clipped counts of Papineni et al. (2002), section 2.1.
+    The k-th occurrence of an n-gram in a reply is a match if the reference has it at least k times: summed up, these
+    are the clipped counts of Papineni et al. (2002), section 2.1.
     """
     own_TWB = match_masks(reply_TB, reply_TB)
     earlier_T = before_itself(len(reply_TB))
@@ -51,46 +54,28 @@ def count_ngrams(
 
 @flax.struct.dataclass
 class NgramTable:
-    """The n-grams of a set of replies and how often each was seen; merging concatenates, counting sorts.
+    """Every n-gram of a set of replies, each packed into W words of 32 bits; merging concatenates, counting sorts."""
 
-    An n-gram may stand in several rows until `compacted`; rows with count 0 are empty.
-    """
-
-    ngrams_KN: Int[Array, "K N"]
-    counts_K: Int[Array, " K"]
+    words_WK: UInt32[Array, "W K"]  # all bits set: empty
 
     def merge(self, other: NgramTable) -> NgramTable:
-        """The n-grams of both."""
-        return jax.tree.map(lambda mine, theirs: jnp.concatenate([mine, theirs]), self, other)
+        """The n-grams of both, which must be packed alike."""
+        return NgramTable(jnp.concatenate([self.words_WK, other.words_WK], axis=1))
 
     def sizes(self) -> TableSizes:
-        """How many n-grams there are, in all and different ones, and how often the most frequent occurs."""
-        counts_K, starts_K = self._grouped()[1:]
+        """How many n-grams there are, how many different ones, and how often the most frequent occurs."""
+        words = jax.lax.sort(tuple(self.words_WK), num_keys=len(self.words_WK), is_stable=False)
+        place_K = jnp.arange(words[0].size, dtype=jnp.int32)
+        changed_K = place_K == 0
+        for word_K in words:
+            changed_K |= word_K != jnp.roll(word_K, 1)
+        seen_K = ~_is_empty(words)
+        run_K = place_K - jax.lax.cummax(jnp.where(changed_K, place_K, 0)) + 1
         return TableSizes(
-            distinct=jnp.sum(starts_K, dtype=jnp.int32),
-            total=jnp.sum(self.counts_K, dtype=jnp.int32),
-            most=jnp.max(counts_K, initial=0),
+            distinct=jnp.sum(changed_K & seen_K, dtype=jnp.int32),
+            total=jnp.sum(seen_K, dtype=jnp.int32),
+            most=jnp.max(jnp.where(seen_K, run_K, 0), initial=0),
         )
-
-    def compacted(self) -> NgramTable:
-        """Each n-gram in one row, the empty rows last."""
-        columns, sums_K, starts_K = self._grouped()
-        ends_K = jnp.append(starts_K[1:], True) & (sums_K > 0)
-        *columns, sums_K = _sorted([~ends_K, *columns, jnp.where(ends_K, sums_K, 0)], num_keys=1)[1:]
-        return NgramTable(jnp.stack(columns, axis=1), sums_K)
-
-    def _grouped(self) -> tuple[Sequence[Array], Array, Array]:
-        """(sorted columns, running count inside each group of equal n-grams, whether a group starts here)."""
-        seen_K = self.counts_K > 0
-        columns = [jnp.where(seen_K, column_K, _NO_ID) for column_K in self.ngrams_KN.T]
-        *columns, counts_K = _sorted([*columns, self.counts_K], num_keys=len(columns))
-        changed_K = jnp.zeros_like(counts_K, bool).at[:1].set(True)
-        for column_K in columns:
-            changed_K |= jnp.append(True, column_K[1:] != column_K[:-1])[: changed_K.size]
-        starts_K = changed_K & (counts_K > 0)
-        ends_K = jnp.cumsum(counts_K)
-        before_K = jax.lax.cummax(jnp.where(changed_K, ends_K - counts_K, 0))
-        return columns, ends_K - before_K, starts_K
 
 
 @flax.struct.dataclass
@@ -102,15 +87,29 @@ class TableSizes:
     most: Int[Array, ""]
 
 
-def ngram_table(ids_BT: Int[Array, "B T"], n: int, inside_BT: Bool[Array, "B T"] | None = None) -> NgramTable:
-    """The n-grams of rows of ids; none reaches over a place that is negative or not `inside_BT`."""
+def ngram_table(
+    ids_BT: Int[Array, "B T"], n: int, inside_BT: Bool[Array, "B T"] | None = None, num_ids: int = MAX_ID + 1
+) -> NgramTable:
+    """The n-grams of rows of ids from 0 to `num_ids` - 1; none reaches over a place that is negative or not inside."""
     ids_BT = ids_BT if inside_BT is None else jnp.where(inside_BT, ids_BT, -1)
     padded_BT = jnp.pad(ids_BT, ((0, 0), (0, max(n - ids_BT.shape[1], 0))), constant_values=-1)
     num_starts = padded_BT.shape[1] - n + 1
     columns = [padded_BT[:, place : place + num_starts].reshape(-1) for place in range(n)]
-    ngrams_KN = jnp.stack(columns, axis=1)
-    return NgramTable(ngrams_KN, jnp.all(ngrams_KN >= 0, axis=1).astype(jnp.int32))
+    empty_K = functools.reduce(jnp.bitwise_or, columns) < 0  # a sign bit among them
+    words = _packed([column_K.astype(jnp.uint32) for column_K in columns], num_ids.bit_length())
+    return NgramTable(jnp.stack([jnp.where(empty_K, _EMPTY, word_K) for word_K in words]))
 
 
-def _sorted(operands: Sequence[Array], num_keys: int) -> Sequence[Array]:
-    return jax.lax.sort(tuple(operands), num_keys=num_keys, is_stable=False)
+def _packed(columns: Sequence[Array], bits: int) -> list[Array]:
+    """Numbers of `bits` bits side by side in words of 32; none has all bits set, so that no word row looks empty."""
+    words = [jnp.zeros_like(columns[0]) for _ in range(-(-len(columns) * bits // BITS))]
+    for place, column_K in enumerate(columns):
+        word, offset = divmod(place * bits, BITS)
+        words[word] |= column_K << offset
+        if offset + bits > BITS:
+            words[word + 1] |= column_K >> (BITS - offset)
+    return words
+
+
+def _is_empty(words: Sequence[Array]) -> Array:
+    return functools.reduce(jnp.bitwise_and, words) == _EMPTY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import flax.struct
 import jax
@@ -42,7 +42,7 @@ class PairSums:
     def compute(self, metrics: Collection[str]) -> dict[str, float]:
         """Those of `metrics` that these sums give. On the host."""
         sums: PairSums = jax.device_get(self)
-        ways = {}
+        ways: dict[str, Callable[[], float]] = {}
         if sums.bleu:
             ways |= {name: getattr(sums.bleu, name) for name in _BLEU}
         if sums.rouge:

@@ -12,6 +12,7 @@ from itertools import chain
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
@@ -54,10 +55,6 @@ class TextState:
         tables = tuple(mine.merge(theirs) for mine, theirs in zip(self.tables, other.tables, strict=True))
         return TextState(self.pairs.merge(other.pairs), tables)
 
-    def compacted(self) -> TextState:
-        """The same state with each n-gram in one row of its table, the empty rows last."""
-        return TextState(self.pairs, tuple(table.compacted() for table in self.tables))
-
     def compute(self) -> dict[str, float]:
         """Every metric of METRICS, all from the same ids. On the host."""
         sizes = _table_sizes(self.tables)
@@ -74,12 +71,12 @@ def score_ids(
     """The state of replies that are ids already (unit "token"): a pure function, to be called under jit.
 
     Generated ids go in as they are (`Generated.token_ids_BM`; its lengths less the stop token), so that generation and
-    scoring can be one compiled function. Rows may be split over a mesh. Ids are >= 0 and below 2**31 - 1; what is past
+    scoring can be one compiled function. Rows may be split over a mesh. Ids are from 0 to `ngrams.MAX_ID`; what is past
     a row's length is not read, and rows that are not `counted_B` add nothing.
     """
     counted_B = reply_lengths_B >= 0 if counted_B is None else counted_B
     rows = PairRows(reply_ids_BT, reply_lengths_B, reference_ids_BU, reference_lengths_B, counted_B)
-    inside_BT = (np.arange(reply_ids_BT.shape[1]) < reply_lengths_B[:, None]) & counted_B[:, None]
+    inside_BT = (jnp.arange(reply_ids_BT.shape[1]) < reply_lengths_B[:, None]) & counted_B[:, None]
     tables = tuple(ngram_table(reply_ids_BT, n, inside_BT) for n in DISTINCT_ORDERS)
     return TextState(count_pairs(rows, METRICS), tables)
 
@@ -119,15 +116,16 @@ def score_texts(
 def _score(replies: TextIds, references: TextIds, names: Sequence[str], mesh: Mesh | None) -> dict[str, float]:
     sizes = {}
     if orders := [n for n, name in zip(DISTINCT_ORDERS, _DISTINCT, strict=True) if name in names]:
-        sizes = _row_sizes(one_row(replies), tuple(orders))  # dispatched, and read last
+        bits = int(replies.ids_K.max(initial=0) + 1).bit_length()
+        sizes = _row_sizes(one_row(replies), tuple(orders), 2**bits - 1)  # dispatched, and read last
     pair_names = [name for name in names if name not in _DISTINCT]
     found = sum_pairs(replies, references, pair_names, mesh).compute(pair_names) if pair_names else {}
     return found | _distinct(sizes)
 
 
-@functools.partial(jax.jit, static_argnames="orders")
-def _row_sizes(row_1K: Int[Array, "1 K"], orders: tuple[int, ...]) -> dict[str, tuple[Array, Array]]:
-    return {f"distinct_{n}": _ratio(ngram_table(row_1K, n)) for n in orders}
+@functools.partial(jax.jit, static_argnames=("orders", "num_ids"))
+def _row_sizes(row_1K: Int[Array, "1 K"], orders: tuple[int, ...], num_ids: int) -> dict[str, tuple[Array, Array]]:
+    return {f"distinct_{n}": _ratio(ngram_table(row_1K, n, num_ids=num_ids)) for n in orders}
 
 
 @jax.jit

@@ -72,6 +72,8 @@ def cased_pieces(texts: Sequence[str]) -> Pieces:
 
 def treebank_piece(key: str) -> Sequence[str]:
     """The words of NLTK's Treebank tokenizer."""
+    if key.isascii() and key.isalnum() and key not in _CONTRACTED:
+        return (key,)
     if (common := _COMMON(key)) and common[1] not in _CONTRACTED:
         stem, ending, mark, end = common.groups()
         if mark == "." and not end:
@@ -119,17 +121,25 @@ def _mark_ends(
 ) -> None:
     """Gives pieces at the ends of texts keys of their own. Letters and digits there are in no rule about ends."""
     keys = list(codes)
-    firsts_N, lasts_N = ends_N - counts_N, ends_N - 1
-    outer_codes = codes_P[firsts_N].tolist(), codes_P[lasts_N].tolist()
-    ends = zip(texts, firsts_N.tolist(), lasts_N.tolist(), *outer_codes, strict=True)
-    for text, first, last, first_code, last_code in ends:
-        if first > last or keys[last_code][0] == _WHOLE:
+    lasts_N = np.where(counts_N > 0, ends_N - 1, ends_N)
+    unmarked_codes, inverse_N = np.unique(codes_P[lasts_N], return_inverse=True)
+    marked = [_marked(keys[code], _LAST) for code in unmarked_codes.tolist()]
+    codes_P[lasts_N] = np.fromiter(map(codes.__getitem__, marked), np.int64, len(marked))[inverse_N]
+    # Rare: space after the last piece, or a first piece that does not begin with a letter or digit.
+    for number in [n for n, text in enumerate(texts) if text[-1:] == " " or not text[:1].isalnum()]:
+        text, last, num_pieces = texts[number], lasts_N[number], int(counts_N[number])
+        key = keys[unmarked_codes[inverse_N[number]]]
+        if not num_pieces or key[0] == _WHOLE:
             continue
-        mark = "" if keys[last_code][-1].isalnum() else _LAST_SPACED if text[-1] == " " else _LAST
-        if mark:
-            codes_P[last] = codes[keys[last_code] + mark]
-        if not text[0].isalnum() and text[0] != " ":
-            codes_P[first] = codes[_FIRST + keys[first_code] + (mark if first == last else "")]
+        key = _marked(key, _LAST_SPACED if text[-1] == " " else _LAST)
+        codes_P[last] = codes[key]
+        first = last - num_pieces + 1
+        if text[0] != " " and not text[0].isalnum():
+            codes_P[first] = codes[_FIRST + (key if num_pieces == 1 else keys[codes_P[first]])]
+
+
+def _marked(key: str, mark: str) -> str:
+    return key if key[-1].isalnum() or key[0] in (_END, _WHOLE) else key + mark
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:

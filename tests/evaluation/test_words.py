@@ -1,7 +1,7 @@
 """Words against NLTK, rouge-score and sacrebleu themselves, text by text and in bulk."""
 
 import re
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 
 import numpy as np
 import pytest
@@ -48,9 +48,9 @@ TEXTS = (
 )
 # Pieces that meet the tokenizers' rules far more often than random characters do.
 _pieces = st.sampled_from(
-    [*"'\"`.,:;?!-()[]{}<>&@$%/ \n\t\u00a0\x1c", "  ", "''", "``", "...", "--", "'s", "'ll", "n't", "N'T", "'Tis", "don't",
-     "can", "not", "cannot", "gonna", "wanna", "gimme", "d'ye", "more'n", "a", "I", "7", "1,0", "3-4", "é", "İ", "Σ", "ß",
-     "&amp;", "&lt;", "<skipped>", "-\n", "’", "，", "😀", "٣"]
+    [*"'\"`.,:;?!-()[]{}<>&@$%/ \n\t\u00a0\x1c", *"aI7éİΣß’，😀٣", "  ", "''", "``", "...", "--", "'s", "'ll", "n't",
+     "N'T", "'Tis", "don't", "can", "not", "cannot", "gonna", "wanna", "gimme", "d'ye", "more'n", "1,0", "3-4",
+     "&amp;", "&lt;", "<skipped>", "-\n"]
 )  # fmt: skip
 odd_text = st.one_of(st.lists(_pieces, max_size=12).map("".join), st.text(max_size=20))
 
@@ -84,7 +84,7 @@ def test_ids_are_those_of_the_reference_words(name, texts):
     ends = [0, *accumulate(map(len, expected))]
     found = [ids.ids_K[start:end].tolist() for start, end in pairwise(ends)]
     by_word = {}
-    for word, word_id in zip(sum(expected, []), ids.ids_K.tolist(), strict=True):
+    for word, word_id in zip(chain.from_iterable(expected), ids.ids_K.tolist(), strict=True):
         assert by_word.setdefault(word, word_id) == word_id
     assert len(set(by_word.values())) == len(by_word)
     assert found == [[by_word[word] for word in words] for words in expected]
