@@ -67,6 +67,11 @@ evaluation/
     decoding.py, sampling.py, prompt_tree.py    generation in one compiled function
     replies.py, speaker.py, prompt_file.py      replies to prompts, in batches or in a terminal
     scoring.py           log-probs of a file's replies
+    text_metrics.py      BLEU, ROUGE-L and Distinct of texts or generated ids: the door
+    bleu.py, rouge.py, ngrams.py    what they count, in the graph
+    pair_sums.py, exact_sum.py, match_masks.py, id_rows.py    sums over pairs, exact; bit masks; rows of ids
+    words.py, tokenizations.py      text to word ids, as the reference implementations cut it
+    dialogue_health.py   repetition, length, questions, kinds of response, leaked templates
     output.py, progress.py    result files; progress on stderr
 
 training/

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import flax.struct
-import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from empathax.evaluation.words import TextIds
-
-AnyArray = Array | np.ndarray  # of the host, or on the device
 
 _MIN_WIDTH = 8
 _MAX_ROWS = 256
@@ -22,11 +20,11 @@ _MAX_CELLS = 1 << 22  # rows x width x width: one row where a text is that long
 class PairRows:
     """B replies and their references as ids of equal meaning; what is past a row's length is not read."""
 
-    reply_ids_BT: Int[AnyArray, "B T"]
-    reply_lengths_B: Int[AnyArray, " B"]
-    reference_ids_BU: Int[AnyArray, "B U"]
-    reference_lengths_B: Int[AnyArray, " B"]
-    counted_B: Bool[AnyArray, " B"]  # False for rows that fill a block up
+    reply_ids_BT: Int[Array, "B T"]
+    reply_lengths_B: Int[Array, " B"]
+    reference_ids_BU: Int[Array, "B U"]
+    reference_lengths_B: Int[Array, " B"]
+    counted_B: Bool[Array, " B"]  # False for rows that fill a block up
 
 
 def pair_rows(replies: TextIds, references: TextIds, multiple: int = 1) -> Iterator[PairRows]:
@@ -40,9 +38,9 @@ def pair_rows(replies: TextIds, references: TextIds, multiple: int = 1) -> Itera
         reply_ids, reply_lengths = _padded(replies, members_M, rows, width)
         reference_ids, reference_lengths = _padded(references, members_M, rows, width)
         counted = np.arange(len(reply_lengths)) < len(members_M)
-        block = PairRows(reply_ids, reply_lengths, reference_ids, reference_lengths, counted)
+        arrays: tuple[Any, ...] = (reply_ids, reply_lengths, reference_ids, reference_lengths, counted)
         for start in range(0, len(counted), rows):
-            yield jax.tree.map(lambda array, start=start, rows=rows: array[start : start + rows], block)
+            yield PairRows(*(array[start : start + rows] for array in arrays))
 
 
 def _padded(texts: TextIds, members_M: np.ndarray, rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
