@@ -25,6 +25,7 @@ from empathax.parallel.rules import BATCH_AXES, batch_sharding
 _REPLY_DISTINCT = ("distinct_1_reply", "distinct_2_reply", "distinct_3_reply")
 _BLEU = ("bleu4_sentence", "bleu4_corpus", "bleu4_sacre")
 _ROUGE = ("rouge_l", "rouge_l_coco")
+GROUPS = {"bleu": _BLEU, "rouge": _ROUGE, "reply_distinct": _REPLY_DISTINCT}  # what is counted together
 
 
 @flax.struct.dataclass
@@ -56,28 +57,27 @@ def sum_pairs(replies: TextIds, references: TextIds, metrics: Collection[str], m
     """The sums of any number of pairs, block by block, on one device or spread over `mesh`."""
     sharding = batch_sharding(mesh) if mesh else None
     multiple = mesh.shape[BATCH_AXES[0]] * mesh.shape[BATCH_AXES[1]] if mesh else 1
-    wanted = frozenset(metrics)
+    groups = frozenset(group for group, names in GROUPS.items() if set(names) & set(metrics))
     blocks = pair_rows(replies, references, multiple)
-    parts = [_jitted_count(put_batch(rows, sharding) if sharding else rows, wanted) for rows in blocks]
+    parts = [_jitted_count(put_batch(rows, sharding) if sharding else rows, groups) for rows in blocks]
     return functools.reduce(PairSums.merge, jax.device_get(parts))
 
 
-def count_pairs(rows: PairRows, metrics: Collection[str]) -> PairSums:
-    """The sums of one block of pairs; a pure function."""
+def count_pairs(rows: PairRows, groups: Collection[str] = frozenset(GROUPS)) -> PairSums:
+    """The sums of one block of pairs that `groups` names; a pure function."""
     reply_TB = row_of(rows.reply_ids_BT, jnp.where(rows.counted_B, rows.reply_lengths_B, 0))
     reference_UB = row_of(rows.reference_ids_BU, rows.reference_lengths_B)
     masks_TWB = match_masks(reply_TB, reference_UB)
     lengths = rows.reply_lengths_B, rows.reference_lengths_B
-    wanted = set(metrics)
-    counts = count_ngrams(reply_TB, masks_TWB, rows.reply_lengths_B) if wanted - set(_ROUGE) else None
+    counts = count_ngrams(reply_TB, masks_TWB, rows.reply_lengths_B)  # what is not asked for is never compiled
     return PairSums(
-        bleu=bleu_sums(counts, *lengths, rows.counted_B) if counts and wanted & set(_BLEU) else None,
-        rouge=rouge_sums(lcs_lengths(masks_TWB), *lengths, rows.counted_B) if wanted & set(_ROUGE) else None,
-        reply_distinct=_reply_distinct(counts, rows.counted_B) if counts and wanted & set(_REPLY_DISTINCT) else None,
+        bleu=bleu_sums(counts, *lengths, rows.counted_B) if "bleu" in groups else None,
+        rouge=rouge_sums(lcs_lengths(masks_TWB), *lengths, rows.counted_B) if "rouge" in groups else None,
+        reply_distinct=_reply_distinct(counts, rows.counted_B) if "reply_distinct" in groups else None,
     )
 
 
-_jitted_count = jax.jit(count_pairs, static_argnames="metrics")
+_jitted_count = jax.jit(count_pairs, static_argnames="groups")
 
 
 def _reply_distinct(counts: NgramCounts, counted_B: Array) -> tuple[ExactSum, ...]:

@@ -78,7 +78,7 @@ def score_ids(
     rows = PairRows(reply_ids_BT, reply_lengths_B, reference_ids_BU, reference_lengths_B, counted_B)
     inside_BT = (jnp.arange(reply_ids_BT.shape[1]) < reply_lengths_B[:, None]) & counted_B[:, None]
     tables = tuple(ngram_table(reply_ids_BT, n, inside_BT) for n in DISTINCT_ORDERS)
-    return TextState(count_pairs(rows, METRICS), tables)
+    return TextState(count_pairs(rows), tables)
 
 
 def score_texts(

@@ -33,7 +33,7 @@ Score = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
 
 def dialogues(path: Path) -> list[list[dict[str, Any]]]:
     """The turns of each dialogue."""
-    return [json.loads(line)["dialog"] for line in path.open(encoding="utf-8")]
+    return [json.loads(line)["dialog"] for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def utterances(found: Sequence[Sequence[dict[str, Any]]]) -> list[str]:

@@ -14,7 +14,11 @@ from hypothesis import strategies as st
 
 from empathax.config import MeshOptions
 from empathax.errors import ConfigError, DataError
+from empathax.evaluation.decoding import generate
+from empathax.evaluation.prompt_tree import lay_out_prompts
 from empathax.evaluation.text_metrics import METRICS, score_ids, score_texts
+from empathax.models.architecture import preset
+from empathax.models.transformer import init_params
 from empathax.parallel.distributed import put_batch
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import batch_sharding
@@ -84,7 +88,7 @@ def test_equal_on_random_texts(pairs):
 
 @pytest.mark.skipif(not CORPUS.exists(), reason="ESConv is not beside the project (../shared/data)")
 def test_equal_on_all_test_replies_of_esconv():
-    dialogues = [json.loads(line)["dialog"] for line in CORPUS.open()]
+    dialogues = [json.loads(line)["dialog"] for line in CORPUS.read_text().split("\n") if line]
     gold = [turn["text"] for turns in dialogues for turn in turns if turn["speaker"] == "sys"]
     assert len(gold) == 2_895
     shuffled = random.Random(0).sample(gold, len(gold))
@@ -93,16 +97,35 @@ def test_equal_on_all_test_replies_of_esconv():
 
 
 def test_token_unit_takes_the_ids_of_an_encoder():
+    replies, references = REPLIES[:2], REFERENCES[:2]
+
     def encode(text):
         return [ord(letter) for letter in text]
 
-    found = score_texts(REPLIES, REFERENCES, unit="token", encode=encode)
-    expected = word_metrics(list(map(encode, REPLIES)), list(map(encode, REFERENCES)))
-    assert found == pytest.approx(
-        expected | {"rouge_l": found["rouge_l"], "bleu4_sacre": found["bleu4_sacre"]}, **CLOSE
-    )
-    f1 = [2 * lcs(a, b) / (len(a) + len(b)) for a, b in zip(REPLIES, REFERENCES, strict=True)]
+    found = score_texts(replies, references, unit="token", encode=encode)
+    expected = word_metrics(list(map(encode, replies)), list(map(encode, references)))
+    assert {name: found[name] for name in expected} == pytest.approx(expected, **CLOSE)
+    f1 = [2 * lcs(a, b) / (len(a) + len(b)) for a, b in zip(replies, references, strict=True)]
     assert found["rouge_l"] == pytest.approx(100 * sum(f1) / len(f1), **CLOSE)
+
+
+def test_generated_ids_are_scored_in_the_same_compiled_function():
+    config = preset("tiny-llama")
+    params = init_params(config, 0)
+    prompts = lay_out_prompts([[5, 6, 7], [5, 6, 8, 9]])
+    references, lengths = np.array([[3, 4, 5, 6], [9, 8, 0, 0]]), np.array([4, 2])
+
+    @jax.jit
+    def generate_and_score(params):
+        out = generate(params, config, prompts, jnp.arange(2), max_new_tokens=6, stop_ids=())
+        said = out.lengths_B - out.stopped_B
+        return score_ids(out.token_ids_BM, said, references, lengths), out
+
+    state, out = generate_and_score(params)
+    said = words_of(jax.device_get(out.token_ids_BM), [6, 6])
+    expected = word_metrics(said, words_of(references, lengths))
+    found = state.compute()
+    assert {name: found[name] for name in expected} == pytest.approx(expected, **CLOSE)
 
 
 def random_ids(num_rows, width, seed=0, vocabulary=12):
@@ -148,8 +171,9 @@ def test_the_same_on_any_mesh(shape):
     placed = put_batch(rows, batch_sharding(mesh))
     assert len(placed[0].sharding.device_set) == 8
     assert score(*placed).compute() == score(*rows).compute()
-    pairs = REPLIES * 20 + REFERENCES * 20, REFERENCES * 20 + REPLIES * 20
-    assert score_texts(*pairs, mesh=mesh) == score_texts(*pairs)
+    pairs = REPLIES[:2] * 150, REFERENCES[:2] * 150
+    metrics = ("rouge_l", "distinct_3")
+    assert score_texts(*pairs, metrics=metrics, mesh=mesh) == score_texts(*pairs, metrics=metrics)
 
 
 def test_ids_up_to_the_largest_are_told_apart():
