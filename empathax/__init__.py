@@ -79,6 +79,11 @@ evaluation/
     classifier_task.py, classifier_training.py, classifier_scores.py    its training
     classifier_files.py, classifier_card.py    its directory and model card
     epitome_data.py      EPITOME's labels
+    text_metrics.py      BLEU, ROUGE-L and Distinct of texts or generated ids: the door
+    bleu.py, rouge.py, ngrams.py    what they count, in the graph
+    pair_sums.py, exact_sum.py, match_masks.py, id_rows.py    sums over pairs, exact; bit masks; rows of ids
+    words.py, tokenizations.py      text to word ids, as the reference implementations cut it
+    dialogue_health.py   repetition, length, questions, kinds of response, leaked templates
     output.py, progress.py    result files; progress on stderr
 
 training/
