@@ -6,6 +6,7 @@ Commands (python -m empathax.NAME; docs/commands.md)
     score.py             log-probs of given replies, row by row
     chat.py              talk to a model, or to two side by side
     export.py            a checkpoint as a Hugging Face directory
+    report.py            evaluated models as one comparison: Markdown, LaTeX, JSON, HTML
 
 Settings and errors
     config.py            ConfigDict in, frozen and checked dataclasses out
@@ -67,6 +68,15 @@ evaluation/
     decoding.py, sampling.py, prompt_tree.py    generation in one compiled function
     replies.py, speaker.py, prompt_file.py      replies to prompts, in batches or in a terminal
     scoring.py           log-probs of a file's replies
+    record.py, record_file.py    one model's evaluation; evaluation.json
+    statistics.py, level_shares.py    per-reply parts from which metrics are computed again
+    bootstrap.py         confidence intervals over dialogues, differences in pairs
+    curves.py            learning curves out of metrics.jsonl
+    report_files.py      records checked against each other; a report's files
+    report_table.py, report_columns.py    its numbers; headings, digits, which way is better
+    report_paper.py, report_ordering.py   the paper's Table 1; where the order of rows is the same
+    report_text.py       Markdown, LaTeX, JSON
+    report_page.py, report_charts.py, templates/    the HTML page; its charts as inline SVG
     output.py, progress.py    result files; progress on stderr
 
 training/
