@@ -69,7 +69,7 @@ evaluation/
     replies.py, speaker.py, prompt_file.py      replies to prompts, in batches or in a terminal
     scoring.py           log-probs of a file's replies
     record.py, record_file.py    one model's evaluation; evaluation.json
-    statistics.py, level_shares.py    per-reply parts from which metrics are computed again
+    statistics.py, reply_statistics.py, level_shares.py    per-reply parts from which metrics are computed again
     bootstrap.py         confidence intervals over dialogues, differences in pairs
     curves.py            learning curves out of metrics.jsonl
     report_files.py      records checked against each other; a report's files

@@ -11,7 +11,8 @@ import numpy as np
 from empathax.data.records import Message
 from empathax.errors import DataError, raise_all
 from empathax.evaluation.level_shares import NUM_LEVELS
-from empathax.evaluation.statistics import ReplyLevels, Statistic
+from empathax.evaluation.reply_statistics import ReplyLevels
+from empathax.evaluation.statistics import Statistic
 
 Scalar = str | bool | int | float
 Rows = tuple[tuple[float, ...], ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import types
@@ -14,7 +15,8 @@ from typing import Any, NoReturn
 from empathax.errors import DataError
 from empathax.evaluation import output
 from empathax.evaluation.record import EvaluationRecord
-from empathax.evaluation.statistics import KINDS, Statistic
+from empathax.evaluation.reply_statistics import KINDS
+from empathax.evaluation.statistics import Statistic
 
 FILE = "evaluation.json"
 FORMAT = 1
@@ -84,7 +86,7 @@ def _decoded_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _decoded_fields(kind: type, value: dict[str, Any], where: str) -> Any:
-    hints = {field.name: typing.get_type_hints(kind)[field.name] for field in fields(kind)}
+    hints = _hints(kind)
     if unknown := sorted(value.keys() - hints.keys()):
         raise DataError(f"{where or 'the record'} has an unknown entry {unknown[0]!r}: expected {', '.join(hints)}")
     needed = [field.name for field in fields(kind) if field.default is field.default_factory is MISSING]
@@ -92,6 +94,12 @@ def _decoded_fields(kind: type, value: dict[str, Any], where: str) -> Any:
         raise DataError(f"{where or 'the record'} has no entry {missing[0]!r}: evaluate the model again")
     prefix = f"{where}." if where else ""
     return kind(**{name: _decoded(hints[name], entry, prefix + name) for name, entry in value.items()})
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    known = typing.get_type_hints(kind)
+    return {field.name: known[field.name] for field in fields(kind)}
 
 
 def _decoded_statistic(value: Any, where: str) -> Any:

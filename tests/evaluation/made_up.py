@@ -4,15 +4,8 @@ import numpy as np
 
 from empathax.data.records import Message
 from empathax.evaluation.record import Curve, EvaluatedData, EvaluationRecord, LevelShares, Reply
-from empathax.evaluation.statistics import (
-    BleuCounts,
-    LogLikelihoods,
-    MeanOfValues,
-    RatioOfSums,
-    ReplyLevels,
-    ReplyWords,
-    RewardMargins,
-)
+from empathax.evaluation.reply_statistics import BleuCounts, ReplyLevels, ReplyWords
+from empathax.evaluation.statistics import LogLikelihoods, MeanOfValues, RatioOfSums, RewardMargins
 
 LABELS = ("base", "+SFT", "+DPO", "+SFT+DPO")
 SUBJECTS = ("the move", "my exam", "a quarrel with my sister", "the night shifts", "our old dog", "losing the match")

@@ -10,15 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from empathax.evaluation.bootstrap import Resampled, difference, draw, resample
-from empathax.evaluation.statistics import (
-    BleuCounts,
-    LogLikelihoods,
-    MeanOfValues,
-    RatioOfSums,
-    ReplyLevels,
-    ReplyWords,
-    RewardMargins,
-)
+from empathax.evaluation.reply_statistics import BleuCounts, ReplyLevels, ReplyWords
+from empathax.evaluation.statistics import LogLikelihoods, MeanOfValues, RatioOfSums, RewardMargins
 from tests.evaluation import made_up
 
 DIALOGUES = tuple(f"d{number % 15}" for number in range(60))  # 15 dialogues of 4 replies
