@@ -117,7 +117,7 @@ def test_the_papers_figures_and_the_order_of_rows(tmp_path, capsys):
     assert run(tmp_path, "--paper=llama8b,gemma7b") == 0
     table = json.loads((tmp_path / "out" / "table.json").read_text())
     assert table["paper"]["Gemma-7B"]["+DPO"] == {
-        "bleu4_sentence": 0.34, "rouge_l": 5.75, "distinct_2": 12.8 - 0.45, "validation_gap": 0.1304,
+        "bleu4_sentence": 0.34, "rouge_l": 5.75, "distinct_2": 12.35, "validation_gap": 0.1304,
     }  # fmt: skip
     llama, gemma = table["orders"]  # no other column was measured
     assert (llama["paper"], llama["pairs"], llama["there"]) == ("Llama-3-8B", 6, ["+SFT+DPO", "+SFT", "+DPO", "base"])
