@@ -116,10 +116,10 @@ def level_charts(records: Sequence[EvaluationRecord]) -> list[LevelChart]:
 
 
 def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """At most `most` round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`."""
+    """About `most` round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`."""
     span = (high - low) or 1.0
     power = 10.0 ** math.floor(math.log10(span / most))
-    step = next(power * times for times in (1, 2, 5, 10, 20) if span / (power * times) <= most - 1)
+    step = next(power * times for times in (1, 2, 5, 10, 20) if span / (power * times) <= most)
     return [number * step for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 

@@ -21,15 +21,16 @@ class Column:
 
     metric: str
     heading: str
-    digits: int = 2
+    digits: int | None = 2  # None: four significant ones
     better: str = ""
+    paper_heading: str = ""  # where the paper's own figures stand below it
 
     @property
     def arrow(self) -> str:
         return ARROWS[self.better]
 
     def number(self, value: float) -> str:
-        return f"{value:.{self.digits}f}"
+        return f"{value:.4g}" if self.digits is None else f"{value:.{self.digits}f}"
 
     def is_better(self, first: float, second: float) -> bool:
         """Whether `first` is the better value; False where neither way is better."""
@@ -40,7 +41,7 @@ TABLE_1 = (
     Column("bleu4_sentence", "B-4", 2, "higher"),
     Column("rouge_l", "R-L", 2, "higher"),
     Column("distinct_2", "Dist", 2, "higher"),
-    Column("validation_gap", "DBT metric, reconstructed", 4, "lower"),
+    Column("validation_gap", "DBT metric, reconstructed", 4, "lower", "DBT metric"),
 )
 GROUPS = {
     "Overlap with the reference": (
@@ -80,5 +81,5 @@ def groups_of(metrics: Collection[str]) -> dict[str, tuple[Column, ...]]:
     """The groups' columns that were measured; metrics of no group stand under OTHER by their own names."""
     found = {name: tuple(column for column in columns if column.metric in metrics) for name, columns in GROUPS.items()}
     known = {column.metric for columns in (TABLE_1, *GROUPS.values()) for column in columns}
-    found[OTHER] = tuple(Column(metric, metric, 4) for metric in sorted(set(metrics) - known))
+    found[OTHER] = tuple(Column(metric, metric, None) for metric in sorted(set(metrics) - known))
     return {name: columns for name, columns in found.items() if columns}

@@ -33,7 +33,7 @@ class Disagreement:
             certainty = "no interval"
         else:
             low, high = (column.number(end) for end in self.interval)
-            certainty = f"95 % interval {low} to {high}, {'clear' if self.is_clear else 'not clear'}"
+            certainty = f"95% interval {low} to {high}, {'clear' if self.is_clear else 'not clear'}"
         return (
             f"{self.better} is better than {self.worse} here, by {column.number(self.lead)} ({certainty}); "
             f"in the paper it is worse."

@@ -34,8 +34,8 @@ class Report:
     def legend(self) -> str:
         """How to read a cell."""
         return (
-            f"{BEST} best of its column; {NEAR} the difference from the best is not clear (its 95 % interval holds 0). "
-            f"In brackets: 95 % bootstrap intervals, {self.results.num_resamples:,} resamples of whole dialogues, "
+            f"{BEST} best of its column; {NEAR} the difference from the best is not clear (its 95% interval holds 0). "
+            f"Ranges: 95% bootstrap intervals, {self.results.num_resamples:,} resamples of whole dialogues, "
             f"seed {self.results.seed}."
         )
 
@@ -54,7 +54,7 @@ def markdown(report: Report) -> str:
     blocks += [_markdown_section(sections[0]), _markdown_text(report.legend()), RECONSTRUCTION]
     for paper in report.papers:
         rows = [[label, *(_paper_number(paper, column, label) for column in TABLE_1)] for label in paper.figures]
-        blocks += [f"The paper's {paper.name} ({CITATION}):", _markdown_rows(_headings(TABLE_1), rows)]
+        blocks += [f"The paper's {paper.name} ({CITATION}):", _markdown_rows(_headings(TABLE_1, is_papers=True), rows)]
     if report.orderings:
         blocks.append("## Order of the rows against the paper's")
     blocks += [
@@ -136,8 +136,9 @@ def _json_cell(cell: Cell) -> dict[str, Any]:
     return {"value": cell.value, "low": low, "high": high, "best": cell.is_best, "near_best": cell.is_near}
 
 
-def _headings(columns: Sequence[Column]) -> list[str]:
-    return ["model", *(f"{column.heading} {column.arrow}".strip() for column in columns)]
+def _headings(columns: Sequence[Column], is_papers: bool = False) -> list[str]:
+    names = [(is_papers and column.paper_heading) or column.heading for column in columns]
+    return ["model", *(f"{name} {column.arrow}".strip() for name, column in zip(names, columns, strict=True))]
 
 
 def _paper_number(paper: PaperModel, column: Column, label: str) -> str:
