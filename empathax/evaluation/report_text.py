@@ -57,13 +57,14 @@ def markdown(report: Report) -> str:
         blocks += [f"The paper's {paper.name} ({CITATION}):", _markdown_rows(_headings(TABLE_1, is_papers=True), rows)]
     if report.orderings:
         blocks.append("## Order of the rows against the paper's")
-    blocks += [
+    notes = [
         f"- {ordering.column.heading}, {ordering.paper_name}: {_markdown_text(' '.join(ordering.sentences()))}"
         for ordering in report.orderings
     ]
+    blocks += ["\n".join(notes)] if notes else []
     for section in sections[1:]:
         blocks += [f"## {section.heading}", _markdown_section(section)]
-    return re.sub(r"(?<=\n)\n(?=- )", "", "\n\n".join(blocks)) + "\n"
+    return "\n\n".join(blocks) + "\n"
 
 
 def latex(report: Report) -> str:
