@@ -7,6 +7,7 @@ Commands (python -m empathax.NAME; docs/commands.md)
     chat.py              talk to a model, or to two side by side
     export.py            a checkpoint as a Hugging Face directory
     train_classifier.py  the classifiers that evaluation uses: levels of validation, epitome-style heads
+    report.py            evaluated models as one comparison: Markdown, LaTeX, JSON, HTML
 
 Settings and errors
     config.py            ConfigDict in, frozen and checked dataclasses out
@@ -84,6 +85,15 @@ evaluation/
     pair_sums.py, exact_sum.py, match_masks.py, id_rows.py    sums over pairs, exact; bit masks; rows of ids
     words.py, tokenizations.py      text to word ids, as the reference implementations cut it
     dialogue_health.py   repetition, length, questions, kinds of response, leaked templates
+    record.py, record_file.py    one model's evaluation; evaluation.json
+    statistics.py, reply_statistics.py, level_shares.py    per-reply parts from which metrics are computed again
+    bootstrap.py         confidence intervals over dialogues, differences in pairs
+    curves.py            learning curves out of metrics.jsonl
+    report_files.py      records checked against each other; a report's files
+    report_table.py, report_columns.py    its numbers; headings, digits, which way is better
+    report_paper.py, report_ordering.py   the paper's Table 1; where the order of rows is the same
+    report_text.py       Markdown, LaTeX, JSON
+    report_page.py, report_charts.py, templates/    the HTML page; its charts as inline SVG
     output.py, progress.py    result files; progress on stderr
 
 training/

@@ -33,6 +33,21 @@ def write_json(path: Path, value: Any) -> None:
     _write(path, [json.dumps(value, indent=2, ensure_ascii=False) + "\n"])
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text; errors as `write_json_lines`."""
+    _write(path, [text])
+
+
+def make_directory(path: Path) -> None:
+    """Makes `path` and what is above it. Raises a ConfigError if that is impossible, or nothing can be put there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out={path} cannot be made: {error.strerror}; choose another place") from error
+    if not os.access(path, os.W_OK):
+        raise ConfigError(f"--out={path} cannot be written: no permission; choose another place")
+
+
 def json_line(row: Any) -> str:
     """One row of a JSON lines file."""
     return json.dumps(row, ensure_ascii=False) + "\n"
