@@ -11,8 +11,8 @@ from empathax.data.records import Tally
 from empathax.data.support_corpora import Utterance, esconv_utterances
 from empathax.errors import DataError, raise_all
 from empathax.evaluation.classifier import Example, Head
+from empathax.evaluation.level_shares import LEVELS
 
-LEVELS = ("listening", "reflection", "validating", "genuineness")  # Linehan's six merged to four, lowest first
 LEVEL_HEAD = Head("level", LEVELS)
 _LEVEL_OF_STRATEGY = {
     "question": 0,

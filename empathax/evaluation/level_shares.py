@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-LEVELS = ("listening", "reflection", "validating", "genuineness")
+LEVELS = ("listening", "reflection", "validating", "genuineness")  # Linehan's six merged to four, lowest first
 NUM_LEVELS = len(LEVELS)  # and as many quartiles
 
 
