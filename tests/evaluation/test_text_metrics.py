@@ -171,7 +171,7 @@ def test_the_same_on_any_mesh(shape):
     placed = put_batch(rows, batch_sharding(mesh))
     assert len(placed[0].sharding.device_set) == 8
     assert score(*placed).compute() == score(*rows).compute()
-    pairs = REPLIES[:2] * 150, REFERENCES[:2] * 150
+    pairs = REPLIES[:2] * 600, REFERENCES[:2] * 600
     metrics = ("rouge_l", "distinct_3")
     assert score_texts(*pairs, metrics=metrics, mesh=mesh) == score_texts(*pairs, metrics=metrics)
 
