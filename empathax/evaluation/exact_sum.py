@@ -8,6 +8,7 @@ from fractions import Fraction
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 _LOWEST = -1100  # exponents below vanish: the smallest float64 is 2**-1074
@@ -29,9 +30,9 @@ class ExactSum:
 
     def total(self) -> Fraction:
         """The sum itself. On the host."""
-        rows = jax.device_get(self.limbs_EL).tolist()
-        mantissas = (sum(limb << (_LIMB_BITS * place) for place, limb in enumerate(row)) for row in rows)
-        shifted = sum(mantissa << place for place, mantissa in enumerate(mantissas))
+        limbs_EL = np.asarray(jax.device_get(self.limbs_EL))
+        used = [axis.tolist() for axis in np.nonzero(limbs_EL)]
+        shifted = sum(int(limbs_EL[row, limb]) << (row + _LIMB_BITS * limb) for row, limb in zip(*used, strict=True))
         return Fraction(shifted, 1 << (_MANTISSA_BITS - _LOWEST))
 
     def mean(self) -> float:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Int
 from empathax.evaluation.words import TextIds
 
 _MIN_WIDTH = 8
-_MAX_ROWS = 256
+_MAX_ROWS = 1024
 _MAX_CELLS = 1 << 22  # rows x width x width: one row where a text is that long
 
 

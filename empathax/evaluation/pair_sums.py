@@ -59,8 +59,11 @@ def sum_pairs(replies: TextIds, references: TextIds, metrics: Collection[str], m
     multiple = mesh.shape[BATCH_AXES[0]] * mesh.shape[BATCH_AXES[1]] if mesh else 1
     groups = frozenset(group for group, names in GROUPS.items() if set(names) & set(metrics))
     blocks = pair_rows(replies, references, multiple)
-    parts = [_jitted_count(put_batch(rows, sharding) if sharding else rows, groups) for rows in blocks]
-    return functools.reduce(PairSums.merge, jax.device_get(parts))
+    if sharding:  # one at a time: on virtual devices, two programs that wait for each other's threads may never end
+        parts = [jax.device_get(_jitted_count(put_batch(rows, sharding), groups)) for rows in blocks]
+    else:
+        parts = jax.device_get([_jitted_count(rows, groups) for rows in blocks])
+    return functools.reduce(PairSums.merge, parts)
 
 
 def count_pairs(rows: PairRows, groups: Collection[str] = frozenset(GROUPS)) -> PairSums:

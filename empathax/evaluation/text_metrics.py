@@ -118,6 +118,7 @@ def _score(replies: TextIds, references: TextIds, names: Sequence[str], mesh: Me
     if orders := [n for n, name in zip(DISTINCT_ORDERS, _DISTINCT, strict=True) if name in names]:
         bits = int(replies.ids_K.max(initial=0) + 1).bit_length()
         sizes = _row_sizes(one_row(replies), tuple(orders), 2**bits - 1)  # dispatched, and read last
+        sizes = jax.device_get(sizes) if mesh else sizes  # see sum_pairs
     pair_names = [name for name in names if name not in _DISTINCT]
     found = sum_pairs(replies, references, pair_names, mesh).compute(pair_names) if pair_names else {}
     return found | _distinct(sizes)

@@ -32,16 +32,22 @@ _AFTER_PADDING = (
     ('"', r'"', r" '' "),
     ("'", r"([^' ])('[sS]|'[mM]|'[dD]|') ", r"\1 \2 "),
     ("'", r"([^' ])('ll|'LL|'re|'RE|'ve|'VE|n't|N'T) ", r"\1 \2 "),
-    ("c", r"(?i)\b(can)(not)\b", r" \1 \2 "),
-    ("'", r"(?i)\b(d)('ye)\b", r" \1 \2 "),
-    ("g", r"(?i)\b(gim)(me)\b", r" \1 \2 "),
-    ("g", r"(?i)\b(gon)(na)\b", r" \1 \2 "),
-    ("g", r"(?i)\b(got)(ta)\b", r" \1 \2 "),
-    ("l", r"(?i)\b(lem)(me)\b", r" \1 \2 "),
-    ("'", r"(?i)\b(more)('n)\b", r" \1 \2 "),
-    ("w", r"(?i)\b(wan)(na)(?=\s)", r" \1 \2 "),
-    ("'", r"(?i) ('t)(is)\b", r" \1 \2 "),
-    ("'", r"(?i) ('t)(was)\b", r" \1 \2 "),
+)
+# (what every match has in it, pattern)
+_CONTRACTIONS = tuple(
+    (needed, re.compile(pattern).sub)
+    for needed, pattern in (
+        ("cannot", r"(?i)\b(can)(not)\b"),
+        ("d'ye", r"(?i)\b(d)('ye)\b"),
+        ("mme", r"(?i)\b(gim)(me)\b"),  # i also matches the dotless one
+        ("gonna", r"(?i)\b(gon)(na)\b"),
+        ("gotta", r"(?i)\b(got)(ta)\b"),
+        ("lemme", r"(?i)\b(lem)(me)\b"),
+        ("more'n", r"(?i)\b(more)('n)\b"),
+        ("wanna", r"(?i)\b(wan)(na)(?=\s)"),
+        ("'t", r"(?i) ('t)(is)\b"),  # s also matches the long one
+        ("'t", r"(?i) ('t)(was)\b"),
+    )
 )
 _TREEBANK = tuple(
     tuple((frozenset(needed), re.compile(pattern).sub, replacement) for needed, pattern, replacement in rules)
@@ -75,6 +81,9 @@ def split_treebank(text: str) -> list[str]:
     for needed, substitute, replacement in after:
         if not needed.isdisjoint(letters):
             text = substitute(replacement, text)
+    for part, substitute in _CONTRACTIONS:
+        if part in text:
+            text = substitute(r" \1 \2 ", text)
     return text.split()
 
 

@@ -23,6 +23,7 @@ _WHOLE = "\x01"  # starts the key of a text that is one piece
 _FIRST, _LAST, _LAST_SPACED = "\x02", "\n", " "  # around the key of a text's first or last piece
 # What nearly every piece looks like: word, ending, punctuation, and whether the text ends there.
 _COMMON = re.compile(r"([a-z0-9]+?)(n't|'(?:s|m|d|ll|re|ve))?([,:;?!.]?)([\n ]?)").fullmatch
+_MARKS = frozenset({"", *",:;?!."})
 _CONTRACTED = frozenset({"cannot", "gimme", "gonna", "gotta", "lemme", "wanna"})
 
 
@@ -72,8 +73,8 @@ def cased_pieces(texts: Sequence[str]) -> Pieces:
 
 def treebank_piece(key: str) -> Sequence[str]:
     """The words of NLTK's Treebank tokenizer."""
-    if key.isascii() and key.isalnum() and key not in _CONTRACTED:
-        return (key,)
+    if (simple := _simple_piece(key)) is not None:
+        return simple
     if (common := _COMMON(key)) and common[1] not in _CONTRACTED:
         stem, ending, mark, end = common.groups()
         if mark == "." and not end:
@@ -85,6 +86,15 @@ def treebank_piece(key: str) -> Sequence[str]:
     body = key.removeprefix(_FIRST).removesuffix(_LAST)
     words = split_treebank(("" if first else "x ") + body + ("" if last else " x"))
     return words[0 if first else 1 : None if last else -1]
+
+
+def _simple_piece(key: str) -> Sequence[str] | None:
+    """The words of a piece of letters and digits with at most one mark after them: what `_COMMON` says, sooner."""
+    body = key[:-1] if key[-1] == _LAST else key
+    stem, mark = (body, "") if body.isalnum() else (body[:-1], body[-1])
+    if not (stem.isalnum() and stem.isascii()) or stem in _CONTRACTED or mark not in _MARKS:
+        return None
+    return (key,) if not mark or (mark == "." and body is key) else (stem, mark)
 
 
 def rouge_piece(key: str) -> Sequence[str]:

@@ -53,7 +53,7 @@ def test_special_tokens_of_a_tokenizer():
     assert dialogue_health(["1 < 2 and <3, [sic]"])["template_leakage"] == 0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.lists(st.sampled_from("abc"), max_size=9), min_size=1, max_size=6))
 def test_the_most_frequent_four_gram(replies):
     seen = Counter(ngram for words in replies for ngram in ngrams(words, 4))

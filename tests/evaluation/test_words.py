@@ -63,7 +63,7 @@ def test_words_of_odd_texts(name, text):
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(text=odd_text)
 def test_words_of_random_text(name, text):
     words, _, reference = REFERENCES[name]
@@ -71,7 +71,7 @@ def test_words_of_random_text(name, text):
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(texts=st.lists(odd_text, max_size=6))
 @example(texts=list(TEXTS))
 @example(texts=[f"{text} {text}" for text in TEXTS])
