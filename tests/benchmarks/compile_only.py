@@ -31,7 +31,7 @@ TOKENS_PER_PAIR = {"none": 837, "pair": 447, "tree": 93}  # about, on ESConv
 TRAINED_TOKENS_PER_PAIR = 70  # both replies
 DEVICE_GIB = {"v5e": 15.75, "v5p": 95.7, "v6e": 31.25, "h100": 80.0}  # what XLA may use of them
 GIB = 2**30
-TPU_INSTALL = "pip install 'empathax[plan]'"
+TPU_INSTALL = "pip install -e '.[plan]'"
 GPU_INSTALL = (
     "pip install --no-deps jax-cuda12-plugin=={version} jax-cuda12-pjrt=={version} nvidia-cuda-nvcc-cu12"
     "  (the plugin without CUDA's libraries, and its assembler)"
