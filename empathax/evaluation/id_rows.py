@@ -50,11 +50,9 @@ def _padded(texts: TextIds, members_M: np.ndarray, rows: int, width: int) -> tup
     lengths_R[: len(members_M)] = texts.lengths_N[members_M]
     starts_R = np.zeros(num_rows, np.int64)
     starts_R[: len(members_M)] = (np.cumsum(texts.lengths_N) - texts.lengths_N)[members_M]
-    places_T = np.arange(width)
-    inside_RT = places_T < lengths_R[:, None]
-    ids_RT = np.zeros((num_rows, width), np.int32)
-    ids_RT[inside_RT] = texts.ids_K[(starts_R[:, None] + places_T)[inside_RT]]
-    return ids_RT, lengths_R
+    places_RT = starts_R[:, None] + np.arange(width)
+    ids_K = texts.ids_K if len(texts.ids_K) else np.zeros(1, np.int32)
+    return ids_K.take(places_RT, mode="clip"), lengths_R  # past a row's end stand other texts' ids: nobody reads them
 
 
 def one_row(texts: TextIds) -> Int[np.ndarray, "1 K"]:
