@@ -23,6 +23,7 @@ from empathax.data.records import Dialogue
 from empathax.errors import ConfigError
 from empathax.evaluation.classifier import Classifier, ClassifierConfig, class_logits, encode_rows
 from empathax.evaluation.level_data import LEVEL_HEAD, LEVELS
+from empathax.evaluation.level_shares import gap_by_level, shares
 from empathax.models.encoder import Params
 from empathax.models.encoder_text import EncoderText
 
@@ -52,8 +53,7 @@ class LevelCounts:
         """
         if normalise not in NORMALISATIONS:
             raise ConfigError(f"normalise = {normalise!r}: expected one of {', '.join(NORMALISATIONS)}")
-        totals = self.counts_QL.sum(axis=1 if normalise == "quartile" else 0, keepdims=True)
-        return self.counts_QL / jnp.maximum(totals, 1).astype(jnp.float32)
+        return shares(self.counts_QL, normalise)
 
 
 class PlacedReply(NamedTuple):
@@ -101,10 +101,7 @@ def validation_gap(
     model: LevelCounts, reference: LevelCounts, normalise: str = "quartile"
 ) -> dict[str, Float[Array, ""]]:
     """`validation_gap_LEVEL` of the four levels, and `validation_gap`, their mean. Can run inside jit."""
-    difference_QL = model.shares(normalise) - reference.shares(normalise)
-    gap_L = jnp.mean(difference_QL**2, axis=0)
-    by_level = {f"validation_gap_{level}": gap_L[number] for number, level in enumerate(LEVELS)}
-    return {"validation_gap": gap_L.mean(), **by_level}
+    return gap_by_level(model.shares(normalise), reference.shares(normalise))
 
 
 def dialogue_replies(dialogue: Dialogue) -> list[PlacedReply]:

@@ -26,9 +26,9 @@ from jaxtyping import Array, Bool, Float, Int
 from empathax.models.layers import linear
 from empathax.models.primitives import ACTIVATIONS, scaled_rms
 from empathax.models.transformer import Linear
+from empathax.models.tree_layout import MASKED
 
 Params = dict[str, Any]
-_HIDDEN = -1e30  # the score of a padding token: softmax gives it exactly 0
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ def _attention(weights: Params, config: EncoderConfig, x_BTD: Array, mask_BT: Ar
     q_BTNH, k_BSNH, v_BSNH = split("query"), split("key"), split("value")
     scores_BNTS = jnp.einsum("btnh,bsnh->bnts", q_BTNH, k_BSNH, preferred_element_type=jnp.float32)
     scores_BNTS = scores_BNTS * (D // config.num_heads) ** -0.5
-    scores_BNTS = jnp.where(mask_BT[:, None, None, :], scores_BNTS, _HIDDEN)
+    scores_BNTS = jnp.where(mask_BT[:, None, None, :], scores_BNTS, MASKED)
     shares_BNTS = jax.nn.softmax(scores_BNTS, axis=-1).astype(x_BTD.dtype)
     mixed_BTD = jnp.einsum("bnts,bsnh->btnh", shares_BNTS, v_BSNH).reshape(B, T, D)
     return linear(weights["output"], mixed_BTD)
