@@ -19,6 +19,7 @@ from empathax.models.encoder_files import DEFAULT_ENCODER, encoder_config, load_
 from empathax.models.encoder_text import EncoderText
 from empathax.models.hf_files import open_weights, read_json
 from empathax.models.installed_weights import weights_in_package
+from tests.parity.random_weights import randomized
 
 TOLERANCE = 1e-4
 LENGTHS = (24, 17, 3)
@@ -52,7 +53,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def test_token_states_equal_transformers(name: str, inside: str, tmp_path: Path) -> None:
     kind, changes = CASES[name]
     config = getattr(transformers, f"{kind}Config")(**_SMALL | changes)
-    model = _randomized(getattr(transformers, f"{kind}{inside}")._from_config(config, attn_implementation="eager"))
+    model = randomized(getattr(transformers, f"{kind}{inside}")._from_config(config, attn_implementation="eager"))
     model.save_pretrained(tmp_path)  # a masked language model's files have a prefix and a head
     ours = encoder_config(read_json(tmp_path / "config.json"))
     params = read_encoder(open_weights(tmp_path), ours, name)
@@ -100,13 +101,3 @@ def test_minilm_ids_equal_transformers() -> None:
         row = text.row(first, second)
         assert row.token_ids == expected["input_ids"]
         assert [int(number >= row.num_first) for number in range(len(row.token_ids))] == expected["token_type_ids"]
-
-
-def _randomized(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
-    model = model.float().eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            scale = 0.5 if parameter.ndim == 1 else 2.0 / parameter[0].numel() ** 0.5
-            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-    return model

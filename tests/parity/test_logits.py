@@ -18,6 +18,7 @@ import transformers
 
 from empathax.models.source import resolve_model
 from empathax.models.transformer import logits
+from tests.parity.random_weights import randomized
 
 NUM_TOKENS = 24
 FAR = 9000
@@ -151,7 +152,7 @@ def test_text_part_of_multimodal_gemma3_equals_transformers(tmp_path: Path) -> N
     config = transformers.Gemma3Config(
         text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=127, eos_token_id=[2, 3]
     )
-    model = _randomized(transformers.Gemma3ForConditionalGeneration._from_config(config, attn_implementation="eager"))
+    model = randomized(transformers.Gemma3ForConditionalGeneration._from_config(config, attn_implementation="eager"))
     assert _difference(model, tmp_path) <= TOLERANCE
 
 
@@ -169,19 +170,7 @@ def _random_model(kind: str, changes: dict[str, Any]) -> transformers.PreTrained
     config = getattr(transformers, f"{kind}Config")(**json.loads(json.dumps(_SMALL | changes)))
     config._attn_implementation = "eager"
     model = getattr(transformers, f"{kind.removesuffix('Text')}ForCausalLM")(config)
-    return _randomized(model)
-
-
-def _randomized(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
-    """The model in float32 with every parameter drawn anew."""
-    model = model.float().eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            # wide enough for uneven attention, so that a wrong mask or angle shows
-            scale = 0.5 if parameter.ndim == 1 else 2.0 / parameter[0].numel() ** 0.5
-            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-    return model
+    return randomized(model)
 
 
 def _inputs(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
