@@ -66,12 +66,11 @@ def generate(
     are padding: they generate nothing and nobody waits for them.
     """
     keys_B = row_keys(seed, row_ids_B, sample_ids_B)
+    split_params = split_layers(params, config, compute_dtype)
 
     def extend(loop: _Loop, hidden_BD: Array) -> _Loop:
-        logits_BV = project_logits(params, config, hidden_BD)
+        logits_BV = project_logits(split_params, config, hidden_BD)
         return _append(loop, next_token(logits_BV, _step_keys(keys_B, loop.step), sampling, loop.seen_BV), stop_ids)
-
-    split_params = split_layers(params, config)
 
     def body(loop: _Loop) -> _Loop:
         hidden_BD, cache = decode_step(split_params, config, loop.last_id_B, loop.cache, compute_dtype=compute_dtype)

@@ -13,6 +13,8 @@ the same step. Padding is never seen by a token, whatever its id.
 
 from __future__ import annotations
 
+import os
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -22,8 +24,11 @@ from empathax.models.attention import Window, masked_attention
 from empathax.models.attention import attention as tree_attention
 from empathax.models.layers import LayerKinds, Params, decoder_layer, embed, rms_norm
 from empathax.models.model_config import ModelConfig
+from empathax.models.primitives import split_kernel, split_rows
+from empathax.models.transformer import output_projection
 
 _EMPTY = -1
+_PART = 256  # outputs of a kernel that are worth a core of their own
 
 
 @flax.struct.dataclass
@@ -159,15 +164,34 @@ def decode_step(
     return rms_norm(params["final_norm"], config, x_B1D[:, 0]), cache
 
 
-def split_layers(params: Params, config: ModelConfig) -> Params:
-    """Parameters for many calls of `decode_step` in one loop: a tree for each layer, if the backend is a CPU.
+def split_layers(params: Params, config: ModelConfig, compute_dtype: jnp.dtype = jnp.float32) -> Params:
+    """Parameters for many calls of `decode_step` and `project_logits` in one loop, if the backend is a CPU.
 
-    The CPU backend copies a layer's weights out of their stack wherever they are used; so they are copied once, before
-    the loop. Elsewhere a slice costs nothing, and the copy would need its memory.
+    A tree for each layer: the CPU backend copies a layer's weights out of their stack wherever they are used. So they
+    are copied once, before the loop; in float32 as `matmul_few_rows` takes them, a part for each core, and the
+    vocabulary kernel with them. Elsewhere a slice costs nothing, and the copy would need its memory.
     """
     if jax.default_backend() != "cpu":
         return params
-    return {**params, "layers": tuple(_layer(params["layers"], index) for index in range(config.num_layers))}
+    layers = tuple(_layer(params["layers"], index) for index in range(config.num_layers))
+    if compute_dtype != jnp.float32:
+        return {**params, "layers": layers}
+    kernel_VD = output_projection(params, config)
+    output_parts = split_rows(kernel_VD, _num_parts(kernel_VD.shape[0]))
+    return {**params, "layers": tuple(map(_in_parts, layers)), "output_parts": output_parts}
+
+
+def _in_parts(weights: Params) -> Params:
+    """The same layer, each kernel as the parts that `linear` takes."""
+    if "kernel" not in weights:
+        return {name: _in_parts(value) if isinstance(value, dict) else value for name, value in weights.items()}
+    parts = split_kernel(weights["kernel"], _num_parts(weights["kernel"].shape[1]))
+    return {"parts": parts, **{name: value for name, value in weights.items() if name != "kernel"}}
+
+
+def _num_parts(num_outputs: int) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, num_outputs // _PART))
 
 
 def _layer(layers: Params | tuple[Params, ...], index: int) -> Params:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from empathax.models.attention import NO_WINDOW, Window
 from empathax.models.model_config import ModelConfig
-from empathax.models.primitives import gated, matmul, scaled_rms
+from empathax.models.primitives import gated, matmul, matmul_few_rows, scaled_rms
 from empathax.models.rope import apply_rope, rope_tables
 
 Params = dict[str, Any]
@@ -90,8 +90,8 @@ def rms_norm(norm: Params, config: ModelConfig, x: Float[Array, "*B D"]) -> Floa
 
 
 def linear(weights: Params, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-    """x @ kernel (+ bias) in the dtype of x."""
-    out = matmul(x, weights["kernel"])
+    """x @ kernel (+ bias) in the dtype of x; the kernel may lie in parts, see `kv_cache.split_layers`."""
+    out = matmul_few_rows(x, weights["parts"]) if "parts" in weights else matmul(x, weights["kernel"])
     return out + weights["bias"].astype(x.dtype) if "bias" in weights else out
 
 

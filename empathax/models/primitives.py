@@ -50,6 +50,27 @@ def _kernel_gradient(x: Array, dout: Array, dtype: Any) -> Array:
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
+def split_kernel(kernel_IO: Float[Array, "I O"], num_parts: int) -> tuple[Float[Array, "o I"], ...]:
+    """A kernel for `matmul_few_rows`: transposed, its outputs in `num_parts` runs of about the same length."""
+    return split_rows(kernel_IO.T, num_parts)
+
+
+def split_rows(kernel_OI: Float[Array, "O I"], num_parts: int) -> tuple[Float[Array, "o I"], ...]:
+    """A kernel that lies with its outputs first (a vocabulary's), in `num_parts` runs for `matmul_few_rows`."""
+    return tuple(jnp.array_split(kernel_OI, num_parts))
+
+
+def matmul_few_rows(x: Float[Array, "*B I"], parts: tuple[Float[Array, "o I"], ...]) -> Float[Array, "*B O"]:
+    """x @ kernel in float32, for so few rows that reading the kernel takes the time: a decode step on CPU.
+
+    The CPU backend lays the second factor of a product out anew, so the kernel comes first; and it gives such a product
+    one core, so the parts are products of their own, which run side by side.
+    """
+    rows_IB = x.reshape(-1, x.shape[-1]).T
+    out_OB = jnp.concatenate([part @ rows_IB for part in parts])
+    return out_OB.T.reshape(*x.shape[:-1], -1)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def scaled_rms(x: Float[Array, "*B D"], scale_D: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
     """x / rms(x) * scale over the last axis: in float32, returned in the dtype of x."""

@@ -32,6 +32,7 @@ from empathax.models.attention import attention as tree_attention
 from empathax.models.flash import SAVED_NAMES
 from empathax.models.layers import LayerKinds, Params, decoder_layer, embed, rms_norm
 from empathax.models.model_config import ModelConfig
+from empathax.models.primitives import matmul_few_rows
 
 LOGICAL_AXES = ("layer", "vocab", "embed", "heads", "kv_heads", "head_dim", "ff")
 REMAT = ("none", "full", "dots")
@@ -225,8 +226,11 @@ def output_projection(params: Params, config: ModelConfig) -> Float[Array, "V D"
 
 def project_logits(params: Params, config: ModelConfig, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Float32 logits of hidden states, final soft-cap included; for few positions only (decoding, tests)."""
-    kernel_VD = output_projection(params, config).astype(hidden.dtype)
-    out = jnp.einsum("...d,vd->...v", hidden, kernel_VD, preferred_element_type=jnp.float32)
+    if "output_parts" in params:  # of kv_cache.split_layers
+        out = matmul_few_rows(hidden, params["output_parts"])
+    else:
+        kernel_VD = output_projection(params, config).astype(hidden.dtype)
+        out = jnp.einsum("...d,vd->...v", hidden, kernel_VD, preferred_element_type=jnp.float32)
     return config.final_softcap * jnp.tanh(out / config.final_softcap) if config.final_softcap else out
 
 
