@@ -28,8 +28,8 @@ format: $(EXTRAS)-lint  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: $(EXTRAS)-parity $(WEIGHTS)  ## speed and memory, side by side with TRL
-	$(BIN)/python -m tests.benchmarks
+bench: $(EXTRAS)-parity $(WEIGHTS)  ## speed and memory, side by side with TRL; FLAGS="--only=... --corpora=..."
+	$(BIN)/python -m tests.benchmarks $(FLAGS)
 
 clean:  ## remove environments, caches and runs
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,17 +1,17 @@
 """Speed and memory side by side with TRL, transformers and torch, in one run.
 
     python -m tests.benchmarks [--only=NAME,...] [--quick] [--steps=5] [--corpora=../shared/data]
-                               [--out=tests/benchmarks/results.json]
+                               [--out=tests/benchmarks/results.json or quick.json]
 
 Names: the works of works.py and the measurements of our own in SCRIPTS; without --only, all of them. Corpora are read
-from folders (esconv, empathy_by_design) under --corpora; a work whose corpus is not there is left out with a sentence.
+from folders (esconv, empathy_by_design) under --corpora; a work whose corpus is not there is left out with a sentence,
+and the command then ends with exit status 1, as it does when a work fails.
 The results file keeps the works that this run did not measure. `python -m tests.benchmarks.table FILE` makes Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 import tempfile
@@ -19,12 +19,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.benchmarks import results
-from tests.benchmarks.race import ChildFailed, Record, race, results_of, run_module
+from tests.benchmarks.race import ChildFailed, Record, race, results_of, run_module, shares_of_dense
 from tests.benchmarks.results import OURS, Result
 from tests.benchmarks.task import Task
-from tests.benchmarks.works import WORKS, Work
+from tests.benchmarks.works import DENSE, WORKS, Work
 
-MATMUL = "matmul_2048x2048x2048"
 SCRIPTS = {  # name -> module and arguments; each writes results of its own
     "scaling": [
         ("scaling", "--curve=row_length"),
@@ -37,6 +36,10 @@ SCRIPTS = {  # name -> module and arguments; each writes results of its own
 }
 CORPUS = {"equality": "esconv", **{work.name: work.corpus for work in WORKS}}  # name -> what it reads
 NAMES = (*(work.name for work in WORKS), *SCRIPTS)
+
+
+class LeftOut(Exception):
+    """A work's corpus is missing."""
 
 
 def main() -> None:
@@ -54,12 +57,13 @@ def main() -> None:
             try:
                 for row in _run(name, args, folder):
                     found.append(row)  # noqa: PERF402  what came before a failure is kept
-            except ChildFailed as error:
+            except (ChildFailed, LeftOut) as error:
                 failed = True
                 print(error, file=sys.stderr)
+            found = results.stamped(found)
             measured_now += found
-            results.write(args.out, _with_shares(results.merged(results.read(args.out), found)))
-    print(results.as_text(_with_shares(measured_now)))
+            results.write(args.out, _in_order(results.merged(results.read(args.out), found)))
+    print(results.as_text(_in_order(measured_now)))
     sys.exit(1 if failed else 0)
 
 
@@ -69,14 +73,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="two measured steps, smaller sizes")
     parser.add_argument("--steps", type=int, default=0, help="measured steps of each side (5; with --quick 2)")
     parser.add_argument("--corpora", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.json")
-    return parser.parse_args()
+    parser.add_argument("--out", type=Path, help="default: results.json here, or quick.json with --quick")
+    args = parser.parse_args()
+    args.out = args.out or Path(__file__).parent / ("quick.json" if args.quick else "results.json")
+    return args
 
 
 def _run(name: str, args: argparse.Namespace, folder: str) -> Iterator[Result]:
     corpus = CORPUS.get(name)
     if corpus and not (args.corpora / corpus).is_dir():
-        print(f"{name} is left out: there is no {args.corpora / corpus}; say --corpora=DIR")
+        raise LeftOut(f"{name} is left out: there is no {args.corpora / corpus}; say --corpora=DIR")
     elif name in SCRIPTS:
         for module, *flags in SCRIPTS[name]:
             yield from _run_script(module, flags, args, folder)
@@ -102,8 +108,11 @@ def _run_work(work: Work, args: argparse.Namespace, folder: str) -> Iterator[Res
     for rival in work.rivals:
         print(f"  against {rival.framework}", flush=True)
         sides = (work.ours, rival)
-        records = race(task, sides)
+        trains = options["kind"] in ("sft", "dpo")
+        *records, dense = race(task, (*sides, DENSE)) if trains else (*race(task, sides), None)
         yield from results_of(work.name, sides, records)
+        if dense:
+            yield from shares_of_dense(work.name, OURS, rival.framework, records[0], dense)
         if options["kind"] == "generation":
             yield from _token_gaps(task, rival.framework, records)
 
@@ -121,22 +130,8 @@ def _token_gaps(task: Task, rival: str, records: Sequence[Record]) -> list[Resul
     return results.read(out)
 
 
-def _with_shares(rows: Sequence[Result]) -> list[Result]:
-    """The rows, and for each of our useful arithmetic rates its share of jax's own matrix product."""
-    metric = "useful arithmetic, share of a dense matmul"
-    rows = [row for row in rows if row.metric != metric]
-    dense = next((row.value for row in rows if row.work == MATMUL and row.framework == "jax" and _is_rate(row)), None)
-    shares = [_share(row, metric, dense) for row in rows if dense and row.framework == OURS and _is_rate(row)]
-    return sorted([*rows, *shares], key=lambda row: NAMES.index(row.work) if row.work in NAMES else len(NAMES))
-
-
-def _share(row: Result, metric: str, dense: float) -> Result:
-    samples = tuple(100 * sample / dense for sample in row.samples)
-    return dataclasses.replace(row, metric=metric, unit="%", value=100 * row.value / dense, samples=samples)
-
-
-def _is_rate(row: Result) -> bool:
-    return row.unit == "GFLOP/s"
+def _in_order(rows: Sequence[Result]) -> list[Result]:
+    return sorted(rows, key=lambda row: NAMES.index(row.work) if row.work in NAMES else len(NAMES))
 
 
 if __name__ == "__main__":

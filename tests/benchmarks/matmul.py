@@ -8,15 +8,15 @@ import numpy as np
 
 from tests.benchmarks.task import Task, Turns, task_from_argv
 
-SECONDS = 0.5  # roughly, of one step
+SECONDS = 0.5  # roughly, of one step, unless the contender's choice says otherwise
 ASSUMED_FLOPS = 100e9
 
 
 def run(task: Task, turns: Turns) -> None:
     """Multiplies [M, K] by [K, N], several times a turn."""
-    M, K, N = task.options["shape"]
+    M, K, N = task.choice.get("shape") or task.options["shape"]
     flops = 2 * M * K * N
-    num_products = max(1, round(SECONDS * ASSUMED_FLOPS / flops))
+    num_products = max(1, round(task.choice.get("seconds", SECONDS) * ASSUMED_FLOPS / flops))
     random = np.random.default_rng(0)
     left, right = (random.standard_normal(shape, np.float32) for shape in ((M, K), (K, N)))
     multiply = (_in_torch if task.choice.get("torch") else _in_jax)(left, right)

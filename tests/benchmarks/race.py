@@ -22,6 +22,7 @@ RATES = {  # amount of a step -> (metric, unit, amounts in one unit)
     "tokens": ("tokens per second", "tokens/s", 1.0),
     "flops": ("arithmetic", "GFLOP/s", 1e9),
 }
+SHARE = "useful arithmetic, share of a dense matmul beside it"
 LOG_LINES = 30
 
 
@@ -68,12 +69,24 @@ def race(task: Task, contenders: Sequence[Contender]) -> list[Record]:
 
 
 def results_of(work: str, contenders: Sequence[Contender], records: Sequence[Record]) -> list[Result]:
-    """Rates, seconds and peak memory of every contender."""
-    results = []
-    for contender, record in zip(contenders, records, strict=True):
-        against = ", ".join(other.framework for other in contenders if other is not contender)
-        results += _results(work, contender.framework, record, against)
-    return results
+    """Rates, seconds and peak memory of two contenders."""
+    names = [contender.framework for contender in contenders]
+    both = zip(names, records, reversed(names), strict=True)
+    return [row for name, record, other in both for row in _results(work, name, record, other)]
+
+
+def shares_of_dense(work: str, framework: str, against: str, record: Record, dense: Record) -> list[Result]:
+    """Each step's useful arithmetic as a share of the dense product's rate beside it, and that rate."""
+
+    def rates(steps: Sequence[dict[str, Any]]) -> list[float]:
+        return [step["amounts"]["flops"] / 1e9 / step["seconds"] for step in steps]
+
+    ours, best = rates(record.steps), rates(dense.steps)
+    shares = [100 * mine / beside for mine, beside in zip(ours, best, strict=True)]
+    return [
+        measured(work, framework, SHARE, "%", shares, against),
+        measured(work, framework, "dense matmul beside it", "GFLOP/s", best, against),
+    ]
 
 
 def run_module(module: str, *arguments: str) -> None:

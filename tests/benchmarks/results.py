@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import importlib.metadata
 import json
 import statistics
 from collections.abc import Iterable, Sequence
@@ -10,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OURS = "empathax"
+PACKAGES = ("jax", "jaxlib", "torch", "transformers", "trl")
 
 
 @dataclass(frozen=True)
 class Result:
     """One number, in `unit`: the median of `samples`, or for a rate all the work of the samples over all their time.
 
-    `against` names the framework that took turns with this one.
+    `against` names the framework that took turns with this one, `run` when and with what (see `stamped`).
     """
 
     work: str
@@ -26,11 +29,19 @@ class Result:
     unit: str
     samples: tuple[float, ...]
     against: str = ""
+    run: str = ""  # day and versions
 
 
 def measured(work: str, framework: str, metric: str, unit: str, samples: Sequence[float], against: str = "") -> Result:
     """The result of one or several samples."""
     return Result(work, framework, metric, statistics.median(samples), unit, tuple(samples), against)
+
+
+def stamped(results: Iterable[Result]) -> list[Result]:
+    """The results with today's date and the versions of what they may have used."""
+    versions = (f"{name} {version}" for name in PACKAGES if (version := _version(name)))
+    run = ", ".join((datetime.date.today().isoformat(), *versions))
+    return [dataclasses.replace(result, run=run) for result in results]
 
 
 def read(path: Path) -> list[Result]:
@@ -60,6 +71,13 @@ def as_text(results: Sequence[Result]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _cells(result: Result) -> tuple[str, ...]:

@@ -42,6 +42,6 @@ def _lines(work: str, rows: Sequence[Result]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(f"{__doc__}\nexpected one argument, the results file")
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_file():
+        sys.exit(f"{__doc__}\nexpected one argument, a results file that exists; got {sys.argv[1:]}")
     print(markdown(results.read(Path(sys.argv[1]))))

@@ -73,7 +73,7 @@ def _sft_trainer(task: Task) -> tuple[SFTTrainer, Any]:
         **kind,
         assistant_only_loss=True,
         chat_template_path=str(CHATML),
-        max_length=task.options["max_length"],
+        max_length=task.choice.get("max_length", task.options["max_length"]),
     )
     model, tokenizer = _model(task)
     trainer = SFTTrainer(model, args=args, train_dataset=_dataset(rows), processing_class=tokenizer)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from empathax.models import kv_cache
 from empathax.models.architecture import PRESETS, preset
-from empathax.models.kv_cache import decode_step, init_cache, prefill
+from empathax.models.kv_cache import decode_step, init_cache, prefill, split_layers
 from empathax.models.transformer import init_params, logits, project_logits
 
 NUM_PROMPT, NUM_NEW = 12, 7
@@ -35,15 +36,17 @@ def _greedy_next(params, config, text):
     return int(out[0, len(text) - 1].argmax())
 
 
-@partial(jax.jit, static_argnums=1, static_argnames="cache_dtype")
-def _forced_logits(params, config, prompts, texts, cache_dtype=jnp.float32):
+@partial(jax.jit, static_argnums=1, static_argnames=("cache_dtype", "split"))
+def _forced_logits(params, config, prompts, texts, cache_dtype=jnp.float32, split=False):
     """Logits [B, steps, V] while the texts are fed token by token after the prompts."""
+    step_params = split_layers(params, config) if split else params
     cache = init_cache(config, len(LENGTHS), NUM_PROMPT + NUM_NEW, cache_dtype)
     state = prefill(params, config, prompts, jnp.asarray(LENGTHS), cache)
 
     def step(state, index):
         hidden, cache = state
-        return decode_step(params, config, texts[ROWS, LENGTHS + index], cache), project_logits(params, config, hidden)
+        logits_BV = project_logits(step_params, config, hidden)
+        return decode_step(step_params, config, texts[ROWS, LENGTHS + index], cache), logits_BV
 
     return jax.lax.scan(step, state, jnp.arange(NUM_NEW))[1].swapaxes(0, 1)
 
@@ -57,6 +60,26 @@ def test_cached_logits_equal_the_full_forward_pass(name):
     expected = np.asarray(full)[ROWS[:, None], LENGTHS[:, None] - 1 + np.arange(NUM_NEW)]
     forced = _forced_logits(params, config, _left_padded(texts, 0), texts)
     np.testing.assert_allclose(forced, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny-llama", "tiny-qwen2", "tiny-gemma2"]
+)  # untied or tied, with biases, with soft-caps
+def test_kernels_in_parts_give_the_same_logits(name, monkeypatch):
+    monkeypatch.setattr(kv_cache, "_num_parts", lambda num_outputs: 3)  # of lengths that differ
+    config = preset(name)
+    params, texts = init_params(config, 0), _texts(config.vocab_size)
+    split = split_layers(params, config)
+    assert len(split["output_parts"]) == len(split["layers"][0]["mlp"]["down"]["parts"]) == 3
+    whole, in_parts = (_forced_logits(params, config, _left_padded(texts, 0), texts, split=s) for s in (False, True))
+    np.testing.assert_allclose(in_parts, whole, atol=1e-5)
+
+
+def test_only_float32_kernels_are_split():
+    config = preset("tiny-llama")
+    split = split_layers(init_params(config, 0), config, jnp.bfloat16)
+    assert "output_parts" not in split
+    assert "kernel" in split["layers"][0]["mlp"]["down"]
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma3"])
