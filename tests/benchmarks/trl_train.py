@@ -88,9 +88,9 @@ def _settings(task: Task) -> dict[str, Any]:
         "per_device_train_batch_size": task.choice["batch"],
         "max_steps": task.steps,
         "learning_rate": 1e-6,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": torch.cuda.is_available(),  # products in bfloat16, weights and optimizer in float32, as ours
+        "gradient_checkpointing": task.choice.get("gradient_checkpointing", False),
         "report_to": "none",
         "save_strategy": "no",
         "logging_steps": 1,
