@@ -56,17 +56,20 @@ class Tiles(NamedTuple):
 
 
 def best_tiles(head_dim: int, itemsize: int) -> Tiles:
-    """What fits a multiprocessor's registers and shared memory.
+    """What runs fastest of what fits a multiprocessor's registers and shared memory.
 
-    Float32 has no tensor cores to feed (its matmuls keep all bits): small tiles, which also compile in seconds.
+    Measured on an H200 for heads of 64 and 128 numbers in bfloat16 (tests/benchmarks/gpu, part attention_tiles): 64
+    queries are what four warps multiply at once, and eight warps on so few take twice as long. Float32 has no tensor
+    cores to feed (its matmuls keep all bits): small tiles, which also compile in seconds.
     """
-    num_warps = 4 if head_dim <= 64 else 8  # as FlashAttention-2
     if itemsize > 2:
+        num_warps = 4 if head_dim <= 64 else 8
         small = Tile(32, 32, num_warps)
         return Tiles(Tile(64, 32, num_warps) if head_dim <= 128 else small, small, small)
     if head_dim <= 128:
-        return Tiles(Tile(128, 64, num_warps), *[Tile(64, 64, num_warps)] * 2)
-    return Tiles(Tile(64, 64, num_warps), *[Tile(32, 64, num_warps)] * 2)
+        square = Tile(64, 64, 4)
+        return Tiles(square, square, square._replace(num_stages=3) if head_dim <= 64 else square)
+    return Tiles(Tile(64, 64, 8), *[Tile(32, 64, 8)] * 2)
 
 
 def forward(
@@ -108,16 +111,24 @@ def backward(
     K = k_BKTH.shape[1]
     _, dq, dkv = tiles or best_tiles(H, q_BNTH.dtype.itemsize)
     arrays = (q_BNTH, k_BKTH, v_BKTH, dout_BNTH, lse_BNT, delta_BNT)
-    dq_shape, dk_shape, dv_shape = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays[:3])
+    dq_shape = jax.ShapeDtypeStruct(q_BNTH.shape, q_BNTH.dtype)
     kernel = partial(_dq_kernel, options=options, sizes=dq.sizes, group=N // K)
     run = _call(kernel, (T // dq.queries, N, B), dq_shape, dq, interpret)
     lists = block_lists(visible_blocks(layout, *dq.sizes))
     dq_BNTH = run(*_layout_arrays(lists, layout), *arrays)
+    # a key head's gradient from each of its query heads by itself: the blocks that all see, a dialogue's beginning,
+    # would keep one program busy long after the others
     kernel = partial(_dkv_kernel, options=options, sizes=dkv.sizes, group=N // K)
-    run = _call(kernel, (T // dkv.keys, K, B), (dk_shape, dv_shape), dkv, interpret)
+    run = _call(kernel, (T // dkv.keys, N, B), (dq_shape, dq_shape), dkv, interpret)
     lists = block_lists(visible_blocks(layout, *dkv.sizes).swapaxes(1, 2))
-    dk_BKTH, dv_BKTH = run(*_layout_arrays(lists, layout), *arrays)
-    return dq_BNTH, dk_BKTH, dv_BKTH
+    dk_BNTH, dv_BNTH = run(*_layout_arrays(lists, layout), *arrays)
+    return dq_BNTH, _sum_groups(dk_BNTH, k_BKTH), _sum_groups(dv_BNTH, v_BKTH)
+
+
+def _sum_groups(grad_BNTH: Array, like_BKTH: Array) -> Array:
+    """The sum over the query heads that share a key head, in float32, in the shape and dtype of `like_BKTH`."""
+    B, K, T, H = like_BKTH.shape
+    return grad_BNTH.reshape(B, K, -1, T, H).sum(axis=2, dtype=jnp.float32).astype(like_BKTH.dtype)
 
 
 def _forward_kernel(
@@ -212,22 +223,21 @@ def _dkv_kernel(
     dout_BNTH: Any,
     lse_BNT: Any,
     delta_BNT: Any,
-    dk_BKTH: Any,
-    dv_BKTH: Any,
+    dk_BNTH: Any,
+    dv_BNTH: Any,
     *,
     options: ScoreOptions,
     sizes: tuple[int, int],
     group: int,
 ) -> None:
-    block, kv_head, row = (pl.program_id(axis) for axis in range(3))
+    block, head, row = (pl.program_id(axis) for axis in range(3))
+    kv_head = jax.lax.div(head, group)
     keys = pl.ds(block * sizes[1], sizes[1])
     k_sH, v_sH = k_BKTH[row, kv_head, keys, :], v_BKTH[row, kv_head, keys, :]
-    count = count_BJ[row, block]
 
     def query_block(step: Array, running: tuple[Array, Array]) -> tuple[Array, Array]:
         dk_sH, dv_sH = running
-        head = kv_head * group + jax.lax.div(step, count)  # all blocks of the group's first head, then of its second
-        i = blocks_BJI[row, block, jax.lax.rem(step, count)]
+        i = blocks_BJI[row, block, step]
         queries = pl.ds(i * sizes[0], sizes[0])
         q_sH, dout_sH = q_BNTH[row, head, queries, :], dout_BNTH[row, head, queries, :]
         lse_s, delta_s = lse_BNT[row, head, queries], delta_BNT[row, head, queries]
@@ -238,9 +248,9 @@ def _dkv_kernel(
         return dk_sH + matmul(draw.astype(q_sH.dtype), q_sH, (0, 0)), dv_sH
 
     zeros = jnp.zeros(k_sH.shape, jnp.float32)
-    dk_sH, dv_sH = jax.lax.fori_loop(0, count * group, query_block, (zeros, zeros))
-    dk_BKTH[row, kv_head, keys, :] = dk_sH.astype(dk_BKTH.dtype)
-    dv_BKTH[row, kv_head, keys, :] = dv_sH.astype(dv_BKTH.dtype)
+    dk_sH, dv_sH = jax.lax.fori_loop(0, count_BJ[row, block], query_block, (zeros, zeros))
+    dk_BNTH[row, head, keys, :] = dk_sH.astype(dk_BNTH.dtype)
+    dv_BNTH[row, head, keys, :] = dv_sH.astype(dv_BNTH.dtype)
 
 
 def _mask(

@@ -108,7 +108,13 @@ def _count_packed(inputs: dict[str, torch.Tensor]) -> dict[str, float]:
 
 
 def _model(task: Task) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
-    model = transformers.AutoModelForCausalLM.from_pretrained(task.model_dir, dtype=torch.float32)
+    if any(task.model_dir.glob("*.safetensors")):
+        model = transformers.AutoModelForCausalLM.from_pretrained(task.model_dir, dtype=torch.float32)
+    else:  # where only speed is measured: random weights
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            model = transformers.AutoModelForCausalLM.from_config(
+                transformers.AutoConfig.from_pretrained(task.model_dir)
+            )
     return model, transformers.AutoTokenizer.from_pretrained(task.model_dir)
 
 

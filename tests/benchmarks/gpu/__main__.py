@@ -19,13 +19,15 @@ from pathlib import Path
 
 PARTS = {  # name -> module and flags
     "environment": ("environment",),
-    "attention": ("attention",),
+    "attention_check": ("attention", "--run=check"),
+    "attention_time": ("attention", "--run=time"),
+    "attention_tiles": ("attention", "--run=tiles"),
     "train_steps": ("train_steps",),
     "weights": ("weights",),
     "train_command": ("train_command",),
     "trl_steps": ("trl_steps",),
     "generation": ("generation",),
-    "generation_hf": ("generation", "--framework=transformers"),
+    "generation_hf": ("generation", "--run=transformers"),
 }
 
 

@@ -1,8 +1,8 @@
 """The GPU kernel of attention: against the dense reference in float32, and its time beside the other forms.
 
 The reference runs on the same card at precision "highest" on inputs widened to float32: products of float32 are TF32
-there by default. Layouts are rows of synthetic dialogues as ESConv's (fixed_steps.py), random forests, and one chain,
-which is plain causal attention and so what cuDNN can do too.
+there by default. Layouts are rows of ESConv, of synthetic dialogues like its own (fixed_steps.py), random forests, and
+one chain, which is plain causal attention and so what cuDNN can do too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,7 +23,8 @@ from empathax.models import gpu_attention
 from empathax.models.attention import attention
 from empathax.models.gpu_attention import Tile, Tiles
 from tests.benchmarks.fixed_steps import synthetic_dialogues
-from tests.benchmarks.gpu.part import Part, compiled_together, guarded, part_from_argv, seconds_per_call
+from tests.benchmarks.gpu.part import Part, choice_from_argv, compiled_together, guarded, seconds_per_call
+from tests.benchmarks.gpu.prepare import read_batches
 from tests.benchmarks.results import OURS, Result, measured
 
 CHECKS = "attention_correctness"
@@ -41,7 +43,7 @@ class Shape:
     kv_heads: int
     head_dim: int
     tokens: int
-    layout: str = "dialogues"  # or forest, chain
+    layout: str = "dialogues"  # or forest, chain, esconv
     dtype: str = "bfloat16"
     window: int = 0
     softcap: float = 0.0
@@ -73,13 +75,13 @@ def checked_shapes(quick: bool) -> list[Shape]:
 
 
 def timed_shapes(quick: bool) -> list[Shape]:
-    """The heads of SmolLM2-135M and of Llama-3-8B, 8,192 tokens a call."""
+    """The heads of SmolLM2-135M and of Llama-3-8B: rows of ESConv, and 8,192 tokens in rows of several lengths."""
     if quick:
         return [Shape(1, 2, 1, 64, 512, "dialogues")]
-    heads = ((9, 3, 64), (32, 8, 128))
-    lengths = ((8, 1024), (4, 2048), (2, 4096), (1, 8192))
-    shapes = [Shape(rows, *head, tokens) for head in heads for rows, tokens in lengths]
-    return shapes + [Shape(rows, *head, tokens, "chain") for head in heads for rows, tokens in lengths[2:]]
+    small, large = (9, 3, 64), (32, 8, 128)
+    esconv = [Shape(8, *small, 4096, "esconv"), Shape(8, *large, 4096, "esconv")]
+    lengths = [Shape(8192 // tokens, *large, tokens) for tokens in (1024, 2048, 8192)]
+    return esconv + lengths + [Shape(2, *heads, 4096, "chain") for heads in (small, large)]
 
 
 def tile_candidates() -> list[Tile]:
@@ -95,7 +97,7 @@ def check(part: Part) -> None:
     kernel = "pallas_gpu" if jax.default_backend() == "gpu" else "blockwise"
     lowerings: dict[Any, Any] = {(shape, kernel): partial(_lower, shape, kernel) for shape in shapes}
     lowerings |= {(_widened(shape), "dense"): partial(_lower, _widened(shape), "dense") for shape in shapes}
-    programs = compiled_together(lowerings)
+    programs = compiled_together(lowerings, tuned=False)
     for number, shape in enumerate(shapes):
         run, reference = programs.get((shape, kernel)), programs.get((_widened(shape), "dense"))
         if run is None or reference is None:
@@ -105,7 +107,7 @@ def check(part: Part) -> None:
 
 
 def _compare(part: Part, shape: Shape, run: Any, reference: Any, seed: int) -> None:
-    arrays = random_arrays(shape, seed)
+    arrays = random_arrays(shape, seed, part.folder)
     found = run(*arrays)
     expected = reference(*(array.astype(jnp.float32) for array in arrays[:4]), *arrays[4:])
     errors = []
@@ -120,32 +122,33 @@ def _compare(part: Part, shape: Shape, run: Any, reference: Any, seed: int) -> N
 
 def time_forms(part: Part) -> None:
     """Milliseconds of forward and backward: the kernel, portable blocks, the dense matrix, cuDNN's causal attention."""
-    kernels = ("pallas_gpu", "blockwise", "dense") if jax.default_backend() == "gpu" else ("blockwise", "dense")
-    shapes = timed_shapes(part.quick)
-    cases: dict[Any, Any] = {(shape, kernel): partial(_lower, shape, kernel) for shape in shapes for kernel in kernels}
-    if jax.default_backend() == "gpu":
-        cases |= {(shape, "cudnn"): partial(_lower, shape, "cudnn") for shape in shapes if shape.layout == "chain"}
-    programs = compiled_together(cases)
-    for (shape, kernel), program in programs.items():
+    on_gpu, shapes = jax.default_backend() == "gpu", timed_shapes(part.quick)
+    kernels = ("pallas_gpu", "blockwise", "dense") if on_gpu else ("blockwise", "dense")
+    in_all_forms = [shapes[0], *(shape for shape in shapes if shape.tokens == 2048)]
+    cases = [
+        (shape, kernel) for shape in shapes for kernel in kernels if shape in in_all_forms or kernel == "pallas_gpu"
+    ]
+    cases += [(shape, "cudnn") for shape in shapes if shape.layout == "chain" and on_gpu]
+    for (shape, kernel), program in compiled_together({case: partial(_lower, *case) for case in cases}).items():
         guarded(f"{kernel} on {shape}", partial(_time, part, TIMES, str(shape), kernel, program, shape))
 
 
 def time_tiles(part: Part) -> None:
-    """Milliseconds of each of the kernel's three parts under other tiles."""
+    """Milliseconds of each of the kernel's three parts under other tiles, on rows of ESConv."""
     if jax.default_backend() != "gpu":
         return
-    for head in ((9, 3, 64), (32, 8, 128)):
-        shape = Shape(2, *head, 4096)
+    for head in TILE_HEADS:
+        shape = Shape(8, *head, 4096, "esconv")
         cases = {
             (name, tile): partial(_lower_tile, shape, name, tile) for tile in tile_candidates() for name in KERNELS
         }
-        for (name, tile), program in compiled_together(cases).items():
+        for (name, tile), program in compiled_together(cases, tuned=False).items():
             work = f"{name}, {head[0]}/{head[1]} heads of {head[2]}: {'x'.join(map(str, tile))}"
             guarded(work, partial(_time, part, TILES, work, OURS, program, shape, 3))
 
 
 def _time(part: Part, work: str, metric: str, framework: str, program: Any, shape: Shape, samples: int = 5) -> None:
-    seconds = seconds_per_call(program, *random_arrays(shape, 0), samples=samples)
+    seconds = seconds_per_call(program, *random_arrays(shape, 0, part.folder), samples=samples)
     part.add(measured(work, framework, metric, "ms", [1e3 * value for value in seconds]))
 
 
@@ -181,6 +184,7 @@ def _form(shape: Shape, kernel: str, positions: jax.Array, ends: jax.Array) -> C
 
 
 KERNELS = ("forward", "dq", "dkv")
+TILE_HEADS = ((9, 3, 64), (32, 8, 128), (8, 4, 256))  # SmolLM2-135M's, Llama-3-8B's, Gemma-2-2B's
 
 
 def _lower_tile(shape: Shape, name: str, tile: Tile) -> Any:
@@ -209,26 +213,29 @@ def _abstract(shape: Shape) -> list[jax.ShapeDtypeStruct]:
 
 
 @functools.lru_cache(maxsize=1)
-def random_arrays(shape: Shape, seed: int) -> list[jax.Array]:
+def random_arrays(shape: Shape, seed: int, folder: Path) -> list[jax.Array]:
     """q, k, v, the result's gradient, positions and subtree ends."""
     keys = jax.random.split(jax.random.key(seed), 4)
     wide = [
         jax.random.normal(key, (shape.rows, heads, shape.tokens, shape.head_dim), shape.dtype)
         for key, heads in zip(keys, _head_counts(shape), strict=True)
     ]
-    return [*wide, *map(jnp.asarray, layout_arrays(shape, seed))]
+    return [*wide, *map(jnp.asarray, layout_arrays(shape, seed, folder))]
 
 
 def _head_counts(shape: Shape) -> tuple[int, int, int, int]:
     return shape.heads, shape.kv_heads, shape.kv_heads, shape.heads
 
 
-def layout_arrays(shape: Shape, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def layout_arrays(shape: Shape, seed: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Positions and subtree ends, [rows, tokens]."""
     tokens = shape.tokens
     if shape.layout == "chain":
         one = np.arange(tokens, dtype=np.int32), np.full(tokens, tokens, np.int32)
         return tuple(np.tile(array, (shape.rows, 1)) for array in one)
+    if shape.layout == "esconv":
+        batch = read_batches(folder, "tree")[0][0]
+        return batch.positions_BT[0, : shape.rows], batch.subtree_end_BT[0, : shape.rows]
     if shape.layout == "forest":
         from tests.models.forests import random_inputs
 
@@ -241,12 +248,8 @@ def layout_arrays(shape: Shape, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([b.positions_BT for b in batches]), np.stack([b.subtree_end_BT for b in batches])
 
 
-def run(part: Part) -> None:
-    """All of it."""
-    guarded("correctness", partial(check, part))
-    guarded("times", partial(time_forms, part))
-    guarded("tiles", partial(time_tiles, part))
-
+RUNS = {"check": check, "time": time_forms, "tiles": time_tiles}
 
 if __name__ == "__main__":
-    run(part_from_argv(__doc__))
+    part, name = choice_from_argv(__doc__, tuple(RUNS))
+    RUNS[name](part)

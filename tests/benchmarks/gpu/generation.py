@@ -1,14 +1,13 @@
-"""Greedy replies on the GPU, 64 new tokens to ESConv prompts in bfloat16: ours, or with --framework transformers'."""
+"""Greedy replies on the GPU, 64 new tokens to ESConv prompts in bfloat16: ours, or with --run=transformers theirs."""
 
 from __future__ import annotations
 
 import importlib
 import statistics
-import sys
 from functools import partial
 
-from tests.benchmarks.gpu.part import Part, Recorder, guarded, part_from_argv
-from tests.benchmarks.gpu.weights import WeightsTask
+from tests.benchmarks.gpu.models import FolderTask
+from tests.benchmarks.gpu.part import Part, Recorder, choice_from_argv, guarded
 from tests.benchmarks.results import OURS, measured
 
 NEW_TOKENS = 64
@@ -24,8 +23,8 @@ def run(part: Part, framework: str) -> None:
 
 def _measure(part: Part, framework: str, size: int) -> None:
     new_tokens = 8 if part.quick else NEW_TOKENS
-    options = {"batch": size, "new_tokens": new_tokens, "model": "model"}
-    task = WeightsTask(f"generation_{size}", str(part.folder.absolute()), "", 0, options)
+    options = {"batch": size, "new_tokens": new_tokens, "model": "weights"}
+    task = FolderTask(f"generation_{size}", str(part.folder.absolute()), "", 0, options)
     recorder = Recorder()  # both modules return with the tokens on the host
     importlib.import_module(f"tests.benchmarks.{MODULES[framework]}").run(task, recorder)
     name = f"generation_batch_{size}"
@@ -35,17 +34,5 @@ def _measure(part: Part, framework: str, size: int) -> None:
     print(f"{name}, {framework}: first {recorder.steps[0][0]:.1f} s, then {statistics.median(seconds):.3f} s")
 
 
-def main() -> None:
-    """One framework."""
-    framework = next((argument.split("=")[1] for argument in sys.argv if argument.startswith("--framework=")), OURS)
-    sys.argv = [argument for argument in sys.argv if not argument.startswith("--framework=")]
-    device = None
-    if framework != OURS:
-        import torch
-
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    run(part_from_argv(__doc__, device), framework)
-
-
 if __name__ == "__main__":
-    main()
+    run(*choice_from_argv(__doc__, tuple(MODULES)))

@@ -7,10 +7,12 @@ import concurrent.futures
 import dataclasses
 import json
 import os
+import shutil
 import statistics
+import subprocess
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import jax
 
 from tests.benchmarks.results import OURS, Result, measured
 
+UNTUNED = {"xla_gpu_autotune_level": 0}
 COMPILERS = max(1, (os.cpu_count() or 1) - 1)
 
 
@@ -43,26 +46,41 @@ class Part:
         self.add(measured(work, framework, metric, unit, [float(value)]))
 
 
-def part_from_argv(description: str | None, device: str | None = None) -> Part:
-    """The part's flags; the device's name is jax's where none is given."""
+def part_from_argv(description: str | None) -> Part:
+    """The part's flags, and the card's name."""
+    return choice_from_argv(description)[0]
+
+
+def choice_from_argv(description: str | None, choices: Sequence[str] = ("",)) -> tuple[Part, str]:
+    """The part's flags, and which of `choices` it is to run (--run; the first one where it does not say)."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--run", choices=choices, default=choices[0])
     args = parser.parse_args()
-    return Part(args.folder, args.out, args.quick, device or jax.devices()[0].device_kind)
+    return Part(args.folder, args.out, args.quick, _device_name()), args.run
 
 
-def compiled_together(lowerings: Mapping[Any, Callable[[], Any]]) -> dict[Any, Any]:
+def _device_name() -> str:
+    """The card's name, asked of the driver: jax would take its memory, which a child process may need."""
+    if not shutil.which("nvidia-smi"):
+        return "cpu"
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
+
+
+def compiled_together(lowerings: Mapping[Any, Callable[[], Any]], tuned: bool = True) -> dict[Any, Any]:
     """Compiles what each function lowers, on all cores at once; by name, without those that failed.
 
-    The failures are printed and left out: a tile too large for the device must not stop the others.
+    The failures are printed and left out: a tile too large for the device must not stop the others. Without `tuned`
+    XLA does not try out kernels for its own matrix products, which takes most of its time.
     """
 
     def compile_one(item: tuple[Any, Callable[[], Any]]) -> tuple[Any, Any]:
         name, lower = item
         try:
-            return name, lower().compile()
+            return name, lower().compile(None if tuned else UNTUNED)
         except Exception as error:
             print(f"{name} does not compile: {type(error).__name__}: {str(error)[:500]}", flush=True)
             return name, None

@@ -20,10 +20,10 @@ import numpy as np
 from empathax.data.batch import Batch
 from empathax.data.dataset import build_dataset
 from empathax.data.loader import Loader
-from empathax.models.architecture import to_hf_config
 from empathax.models.source import ModelSource, resolve_model
 from tests.benchmarks import corpus
 from tests.benchmarks.flops import tree_counts
+from tests.benchmarks.gpu.models import LARGE, SMALL, llama_1b, write_model
 from tests.benchmarks.our_train import evenly_spread_rows
 from tests.benchmarks.task import Task
 
@@ -44,7 +44,8 @@ def main() -> None:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     source = resolve_model(args.model)
-    _write_model(source, args.folder / "model")
+    write_model(source.config, source.tokenizer(), args.folder / SMALL)
+    write_model(llama_1b(), source.tokenizer(), args.folder / LARGE)
     sizes = {"dialogues": 40, "rows": 2, "row_length": 2048, "steps": 3} if args.quick else None
     sizes = sizes or {"dialogues": 700, "rows": 8, "row_length": 4096, "steps": 7}
     task = Task(WORK, str(args.folder), str(args.corpora.absolute()), sizes["steps"], {**OPTIONS, **sizes})
@@ -62,12 +63,6 @@ def read_batches(folder: Path, packing: str) -> tuple[list[Batch], dict[str, np.
     return [Batch(**{name: value[step] for name, value in values.items()}) for step in range(len(amounts["pairs"]))], (
         amounts
     )
-
-
-def _write_model(source: ModelSource, directory: Path) -> None:
-    directory.mkdir(exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(to_hf_config(source.config), indent=2))
-    source.tokenizer().save(directory)
 
 
 def _write_batches(task: Task, source: ModelSource, packing: str) -> None:

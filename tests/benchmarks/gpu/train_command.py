@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.benchmarks.gpu.models import weights_dir
 from tests.benchmarks.gpu.part import Part, part_from_argv
-from tests.benchmarks.gpu.weights import weights_dir
 
 WORK = "train_command"
 STOP_AFTER = 4  # steps of the first stage
@@ -46,7 +46,7 @@ def run(part: Part) -> None:
 
 def _command(part: Part, workdir: Path) -> list[str]:
     settings = {
-        "model.path": weights_dir(part.folder, "model").absolute(),
+        "model.path": weights_dir(part.folder).absolute(),
         "sft.max_steps": 10,
         "dpo.max_steps": 6,
         "sft.learning_rate": 1e-3,

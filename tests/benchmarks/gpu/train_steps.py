@@ -21,7 +21,6 @@ import numpy as np
 from empathax.config import Config, DpoOptions, ModelOptions
 from empathax.data.batch import Batch
 from empathax.models.architecture import preset
-from empathax.models.hf_config import from_hf_config
 from empathax.models.model_config import ModelConfig
 from empathax.models.source import resolve_model
 from empathax.models.transformer import abstract_params, init_params, logical_axes
@@ -32,7 +31,8 @@ from empathax.training.state import TrainState, abstract_state, init_state, stat
 from empathax.training.step import make_score_step, make_train_step
 from tests.benchmarks.flops import Counts, train_flops
 from tests.benchmarks.gpu.kernel_profile import kernel_seconds
-from tests.benchmarks.gpu.part import Part, compiled_together, guarded, part_from_argv
+from tests.benchmarks.gpu.models import llama_1b
+from tests.benchmarks.gpu.part import Part, choice_from_argv, compiled_together, guarded
 from tests.benchmarks.gpu.prepare import PACKINGS, WORK, read_batches
 from tests.benchmarks.results import OURS, measured
 
@@ -71,7 +71,6 @@ def cases(quick: bool) -> list[Case]:
     smol, llama = "SmolLM2-135M", "Llama-3.2-1B"
     return [
         *(Case(smol, packing) for packing in PACKINGS),
-        Case(smol, "tree", attention="blockwise"),
         *(Case(llama, packing, "dots") for packing in ("tree", "none")),
     ]
 
@@ -81,26 +80,6 @@ def model_configs(part: Part) -> dict[str, ModelConfig]:
     smol = resolve_model(part.folder / "model").config
     tiny = dataclasses.replace(preset("tiny-llama"), vocab_size=smol.vocab_size, max_positions=smol.max_positions)
     return {"SmolLM2-135M": smol, "Llama-3.2-1B": llama_1b(), "tiny": tiny}
-
-
-def llama_1b() -> ModelConfig:
-    """Llama-3.2-1B, as its config.json describes it (but for the rope's scaling, which is for long contexts)."""
-    return from_hf_config(
-        {
-            "model_type": "llama",
-            "vocab_size": 128256,
-            "num_hidden_layers": 16,
-            "hidden_size": 2048,
-            "intermediate_size": 8192,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 64,
-            "max_position_embeddings": 8192,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 500000.0,
-            "tie_word_embeddings": True,
-        }
-    )
 
 
 class Lab:
@@ -154,15 +133,16 @@ class Lab:
             yield jax.device_put(batch if num_leading else jax.tree.map(lambda leaf: leaf[0], batch), where)
 
 
-def run(part: Part) -> None:
-    """Compiles all cases together, then measures them one by one."""
-    lab, found = Lab(part), cases(part.quick)
+def run(part: Part, which: str) -> None:
+    """Compiles the cases together, then measures them one by one; `which` is "all" or "first"."""
+    lab, found = Lab(part), cases(part.quick)[: 1 if which == "first" else None]
     scored = [case for case in found if case in found[: len(PACKINGS)]]
     lowerings: dict[Any, Any] = {("step", case): partial(lab.lower_step, case) for case in found}
-    lowerings |= {("score", case): partial(lab.lower_score, case) for case in scored}
+    if len(scored) > 1:
+        lowerings |= {("score", case): partial(lab.lower_score, case) for case in scored}
     programs = compiled_together(lowerings)
     logps = {}
-    if all(("score", case) in programs for case in scored):
+    if len(scored) > 1 and all(("score", case) in programs for case in scored):
         guarded(EQUAL, partial(_compare_packings, lab, scored, programs, logps))
     for case in found:
         if ("step", case) in programs:
@@ -258,4 +238,4 @@ def _placed_shapes(shapes: Any, shardings: Any) -> Any:
 
 
 if __name__ == "__main__":
-    run(part_from_argv(__doc__))
+    run(*choice_from_argv(__doc__, ("all", "first")))

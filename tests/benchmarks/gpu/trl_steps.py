@@ -12,9 +12,9 @@ from functools import partial
 import torch
 
 from tests.benchmarks import trl_train
+from tests.benchmarks.gpu.models import LARGE, SMALL, FolderTask
 from tests.benchmarks.gpu.part import Part, Recorder, guarded, part_from_argv
 from tests.benchmarks.gpu.prepare import OPTIONS, WORK
-from tests.benchmarks.gpu.weights import LLAMA, WeightsTask
 from tests.benchmarks.results import measured
 
 STEPS = 7  # the first is not measured
@@ -22,8 +22,8 @@ STEPS = 7  # the first is not measured
 
 def run(part: Part) -> None:
     """SmolLM2-135M in several batch sizes, Llama-3.2-1B in those that fit."""
-    settings = [("SmolLM2-135M", "model", batch) for batch in ((2,) if part.quick else (8, 16, 32, 4))]
-    settings += [] if part.quick else [("Llama-3.2-1B", LLAMA, batch) for batch in (4, 8)]
+    settings = [("SmolLM2-135M", SMALL, batch) for batch in ((2,) if part.quick else (16, 32, 8))]
+    settings += [] if part.quick else [("Llama-3.2-1B", LARGE, batch) for batch in (4, 8)]
     for title, model, batch in settings:
         name = f"{title}, trl, batch {batch}, precomputed reference"
         guarded(name, partial(_measure, part, name, model, batch))
@@ -34,7 +34,7 @@ def run(part: Part) -> None:
 def _measure(part: Part, name: str, model: str, batch: int) -> None:
     choice = {"batch": batch, "precomputed": True}
     steps = 3 if part.quick else STEPS
-    task = WeightsTask(WORK, str(part.folder.absolute()), "", steps, {**OPTIONS, "model": model}, choice)
+    task = FolderTask(WORK, str(part.folder.absolute()), "", steps, {**OPTIONS, "model": model}, choice)
     on_gpu = torch.cuda.is_available()
     recorder = Recorder(torch.cuda.synchronize if on_gpu else lambda: None)
     if on_gpu:
@@ -48,4 +48,4 @@ def _measure(part: Part, name: str, model: str, batch: int) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    run(part_from_argv(__doc__, torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"))
+    run(part_from_argv(__doc__))
