@@ -77,7 +77,7 @@ class ResponseCache:
             for line in file:
                 try:
                     key, outcome = _entry(json.loads(line))
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     self.num_ignored += 1
                     continue
                 self._outcomes.setdefault(key, outcome)
