@@ -65,7 +65,7 @@ class OpenAIClient:
     async def ask(self, request: ChatRequest) -> ChatOutcome:
         """One attempt, ended after `timeout_seconds` in all (a server may also trickle). Raises Trouble."""
         try:
-            if True:
+            async with asyncio.timeout(self._timeout_seconds):
                 return await self._call(request)
         except TimeoutError:
             raise Trouble(f"no answer within {self._timeout_seconds:g} s", may_pass=True) from None
