@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from empathax.config import Config, default_config, from_config_dict, load_config, to_dict
+from empathax.config import Config, default_config, from_config_dict, to_dict
+from empathax.config_flags import load_config
 from empathax.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
