@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from empathax.config import EvalOptions
+from empathax.config import DataOptions, EvalOptions
 from empathax.data.records import Message
 from empathax.errors import ConfigError, DataError, raise_all
 from empathax.evaluation.chat_requests import ANSWERED, ChatOutcome, ChatRequest
@@ -45,25 +45,29 @@ def generate_from_server(
     options: EvalOptions,
     seed: int,
     *,
+    opening_user_turn: str = DataOptions.opening_user_turn,
     on_progress: Callable[[int], None] | None = None,
 ) -> ServerReplies:
     """`options.num_samples` replies to each prompt, sample j of prompt i at i * num_samples + j as `generate_replies`.
 
     Sent are temperature, top_p, max_new_tokens (in tokens of that model), stop_tokens (as stop strings) and the seed
-    plus j, which many servers do not honour. Prompts, with their system message, are what our own models see.
+    plus j, which many servers do not honour. Prompts, with their system message, are what our own models see;
+    `opening_user_turn` ("" for none) goes before a conversation that the assistant begins, or the reply does: most chat
+    templates insist on it, and what the server's one does is unknown.
 
     Raises:
         ConfigError: settings that the protocol does not know (top_k, min_p, repetition_penalty), or as `complete`.
         DataError: a prompt is empty or ends with a reply already, or as `complete`.
     """
     check_options(options)
-    for number, prompt in enumerate(prompts, start=1):
+    opened = [_opened(prompt, opening_user_turn) for prompt in prompts]
+    for number, prompt in enumerate(opened, start=1):
         if not prompt or prompt[-1].role == "assistant":
             found = "ends with an assistant's turn" if prompt else "is empty"
             raise DataError(f"prompt {number} of {len(prompts)} {found}: expected something to reply to")
     requests = [
         ChatRequest(
-            messages=tuple(prompt),
+            messages=prompt,
             max_tokens=options.max_new_tokens,
             temperature=options.temperature,
             top_p=options.top_p,
@@ -71,11 +75,18 @@ def generate_from_server(
             stop=options.stop_tokens,
             sample=sample,
         )
-        for prompt in prompts
+        for prompt in opened
         for sample in range(options.num_samples)
     ]
     outcomes = server.complete(requests, on_progress)
     return ServerReplies(tuple(outcome.text for outcome in outcomes), tuple(outcomes))
+
+
+def _opened(prompt: Sequence[Message], opening_user_turn: str) -> tuple[Message, ...]:
+    system = tuple(message for message in prompt if message.role == "system")
+    turns = tuple(message for message in prompt if message.role != "system")
+    is_open = bool(turns) and turns[0].role == "user"
+    return tuple(prompt) if is_open or not opening_user_turn else (*system, Message("user", opening_user_turn), *turns)
 
 
 def check_options(options: EvalOptions) -> None:

@@ -43,7 +43,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class LoopbackServer:
-    """`answer(body, number)` makes the response to the number-th request (from 1); `bodies` and `keys` are what came."""
+    """`answer(body, number)` makes the response to the number-th request, from 1; the lists hold what came."""
 
     def __init__(self, answer: Callable[[dict, int], Response]) -> None:
         self.answer, self.bodies, self.keys, self.paths = answer, [], [], []

@@ -1,4 +1,4 @@
-"""The cache of answers: whatever is cut off, damaged or killed, nothing is lost that was whole and nothing is made up."""
+"""The cache of answers: whatever is cut off, damaged or killed, no whole answer is lost and none is made up."""
 
 import json
 import os
@@ -87,7 +87,10 @@ def test_the_key_changes_with_everything_that_can_change_the_answer():
     settings = {"temperature": 0.1, "top_p": 0.5, "seed": 1, "stop": ("x",), "sample": 1, "max_tokens": 6}
     base = {"messages": REQUEST.messages, "max_tokens": 5}
     requests = [ChatRequest(**base), *(ChatRequest(**{**base, name: value}) for name, value in settings.items())]
-    requests += [ChatRequest((Message("system", REQUEST.messages[0].content),), 5), ChatRequest(REQUEST.messages * 2, 5)]
+    requests += [
+        ChatRequest((Message("system", REQUEST.messages[0].content),), 5),
+        ChatRequest(REQUEST.messages * 2, 5),
+    ]
     keys = {request.key("http://a/v1", "m") for request in requests}
     keys |= {REQUEST.key("http://a/v1", "n"), REQUEST.key("http://b/v1", "m")}
     assert len(keys) == len(requests) + 2

@@ -51,9 +51,23 @@ def test_settings_that_the_protocol_does_not_know_are_refused_together():
     assert all(name in str(caught.value) for name in ("eval.top_k = 40", "eval.min_p", "eval.repetition_penalty"))
 
 
+def test_a_conversation_that_the_supporter_begins_is_opened():
+    system, greeting = Message("system", "Listen."), Message("assistant", "Hello, what brings you here?")
+    prompts = [(), (system,), (system, greeting, Message("user", "My sister."))]
+    with serving(lambda body, number: says("ok")) as server:
+        generate_from_server(client(server, concurrency=1), prompts, EvalOptions(), seed=0, opening_user_turn="Hi.")
+    hi = {"role": "user", "content": "Hi."}
+    sent = [body["messages"] for body in server.bodies]
+    assert sent[0] == [hi]
+    assert sent[1] == [{"role": "system", "content": "Listen."}, hi]
+    assert [message["content"] for message in sent[2]] == ["Listen.", "Hi.", greeting.content, "My sister."]
+
+
 @pytest.mark.parametrize(
     ("prompt", "found"), [((), "is empty"), ((Message("assistant", "Hi"),), "ends with an assistant's turn")]
 )
 def test_prompts_without_anything_to_reply_to(prompt, found):
     with pytest.raises(DataError, match=f"prompt 3 of 3 {found}"):
-        generate_from_server(client("http://127.0.0.1:1/v1"), [*PROMPTS, prompt], EvalOptions(), seed=0)
+        generate_from_server(
+            client("http://127.0.0.1:1/v1"), [*PROMPTS, prompt], EvalOptions(), 0, opening_user_turn=""
+        )
