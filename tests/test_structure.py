@@ -27,6 +27,7 @@ ROOMS = {
     "sentencepiece": {"models/"},
     "tensorboard": {"training/tracking.py"},
     "matplotlib": {"evaluation/level_plot.py"},
+    "openai": {"evaluation/openai_client.py"},
     "pyphen": {"evaluation/style.py"},
     "markupsafe": {"evaluation/report_page.py"},
 }
