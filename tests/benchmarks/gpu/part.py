@@ -8,7 +8,6 @@ import dataclasses
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import time
 import traceback
@@ -144,8 +143,3 @@ class Recorder:
     def rates(self, amount: str) -> list[float]:
         """`amount` per second of every step but the first, which compiles and warms up."""
         return [amounts[amount] / seconds for seconds, amounts in self.steps[1:]]
-
-    @property
-    def median_seconds(self) -> float:
-        """Of a step, the first left out."""
-        return statistics.median(seconds for seconds, _ in self.steps[1:])
