@@ -135,7 +135,7 @@ def test_a_config_without_a_sweep_is_one_run():
         ("['low']", "expected variations by name"),
         ("{}", "expected variations by name"),
         ("{'a/b': {}}", "expected variations by name"),
-        ("{'low': {'dpo.betta': 1.0}}", "variation 'low'"),
+        ("{'low': {'dpo.betta': 1.0}}", "unknown key dpo.betta"),
         ("{'low': {'dpo.beta': 'much'}}", "variation 'low'"),
         ("{'low': {'dpo.beta': -1.0}}", "dpo.beta = -1.0"),
     ],
