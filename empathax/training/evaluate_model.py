@@ -108,7 +108,7 @@ def in_words(record: EvaluationRecord) -> str:
     """The table and a few replies, for the terminal."""
     step = max(1, len(record.replies) // SHOWN_REPLIES)
     shown = record.replies[step // 2 :: step][:SHOWN_REPLIES]
-    prompts = [reply.prompt[-1].content if reply.prompt else "" for reply in shown]
+    prompts = [reply.prompt[-1].content if reply.prompt else f"reference: {reply.reference}" for reply in shown]
     rows = {record.label: report.Row(record.metrics, prompts, [reply.reply for reply in shown])}
     return f"{report.table(rows)}\n\n{report.replies_text(rows)}"
 
