@@ -11,6 +11,7 @@ Commands (python -m empathax.NAME; docs/commands.md)
 
 Settings and errors
     config.py            ConfigDict in, frozen and checked dataclasses out
+    config_flags.py      --config flags to settings: one run, or the variations of a sweep
     recipes.py           the two papers' recipes, for the files in configs/
     errors.py            every error a user can meet, and its exit code
 
@@ -71,6 +72,9 @@ evaluation/
     decoding.py, sampling.py, prompt_tree.py    generation in one compiled function
     seen_tokens.py, stop_tokens.py    what a repetition penalty falls on; what ends a reply
     replies.py, speaker.py, prompt_file.py      replies to prompts, in batches or in a terminal
+    reply_set.py, prediction_files.py    held-out turns to be answered; texts that something else wrote
+    reply_metrics.py     every metric of a set of replies: the door to all below
+    reply_record.py      scored replies as a record
     scoring.py           log-probs of a file's replies
     validation.py        validation_gap: levels of validation over the course of dialogues
     level_data.py, level_plot.py    levels from ESConv's strategies; shares per quartile as a picture
@@ -81,6 +85,7 @@ evaluation/
     classifier_files.py, classifier_card.py    its directory and model card
     epitome_data.py      EPITOME's labels
     text_metrics.py      BLEU, ROUGE-L and Distinct of texts or generated ids: the door
+    text_statistics.py   the same reply by reply, for intervals
     bleu.py, rouge.py, ngrams.py    what they count, in the graph
     pair_sums.py, exact_sum.py, match_masks.py, id_rows.py    sums over pairs, exact; bit masks; rows of ids
     words.py, tokenizations.py      text to word ids, as the reference implementations cut it
@@ -94,6 +99,11 @@ evaluation/
     report_paper.py, report_ordering.py   the paper's Table 1; where the order of rows is the same
     report_text.py       Markdown, LaTeX, JSON
     report_page.py, report_charts.py, templates/    the HTML page; its charts as inline SVG
+    chat_server.py       any OpenAI-compatible server: requests in, outcomes out, asked and paid for once
+    chat_requests.py, openai_client.py, response_cache.py    their types; one call; answers on disk
+    server_replies.py    replies of a server, as a row of a comparison
+    judge.py, judge_pairs.py    an LLM as judge: of single replies, of two models in both orders
+    judge_material.py, judge_answers.py, rubrics/    what it is shown; what it said
     output.py, progress.py    result files; progress on stderr
 
 training/
@@ -101,7 +111,9 @@ training/
     run.py, stage.py, loop.py    a run, a stage of it, its steps
     step.py, state.py, optimizer.py    the compiled step and what it changes
     reference.py         the frozen reference: resident, or its log-probs from a cache
-    held_out.py, evaluate_model.py     held-out metrics, in a run and without one
+    sweep.py             variations of a config side by side, as one report
+    held_out.py, records.py, evaluate_model.py    held-out data under a model; as parts of a record; without a run
+    best.py              the best evaluation of a stage
     metrics.py           sums to the numbers of a report
     checkpoint.py, checkpoint_export.py    Orbax; export
     tracking.py, report.py    metrics.jsonl, TensorBoard, progress; the before/after table

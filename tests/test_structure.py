@@ -9,16 +9,25 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "empathax"
 FILES = sorted(PACKAGE.rglob("*.py"))
-LAYERS = [{"errors"}, {"config"}, {"models"}, {"objectives", "data", "parallel"}, {"evaluation"}, {"training"}]
+LAYERS = [
+    {"errors"},
+    {"config"},
+    {"config_flags"},
+    {"models"},
+    {"objectives", "data", "parallel"},
+    {"evaluation"},
+    {"training"},
+]
 COMMANDS = {"train", "evaluate", "score", "chat", "export", "report", "train_classifier"}
 ROOMS = {
     "orbax": {"training/checkpoint.py"},
-    "ml_collections": {"config.py", "recipes.py"},
+    "ml_collections": {"config.py", "config_flags.py", "recipes.py"},
     "transformers": {"data/chat.py", "models/"},
     "tokenizers": {"data/chat.py", "models/"},
     "sentencepiece": {"models/"},
     "tensorboard": {"training/tracking.py"},
     "matplotlib": {"evaluation/level_plot.py"},
+    "openai": {"evaluation/openai_client.py"},
     "pyphen": {"evaluation/style.py"},
     "markupsafe": {"evaluation/report_page.py"},
 }

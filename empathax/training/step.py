@@ -41,6 +41,15 @@ class SequenceScores:
     num_tokens_BS: Float[Array, "B S"]
 
 
+@flax.struct.dataclass
+class ReplySums:
+    """Sums over the trained tokens of each reply: what held-out metrics of replies are made of."""
+
+    scores: SequenceScores
+    correct_BS: Float[Array, "B S"]
+    entropy_BS: Float[Array, "B S"]
+
+
 def make_train_step(
     objective: str,
     model_config: ModelConfig,
@@ -107,6 +116,23 @@ def make_score_step(
     def step(params: Tree, batch: Batch) -> SequenceScores:
         _, logps_BS, num_tokens_BS = score(params, batch)
         return SequenceScores(batch.sequence_id_BS, logps_BS, num_tokens_BS)
+
+    return jax.jit(step, out_shardings=_replicated(mesh))
+
+
+def make_reply_step(
+    model_config: ModelConfig, options: ModelOptions, *, mesh: Mesh | None = None
+) -> Callable[[Tree, Batch], ReplySums]:
+    """Compiles `step(params, batch) -> ReplySums` for batches without the leading A."""
+    score = _scorer(model_config, options, mesh)
+
+    def step(params: Tree, batch: Batch) -> ReplySums:
+        tokens, logps_BS, num_tokens_BS = score(params, batch)
+        layout = (batch.sequence_index_BM, batch.weight_BM, batch.sequence_id_BS.shape[-1])
+        correct_BS, entropy_BS = (
+            sequence_logps(values, *layout)[0] for values in (tokens.correct_BM, tokens.entropy_BM)
+        )
+        return ReplySums(SequenceScores(batch.sequence_id_BS, logps_BS, num_tokens_BS), correct_BS, entropy_BS)
 
     return jax.jit(step, out_shardings=_replicated(mesh))
 
