@@ -97,6 +97,7 @@ evaluation/
     report_files.py      records checked against each other; a report's files
     report_table.py, report_columns.py    its numbers; headings, digits, which way is better
     report_paper.py, report_ordering.py   the paper's Table 1; where the order of rows is the same
+    report_judged.py     rows compared by an LLM
     report_text.py       Markdown, LaTeX, JSON
     report_page.py, report_charts.py, templates/    the HTML page; its charts as inline SVG
     chat_server.py       any OpenAI-compatible server: requests in, outcomes out, asked and paid for once

@@ -62,6 +62,12 @@ GROUPS = {
         Column(f"validation_gap_{level}", f"{number} {level}", 4, "lower")
         for number, level in enumerate(LEVELS, start=1)
     ),
+    "An LLM's judgement": (
+        Column("empathy", "empathy, 1 to 5", 2, "higher"),
+        Column("politeness", "politeness, 1 to 5", 2, "higher"),
+        Column("factuality", "entailed by the reference, %", 1, "higher"),
+        Column("win_rate", "wins against the first row, %", 1, "higher"),
+    ),
     "Language model and preferences": (
         Column("perplexity", "perplexity", 2, "lower"),
         Column("token_accuracy", "token accuracy", 3, "higher"),
