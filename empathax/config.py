@@ -107,7 +107,7 @@ class SftOptions(StageOptions):
 
 @dataclass(frozen=True)
 class DpoOptions(StageOptions):
-    """Preference optimization: DPO and its relatives. docs/objectives.md has every loss with its formula and options."""
+    """Preference optimization: DPO and its relatives. Every loss with formula and options: docs/objectives.md."""
 
     learning_rate: float = _option(5e-7, low=0.0)
     loss: tuple[str, ...] = ("sigmoid",)  # one, or several that are added up: "sigmoid,sft"
@@ -116,7 +116,7 @@ class DpoOptions(StageOptions):
     label_smoothing: float = _option(0.0, low=0.0, high=0.5)  # sigmoid: cDPO; robust, exo_pair, aot, cpo, simpo
     f_divergence: str = _option("reverse_kl", losses.DIVERGENCES)  # what a reward is, by f-DPO
     f_alpha: float = _option(0.5, low=0.0)  # of f_divergence = alpha: 0 = forward_kl, 1 = reverse_kl
-    ld_alpha: float = _option(1.0, low=0.0, high=1.0)  # LD-DPO: weight of a reply's tokens past the shorter one's length
+    ld_alpha: float = _option(1.0, low=0.0, high=1.0)  # LD-DPO: weight of tokens past the shorter reply's length
     use_weighting: bool = False  # WPO: pairs weigh as much as the policy would say them
     discopop_tau: float = _option(0.05, low=0.001, high=1.0)
     simpo_gamma: float = _option(0.5, low=0.0)  # simpo, alphapo: the margin that is aimed at
@@ -259,7 +259,7 @@ def _build(cls: type, values: dict[str, Any], prefix: str, problems: list[str]) 
 
 def _checked(value: Any, hint: Any, spec: dataclasses.Field, name: str, problems: list[str]) -> Any:
     if hint == tuple[float, ...]:
-        return _numbers(value, spec, name, problems)
+        return _numbers(value, name, problems)
     if isinstance(hint, types.GenericAlias):  # tuple[str, ...]
         items = (value,) if isinstance(value, str) else value
         if isinstance(items, tuple | list) and all(isinstance(item, str) for item in items):
@@ -287,7 +287,7 @@ def _checked(value: Any, hint: Any, spec: dataclasses.Field, name: str, problems
     return value
 
 
-def _numbers(value: Any, spec: dataclasses.Field, name: str, problems: list[str]) -> tuple[float, ...]:
+def _numbers(value: Any, name: str, problems: list[str]) -> tuple[float, ...]:
     items = value.split(",") if isinstance(value, str) else value if isinstance(value, tuple | list) else (value,)
     try:
         if any(isinstance(item, bool) for item in items):
@@ -295,7 +295,7 @@ def _numbers(value: Any, spec: dataclasses.Field, name: str, problems: list[str]
         return tuple(float(item) for item in items)
     except (TypeError, ValueError):
         problems.append(f"{name} = {value!r}: expected a tuple of numbers")
-        return spec.default
+        return ()
 
 
 def _check_stages(config: Config, problems: list[str]) -> None:

@@ -89,7 +89,7 @@ OF_SOME_LOSSES = ("label_smoothing", "discopop_tau", "simpo_gamma", "cpo_alpha",
 
 
 def reference_kind(settings: Mapping[str, Any]) -> str:
-    """ "resident", "precomputed" or "none": `dpo.reference`, with "auto" resolved. The settings must have no problem."""
+    """ "resident", "precomputed" or "none": `dpo.reference` with "auto" resolved; of settings without a problem."""
     chosen = settings["reference"]
     if chosen != "auto":
         return chosen
@@ -148,8 +148,8 @@ def _unused(losses: Sequence[Loss], changed: set[str], settings: Mapping[str, An
         if name in changed and name not in used:
             takers = _spelled(loss.name for loss in LOSSES.values() if name in loss.settings)
             yield (
-                f"dpo.{name} = {settings[name]!r} does nothing: dpo.loss = {_spelled(settings['loss'])} does not take it "
-                f"({takers} do)"
+                f"dpo.{name} = {settings[name]!r} does nothing: dpo.loss = {_spelled(settings['loss'])} does not take "
+                f"it ({takers} do)"
             )
 
 
@@ -158,7 +158,7 @@ def _values(losses: Sequence[Loss], settings: Mapping[str, Any]) -> Iterator[str
     if settings["beta"] == 0.0 and any("beta" in loss.options for loss in losses):
         yield "dpo.beta = 0.0: expected a value > 0, the loss would not depend on the model"
     if "robust" in names and smoothing >= 0.5:
-        yield f"dpo.label_smoothing = {smoothing!r}: 'robust' divides by 1 - 2 * label_smoothing, expected less than 0.5"
+        yield f"dpo.label_smoothing = {smoothing!r}: 'robust' divides by 1 - 2 x this, expected less than 0.5"
     if "exo_pair" in names and smoothing == 0.0:
         yield "dpo.label_smoothing = 0.0: 'exo_pair' takes its logarithm, expected more than 0 (its paper has 1e-3)"
     if "alphapo" in names and settings["alphapo_alpha"] == 0.0:
@@ -175,8 +175,8 @@ def _divergence(losses: Sequence[Loss], changed: set[str], settings: Mapping[str
     if others or all(loss.takes == NOTHING for loss in losses):
         takers = _spelled(loss.name for loss in LOSSES.values() if loss.takes == MARGIN)
         yield (
-            f"dpo.f_divergence = {divergence!r} does not go with dpo.loss = {_spelled(others or settings['loss'])}: its "
-            f"normaliser cancels only in the difference of two rewards, which {takers} are made of"
+            f"dpo.f_divergence = {divergence!r} does not go with dpo.loss = {_spelled(others or settings['loss'])}: "
+            f"its normaliser cancels only in the difference of two rewards, which {takers} are made of"
         )
 
 
@@ -208,13 +208,13 @@ def _reference(losses: Sequence[Loss], changed: set[str], settings: Mapping[str,
         yield f"dpo.reference = 'none': {_spelled(needing)} need one; expected 'auto', 'resident' or 'precomputed'"
     if reference in ("resident", "precomputed") and not needing:
         yield (
-            f"dpo.reference = {reference!r}: dpo.loss = {_spelled(settings['loss'])} has no reference; expected 'auto' or "
-            "'none'"
+            f"dpo.reference = {reference!r}: dpo.loss = {_spelled(settings['loss'])} has no reference; expected 'auto' "
+            "or 'none'"
         )
     if settings["ld_alpha"] != 1.0 and reference == "precomputed":
         yield (
-            f"dpo.ld_alpha = {settings['ld_alpha']!r}: a precomputed reference has one log-prob a reply, not one a token; "
-            "set dpo.reference to 'resident'"
+            f"dpo.ld_alpha = {settings['ld_alpha']!r}: a precomputed reference has one log-prob a reply, not one a "
+            "token; set dpo.reference to 'resident'"
         )
     if settings["ref_sync_steps"] and (reference == "precomputed" or not needing):
         yield (
@@ -223,8 +223,8 @@ def _reference(losses: Sequence[Loss], changed: set[str], settings: Mapping[str,
         )
     if "ref_mixup_alpha" in changed and not settings["ref_sync_steps"]:
         yield (
-            f"dpo.ref_mixup_alpha = {settings['ref_mixup_alpha']!r} does nothing: dpo.ref_sync_steps is 0, the reference "
-            "stays as it is"
+            f"dpo.ref_mixup_alpha = {settings['ref_mixup_alpha']!r} does nothing: dpo.ref_sync_steps is 0, the "
+            "reference stays as it is"
         )
 
 

@@ -9,7 +9,15 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "empathax"
 FILES = sorted(PACKAGE.rglob("*.py"))
-LAYERS = [{"errors"}, {"losses"}, {"config"}, {"models"}, {"objectives", "data", "parallel"}, {"evaluation"}, {"training"}]
+LAYERS = [
+    {"errors"},
+    {"losses"},
+    {"config"},
+    {"models"},
+    {"objectives", "data", "parallel"},
+    {"evaluation"},
+    {"training"},
+]
 COMMANDS = {"train", "evaluate", "score", "chat", "export", "report", "train_classifier"}
 ROOMS = {
     "orbax": {"training/checkpoint.py"},

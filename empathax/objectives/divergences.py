@@ -1,4 +1,5 @@
-"""f-DPO (Wang et al. 2024, eq. 11): the implicit reward of another divergence than the reverse KL is beta f'(ratio).
+"""f-DPO (Wang et al. 2024, arXiv 2309.16240): the implicit reward of another divergence than the reverse KL,
+beta f'(ratio).
 
 Its normaliser cancels only in the difference of two rewards of one prompt.
 """

@@ -176,9 +176,7 @@ def _rescaled(running: _Running, top: jax.Array) -> _Running:
     shrink = jnp.exp(shift)
     sum_exp_logit = shrink * (running.sum_exp_logit + shift * running.sum_exp)
     squares = None if running.sum_squares is None else jnp.square(shrink) * running.sum_squares
-    return running._replace(
-        max=top, sum_exp=shrink * running.sum_exp, sum_exp_logit=sum_exp_logit, sum_squares=squares
-    )
+    return running._replace(max=top, sum_exp=shrink * running.sum_exp, sum_exp_logit=sum_exp_logit, sum_squares=squares)
 
 
 def _sum_both(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -16,21 +16,21 @@ _LARGEST = 1e18  # its square is a float32
 
 
 def sigmoid(margin: Margins, *, beta: float, label_smoothing: float) -> Margins:
-    """DPO (Rafailov et al. 2023, eq. 7): -log s(beta m). With label smoothing e the conservative cDPO (Mitchell 2023,
-    eq. 3): -(1 - e) log s(beta m) - e log s(-beta m)."""
+    """DPO (Rafailov et al. 2023, eq. 7): -log s(beta m). With label smoothing e the conservative cDPO (Mitchell 2023):
+    -(1 - e) log s(beta m) - e log s(-beta m)."""
     return smoothed_log_sigmoid(beta * margin, label_smoothing)
 
 
 def robust(margin: Margins, *, beta: float, label_smoothing: float) -> Margins:
-    """rDPO (Chowdhury et al. 2024, eq. 12), unbiased where a share e < 1/2 of the labels is flipped:
+    """rDPO (Chowdhury et al. 2024, arXiv 2403.00409), unbiased where a share e < 1/2 of the labels is flipped:
     (-(1 - e) log s(beta m) + e log s(-beta m)) / (1 - 2e)."""
     clean, flipped = jax.nn.log_sigmoid(beta * margin), jax.nn.log_sigmoid(-beta * margin)
     return (-(1.0 - label_smoothing) * clean + label_smoothing * flipped) / (1.0 - 2.0 * label_smoothing)
 
 
 def hinge(margin: Margins, *, beta: float) -> Margins:
-    """The hinge of SLiC-HF (Zhao et al. 2023, eq. 3) on DPO's rewards, as in RSO (Liu et al. 2024, eq. 6):
-    max(0, 1 - beta m)."""
+    """The hinge of SLiC-HF (Zhao et al. 2023, arXiv 2305.10425) on DPO's rewards, as in RSO (Liu et al. 2024,
+    arXiv 2309.06657): max(0, 1 - beta m)."""
     return jax.nn.relu(1.0 - beta * margin)
 
 
@@ -61,7 +61,7 @@ def discopop(margin: Margins, *, beta: float, discopop_tau: float) -> Margins:
 
 
 def sigmoid_norm(margin: Margins, *, beta: float) -> Margins:
-    """DPO's loss of scores per token, as Tulu 3 (Lambert et al. 2024, eq. 6) has it: -log s(beta m)."""
+    """DPO's loss of scores per token, as Tulu 3 (Lambert et al. 2024, arXiv 2411.15124) has it: -log s(beta m)."""
     return -jax.nn.log_sigmoid(beta * margin)
 
 

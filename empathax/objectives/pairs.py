@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-@flax.struct.dataclass
-class Pairs:
+class Pairs(flax.struct.PyTreeNode):
     """Summed log-probs of the chosen and the rejected reply of each pair, all float32.
 
     `chosen` and `rejected` are what the losses take: sums over the reply's tokens, or with its tail discounted
@@ -51,7 +50,7 @@ def chosen_token_weight(
 def token_numbers(
     sequence_index_BM: Int[Array, "*b M"], weight_BM: Float[Array, "*b M"], num_tokens_BS: Float[Array, "*b S"]
 ) -> Float[Array, "*b M"]:
-    """The number of each trained token in its reply, from 1. A reply's tokens are contiguous, in order of the replies."""
+    """The number of each trained token in its reply, from 1; tokens lie reply after reply, each reply's in order."""
     before_BS = jnp.cumsum(num_tokens_BS, axis=-1) - num_tokens_BS
     return jnp.cumsum(weight_BM, axis=-1) - jnp.take_along_axis(before_BS, sequence_index_BM, axis=-1)
 
@@ -65,7 +64,8 @@ def tail_discounted(
     shorter_BP: Float[Array, "*b P"],
     alpha: float,
 ) -> Float[Array, "*b P"]:
-    """LD-DPO (Liu et al. 2024): log-probs of the replies `index_BP`, tokens past the pair's shorter length times `alpha`.
+    """LD-DPO (Liu et al. 2024, arXiv 2409.06411): log-probs of the replies `index_BP`, with the tokens past the length
+    of the pair's shorter reply times `alpha`.
 
     A pair's longer reply is cut where the shorter one ends, so one reply has other values in other pairs.
     """

@@ -61,7 +61,7 @@ def preference_loss(
     """The weighted sum of the losses that `options` name.
 
     Its mean is mean over pairs of the pair losses + `nll_weight` x mean over tokens of the chosen replies' negative
-    log-likelihood. `tokens_per_pair` is the chosen replies' tokens per pair in all data of a step; left out, in `pairs`.
+    log-likelihood. `tokens_per_pair`: the chosen replies' tokens per pair in all data of a step; left out, in `pairs`.
 
     Returns (loss sum, number of pairs, metric sums): the loss is their quotient; metrics.py turns the sums of any split
     into the same number. Raises ConfigError where `pairs` lack the lengths that a loss needs.
@@ -117,7 +117,9 @@ def _loss_sum(loss: Loss, pairs: Pairs, options: DpoOptions) -> jax.Array:
         inputs = _reduced((pairs.chosen, pairs.rejected), loss, pairs)
     else:
         inputs = _reduced(_scores(pairs, options), loss, pairs)
-    values = function(inputs[0] - inputs[1], **settings) if loss.takes == losses.MARGIN else function(*inputs, **settings)
+    values = (
+        function(inputs[0] - inputs[1], **settings) if loss.takes == losses.MARGIN else function(*inputs, **settings)
+    )
     weight = pairs.weight if pairs.importance is None else pairs.weight * pairs.importance
     return (values * weight).sum()
 

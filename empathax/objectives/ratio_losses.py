@@ -11,7 +11,7 @@ Ratios = Float[Array, "*p"]
 
 
 def nca_pair(chosen: Ratios, rejected: Ratios, *, beta: float) -> Ratios:
-    """NCA on pairs (Chen et al. 2024, eq. 9 with K = 2 and rewards 1 and 0):
+    """NCA on pairs (Chen et al. 2024, arXiv 2402.05369, for two replies with a hard preference):
     -log s(beta c) - log s(-beta c) / 2 - log s(-beta r) / 2."""
     reward = beta * chosen
     noise = jax.nn.log_sigmoid(-reward) + jax.nn.log_sigmoid(-beta * rejected)
@@ -19,8 +19,8 @@ def nca_pair(chosen: Ratios, rejected: Ratios, *, beta: float) -> Ratios:
 
 
 def bco_pair(chosen: Ratios, rejected: Ratios, *, beta: float) -> Ratios:
-    """BCO on pairs (Jung et al. 2024, eq. 6): -log s(beta c) - log s(-beta r), without the reward shift delta, which TRL
-    1.16 does not have either: a pair's loss does not depend on other pairs."""
+    """BCO on pairs (Jung et al. 2024, arXiv 2404.04656): -log s(beta c) - log s(-beta r). Without the paper's shift of
+    rewards, which TRL 1.16 does not have either: a pair's loss does not depend on other pairs."""
     return -jax.nn.log_sigmoid(beta * chosen) - jax.nn.log_sigmoid(-beta * rejected)
 
 

@@ -22,7 +22,7 @@ def cpo(chosen: Logps, rejected: Logps, *, beta: float, label_smoothing: float, 
 
 
 def cpo_hinge(chosen: Logps, rejected: Logps, *, beta: float, alphapo_alpha: float) -> Logps:
-    """SLiC-HF (Zhao et al. 2023, eq. 3): max(0, 1 - beta (c - r)); its likelihood term is `cpo_alpha`."""
+    """SLiC-HF (Zhao et al. 2023, arXiv 2305.10425): max(0, 1 - beta (c - r)); its likelihood term is `cpo_alpha`."""
     return hinge(_margin(chosen, rejected, alphapo_alpha), beta=beta)
 
 
@@ -39,7 +39,7 @@ def simpo(chosen: Logps, rejected: Logps, *, beta: float, label_smoothing: float
 def alphapo(
     chosen: Logps, rejected: Logps, *, beta: float, label_smoothing: float, simpo_gamma: float, alphapo_alpha: float
 ) -> Logps:
-    """AlphaPO (Gupta et al. 2025, eq. 6): SimPO with the reward (1 - p^-alpha) / alpha for log p."""
+    """AlphaPO (Gupta et al. 2025, arXiv 2501.03884): SimPO with the reward (1 - p^-alpha) / alpha for log p."""
     rewards = (alphapo_reward(logps, alphapo_alpha) for logps in (chosen, rejected))
     return simpo(*rewards, beta=beta, label_smoothing=label_smoothing, simpo_gamma=simpo_gamma)
 

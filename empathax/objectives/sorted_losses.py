@@ -1,4 +1,4 @@
-"""Alignment via optimal transport (AOT, Melnyk et al. 2024): distributions of log-ratios over a batch, not pairs.
+"""Alignment via optimal transport (AOT, Melnyk et al. 2024, arXiv 2406.05882): distributions over a batch, not pairs.
 
 The one-dimensional transport between two samples of one size is to sort both. The batch is every pair that the function
 is given: in a training step, all rows on all devices. Values of unused slots are sorted behind the others. A function
@@ -18,14 +18,14 @@ Places = tuple[Float[Array, " p"], Float[Array, " p"]]
 
 
 def aot(pairs: Pairs, *, beta: float, label_smoothing: float) -> Places:
-    """AOT for paired data (section 4): policy and reference values of log pi(chosen) - log pi(rejected), each sorted,
+    """AOT for paired data: policy and reference values of log pi(chosen) - log pi(rejected), each sorted,
     and the smoothed -log s(beta d) of their differences d."""
     policy = pairs.chosen - pairs.rejected
     return _compared(policy, pairs.ref_chosen - pairs.ref_rejected, pairs.weight, beta, label_smoothing)
 
 
 def aot_unpaired(pairs: Pairs, *, beta: float, label_smoothing: float) -> Places:
-    """AOT for unpaired data (section 4): log-ratios of the chosen and of the rejected replies, each sorted."""
+    """AOT for unpaired data: log-ratios of the chosen and of the rejected replies, each sorted."""
     chosen = pairs.chosen - pairs.ref_chosen
     return _compared(chosen, pairs.rejected - pairs.ref_rejected, pairs.weight, beta, label_smoothing)
 

@@ -105,13 +105,15 @@ def pair_sums(
     """
     if reference_kind(options) == "none":
         ref_logps_2P = jnp.zeros_like(ref_logps_2P)
-    chosen_tokens, rejected_tokens = jnp.asarray(lengths_2P, jnp.float32)
+    lengths_2P = jnp.asarray(lengths_2P, jnp.float32)
     pairs = Pairs(
-        *logps_2P,
-        *ref_logps_2P,
+        chosen=logps_2P[0],
+        rejected=logps_2P[1],
+        ref_chosen=ref_logps_2P[0],
+        ref_rejected=ref_logps_2P[1],
         weight=jnp.ones_like(logps_2P[0]),
-        chosen_tokens=chosen_tokens,
-        rejected_tokens=rejected_tokens,
+        chosen_tokens=lengths_2P[0],
+        rejected_tokens=lengths_2P[1],
     )
     return preference_loss(pairs, options)[2]
 

@@ -70,7 +70,7 @@ def _means(sums: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def _with_likelihood_term(means: dict[str, Any]) -> dict[str, Any]:
-    """`loss` as the sum of its part over pairs, also kept as `loss_pairs`, and of its likelihood term, if it has one."""
+    """`loss` as the sum of its part over pairs, also kept as `loss_pairs`, and of its likelihood term, if any."""
     if "loss_nll" not in means:
         return means
     return means | {"loss_pairs": means["loss"], "loss": means["loss"] + means["loss_nll"]}

@@ -98,7 +98,7 @@ def make_scorer(
 
 
 def tokens_per_pair(objective: str, options: DpoOptions, batch: Batch) -> Float[Array, ""] | None:
-    """Trained tokens of the chosen reply, mean over all pairs of a batch [..., B]; None where the loss needs no such."""
+    """Mean length of the chosen reply over all pairs of a batch [..., B]; None where the loss does not need it."""
     if objective != "dpo" or not nll_weight(options):
         return None
     _, num_tokens_BS = _per_reply(batch.weight_BM, batch)
@@ -155,17 +155,19 @@ def _pairs(policy: Scored, reference: Scored, batch: Batch, options: DpoOptions)
         rejected_tokens=rejected_tokens_BP,
     )
     if options.ld_alpha != 1.0:
-        pairs = _discounted(pairs, policy, reference, batch, options.ld_alpha)
+        shorter_BP = jnp.minimum(chosen_tokens_BP, rejected_tokens_BP)
+        pairs = _discounted(pairs, shorter_BP, policy, reference, batch, options.ld_alpha)
     if policy.tokens.log_sum_squares_BM is not None:
         log_weight_BS, _ = _per_reply(policy.tokens.logps_BM - policy.tokens.log_sum_squares_BM, batch)
         pairs = pairs.replace(importance=importance_weights(log_weight_BS, policy.num_tokens_BS, *index))
     return pairs
 
 
-def _discounted(pairs: Pairs, policy: Scored, reference: Scored, batch: Batch, alpha: float) -> Pairs:
+def _discounted(
+    pairs: Pairs, shorter_BP: jax.Array, policy: Scored, reference: Scored, batch: Batch, alpha: float
+) -> Pairs:
     """`pairs` by LD-DPO: tokens past the shorter reply's length count `alpha`."""
     numbers_BM = token_numbers(batch.sequence_index_BM, batch.weight_BM, policy.num_tokens_BS)
-    shorter_BP = jnp.minimum(pairs.chosen_tokens, pairs.rejected_tokens)
 
     def discount(scored: Scored, index_BP: jax.Array) -> jax.Array:
         places = (numbers_BM, batch.sequence_index_BM, batch.weight_BM)

@@ -23,7 +23,9 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: Tree
     nonfinite_streak: Int[Array, ""]  # updates skipped in a row, up to now
     nonfinite_total: Int[Array, ""]
-    ref_params: Tree | None = None  # a reference that follows the policy (dpo.ref_sync_steps), a part of the run's state
+    ref_params: Tree | None = (
+        None  # a reference that follows the policy (dpo.ref_sync_steps), a part of the run's state
+    )
 
 
 def init_state(

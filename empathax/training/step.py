@@ -48,8 +48,9 @@ def make_train_step(
 
     `batch` has leading dims [A, B]: A micro-batches whose gradient and loss are those of one batch, whatever the counts
     of tokens (SFT) or pairs (DPO) in each. `tx` and `schedule` come from `make_optimizer`, `shardings` from
-    `state_shardings`. A DPO reference is `state.ref_params`, `ref_params` or `batch.ref_logps_BS`. An update is skipped, and counted, if
-    the loss or the gradient's norm is not finite: parameters and optimizer state then keep every bit.
+    `state_shardings`. A DPO reference is `state.ref_params`, `ref_params` or `batch.ref_logps_BS`. An update is
+    skipped, and counted, if the loss or the gradient's norm is not finite: parameters and optimizer state then keep
+    every bit.
 
     The result can be lowered with `jax.ShapeDtypeStruct`s, e.g. for hardware that is not there. Metrics are float32
     scalars: the names of docs/metrics.md, learning_rate, grad_norm (before clipping), skipped, nonfinite_streak,
@@ -173,7 +174,8 @@ def _gated(finite: jax.Array, old: TrainState, new: TrainState) -> TrainState:
 
 
 def _with_moved_reference(state: TrainState, options: DpoOptions) -> TrainState:
-    """TR-DPO (Gorbatovski et al. 2024, eq. 4): every n steps the reference moves by a share of the way to the policy."""
+    """TR-DPO (Gorbatovski et al. 2024, arXiv 2404.09656): every n steps the reference becomes a mix of the policy
+    (share `ref_mixup_alpha`) and itself."""
     if state.ref_params is None:
         return state
     share = options.ref_mixup_alpha

@@ -19,13 +19,14 @@ from empathax.data.prefix_tree import ScoredSequence
 from empathax.errors import ConfigError
 from empathax.models.architecture import preset
 from empathax.models.transformer import abstract_params, init_params, logical_axes, logits
-from empathax.parallel.mesh import make_mesh
+from empathax.parallel.mesh import compute_dtype, make_mesh
 from empathax.parallel.rules import batch_sharding, param_shardings, replicated
 from empathax.training import metrics
+from empathax.training.objective import make_loss
 from empathax.training.optimizer import make_optimizer
 from empathax.training.reference import frozen_copy, precompute
 from empathax.training.state import abstract_state, init_state, state_shardings
-from empathax.training.step import compute_dtype, make_eval_step, make_loss, make_score_step, make_train_step
+from empathax.training.step import make_eval_step, make_score_step, make_train_step
 
 MODEL = preset("tiny-llama")
 VOCAB = MODEL.vocab_size
