@@ -11,6 +11,7 @@ Commands (python -m empathax.NAME; docs/commands.md)
 
 Settings and errors
     config.py            ConfigDict in, frozen and checked dataclasses out
+    losses.py            which preference losses exist and what each takes; what does not fit together
     recipes.py           the two papers' recipes, for the files in configs/
     errors.py            every error a user can meet, and its exit code
 
@@ -65,7 +66,10 @@ parallel/
 
 objectives/
     logprobs.py          chunked log-softmax with its own gradient
-    sft.py, preference.py    the losses, as sums that add up over any split
+    sft.py, preference.py    the losses, as sums that add up over any split; preference.py is the door to these families:
+    margin_losses.py, ratio_losses.py, sorted_losses.py, reference_free_losses.py
+    pairs.py             both replies of a pair out of a batch: log-probs, discounted tails, importance weights
+    divergences.py       what an f-divergence makes of a log-ratio
 
 evaluation/
     decoding.py, sampling.py, prompt_tree.py    generation in one compiled function
@@ -99,6 +103,7 @@ evaluation/
 training/
     job.py               everything checked before anything compiles
     run.py, stage.py, loop.py    a run, a stage of it, its steps
+    objective.py         a model's log-probs handed to the losses
     step.py, state.py, optimizer.py    the compiled step and what it changes
     reference.py         the frozen reference: resident, or its log-probs from a cache
     held_out.py, evaluate_model.py     held-out metrics, in a run and without one
