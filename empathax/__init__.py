@@ -66,8 +66,8 @@ parallel/
 
 objectives/
     logprobs.py          chunked log-softmax with its own gradient
-    sft.py, preference.py    the losses, as sums that add up over any split; preference.py is the door to these families:
-    margin_losses.py, ratio_losses.py, sorted_losses.py, reference_free_losses.py
+    sft.py, preference.py    the losses, as sums that add up over any split; preference.py is the door to these:
+    margin_losses.py, ratio_losses.py, sorted_losses.py, reference_free_losses.py    the families of preference losses
     pairs.py             both replies of a pair out of a batch: log-probs, discounted tails, importance weights
     divergences.py       what an f-divergence makes of a log-ratio
 
