@@ -98,6 +98,11 @@ evaluation/
     report_paper.py, report_ordering.py   the paper's Table 1; where the order of rows is the same
     report_text.py       Markdown, LaTeX, JSON
     report_page.py, report_charts.py, templates/    the HTML page; its charts as inline SVG
+    chat_server.py       any OpenAI-compatible server: requests in, outcomes out, asked and paid for once
+    chat_requests.py, openai_client.py, response_cache.py    their types; one call; answers on disk
+    server_replies.py    replies of a server, as a row of a comparison
+    judge.py, judge_pairs.py    an LLM as judge: of single replies, of two models in both orders
+    judge_material.py, judge_answers.py, rubrics/    what it is shown; what it said
     output.py, progress.py    result files; progress on stderr
 
 training/

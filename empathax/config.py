@@ -10,13 +10,10 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ml_collections
-from absl import flags
-from ml_collections import config_flags
 
 from empathax import losses
 from empathax.errors import ConfigError, raise_all
@@ -58,7 +55,8 @@ class DataOptions:
 
     path: str = ""  # file or directory or hub name; "samples" = the packaged dialogues
     preference_path: str = ""  # pairs for dpo; "" = made from `path`
-    eval_path: str = ""  # held-out data; "" = the source's own valid split, else `eval_fraction` of `path`
+    eval_path: str = ""  # held-out data; "" = the source's own split, else `eval_fraction` of `path`
+    eval_split: str = _option("valid", ("valid", "test"))  # which of the source's own splits is held out
     source: str = _option("auto", ("auto", "esconv", "empathetic_dialogues", "trl"))
     eval_fraction: float = _option(0.1, low=0.0, high=0.9)  # split off by a hash of the prompt, never by row
     system_prompt: str = "dbt"  # dbt, caregiving, none (template's own default line), or the text itself
@@ -98,6 +96,7 @@ class StageOptions:
     weight_decay: float = _option(0.0, low=0.0)
     max_grad_norm: float = _option(1.0, low=0.0)  # 0 = no clipping
     max_nonfinite_steps: int = _option(5, low=1)  # skipped in a row before the run ends with exit code 6
+    best_metric: str = ""  # the stage's result is its evaluation that is best in this metric; "" = its last step
 
 
 @dataclass(frozen=True)
@@ -138,11 +137,19 @@ class MeshOptions:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """In-loop evaluation and the sample replies shown with it."""
+    """What is measured on held-out data, and how replies to it are generated."""
 
     every_steps: int = _option(0, low=0)  # 0 = before and after each stage only
     rows_per_batch: int = _option(1, low=1)
-    num_replies: int = _option(3, low=0)  # held-out prompts answered at each evaluation
+    objectives: tuple[str, ...] = ()  # held-out data read besides the stages' own: sft (replies), dpo (pairs)
+    num_replies: int = _option(3, low=0)  # held-out prompts answered at each evaluation, to be looked at
+    # held-out turns answered and scored before a run and after each stage; 0 = none (in evaluate: all), -1 = all
+    turns: int = _option(0, low=-1)
+    in_loop_turns: int = _option(0, low=-1)  # the same at each evaluation inside a stage
+    levels_path: str = ""  # a classifier (train_classifier --task=levels) for validation_gap; "" = not measured
+    epitome_path: str = ""  # one of --task=epitome; "" = not measured
+    encoder_path: str = ""  # a BERT-family encoder for semantic_similarity and BERTScore; "" = not measured
+    readability: bool = False  # Flesch-Kincaid grade and reading ease (English)
     generation_batch: int = _option(8, low=1)
     max_new_tokens: int = _option(64, low=1)
     num_samples: int = _option(1, low=1)  # replies to each prompt; more than 1 needs a temperature
@@ -181,6 +188,7 @@ class Config:
     name: str = "run"
     seed: int = _option(0, low=0)
     stages: tuple[str, ...] = STAGES
+    compare_with: tuple[str, ...] = ()  # blocks of the DBT paper's Table 1 beside a sweep's: llama8b, ...; () = all
     compilation_cache: str = "auto"  # a directory; auto = the user's cache directory on accelerators; "" = off
     model: ModelOptions = ModelOptions()
     data: DataOptions = DataOptions()
@@ -204,24 +212,6 @@ def default_config() -> ml_collections.ConfigDict:
 def to_dict(config: Config) -> dict[str, Any]:
     """The settings as nested dicts of plain values (JSON)."""
     return _plain(config)
-
-
-def load_config(argv: Sequence[str]) -> tuple[Config, list[str]]:
-    """Reads `--config=FILE` and `--config.a.b=VALUE` out of a command's arguments (without the program's name).
-
-    Returns the checked config and the arguments that are left. Raises ConfigError for a file that cannot be read, a key
-    that does not exist or a value of the wrong type.
-    """
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["empathax", *argv])
-    try:
-        rest = values(["empathax", *argv], known_only=True)[1:]
-        source = values.config.to_dict() if values["config"].present else None
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise ConfigError(f"the --config flags cannot be used: {' '.join(str(error).split())}") from error
-    if source is None:
-        raise ConfigError("no --config=FILE was given; configs/ holds ready ones, configs/demo.py for example")
-    return from_config_dict(source), rest
 
 
 def from_config_dict(source: ml_collections.ConfigDict | dict[str, Any]) -> Config:
@@ -303,6 +293,15 @@ def _check_stages(config: Config, problems: list[str]) -> None:
         problems.append(f"stages = {config.stages!r}: expected one or more of {', '.join(map(repr, STAGES))}, in order")
     elif len(set(config.stages)) != len(config.stages):
         problems.append(f"stages = {config.stages!r}: each stage may run once")
+    if any(objective not in STAGES for objective in config.eval.objectives):
+        problems.append(f"eval.objectives = {config.eval.objectives!r}: expected some of {', '.join(STAGES)}")
+    if config.data.eval_split == "test":
+        problems += [
+            f"{stage}.best_metric = {config.stage(stage).best_metric!r} chooses on the held-out data, which are the "
+            "test split here; with data.eval_split = 'valid' the choice leaves the test split alone"
+            for stage in STAGES
+            if config.stage(stage).best_metric
+        ]
     if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
         problems.append("mesh: at most one of data, fsdp, tensor may be -1 (all devices that are left)")
     if 0 in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor):

@@ -1,41 +1,96 @@
-"""`python -m empathax.evaluate --config=FILE [--model=DIR] [--out=JSON]`: a model on the config's held-out data."""
+"""`python -m empathax.evaluate`: a model on a config's held-out data, or texts that something else wrote."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from empathax.config import load_config
+from empathax.config import EvalOptions
+from empathax.config_flags import load_config
 from empathax.errors import exit_on_error
 from empathax.parallel.huge_pages import restart_with_huge_pages
+
+if TYPE_CHECKING:
+    from empathax.evaluation.record import EvaluationRecord
+
+USAGE = "python -m empathax.evaluate --config=FILE [--config.a.b=VALUE] | --predictions=FILE --references=FILE"
+SCORERS = {"levels": "levels_path", "epitome": "epitome_path", "encoder": "encoder_path"}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m empathax.evaluate", usage=USAGE, description=__doc__)
+    add = parser.add_argument
+    add("--model", default="", help="what to evaluate; left out: the config's own base model")
+    add("--label", default="", help="the row's name in a table; left out: base, or the model's path")
+    add("--out", type=Path, help="one flat JSON object: metric name -> number")
+    add("--record", type=Path, help="a directory for evaluation.json, which `report` makes tables of")
+    add("--predictions", type=Path, help='texts to score instead of a model\'s: a line {"text": ...} each')
+    add("--references", type=Path, help="their references, row by row")
+    add("--levels", help="classifier for validation_gap (train_classifier --task=levels)")
+    add("--epitome", help="classifier of --task=epitome")
+    add("--encoder", help="BERT-family encoder for semantic_similarity and BERTScore")
+    add("--readability", action="store_true", help="Flesch-Kincaid grade and reading ease (English)")
+    return parser
 
 
 @exit_on_error
 def main(argv: Sequence[str]) -> int:
     """See docs/commands.md. Returns the exit code."""
-    prog = "python -m empathax.evaluate --config=FILE [--config.a.b=VALUE]"
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-    parser.add_argument("--model", default="", help="what to evaluate; left out: the config's own base model")
-    parser.add_argument("--out", type=Path, help="one flat JSON object: metric name -> number")
+    parser = _parser()
     flags, rest = parser.parse_known_args(argv)
+    if bool(flags.predictions) != bool(flags.references):
+        parser.error("--predictions and --references belong together: give both")
+    if flags.predictions and (flags.model or rest):
+        parser.error(f"--predictions takes no model and no config: leave out {' '.join([flags.model, *rest]).strip()}")
+
+    from empathax.evaluation import output, record_file
+
+    if flags.out:
+        output.check_writable(flags.out)
+    if flags.record:
+        output.make_directory(flags.record)
+    record = _of_files(flags) if flags.predictions else _of_model(parser, flags, rest)
+    if flags.out:
+        output.write_json(flags.out, dict(record.metrics))
+    if flags.record:
+        record_file.write_record(flags.record / record_file.FILE, record)
+    return 0
+
+
+def _of_model(parser: argparse.ArgumentParser, flags: argparse.Namespace, rest: Sequence[str]) -> EvaluationRecord:
     config, unknown = load_config(rest)
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
 
-    from empathax.evaluation import output
     from empathax.training import evaluate_model
 
-    if flags.out:
-        output.check_writable(flags.out)
+    config = dataclasses.replace(config, eval=_with_scorers(config.eval, flags))
     evaluation = evaluate_model.prepare(config, flags.model)
     print(evaluation.describe(), flush=True)
-    row = evaluate_model.evaluate(evaluation)
-    print(evaluate_model.in_words(flags.model or config.model.path, row))
-    if flags.out:
-        output.write_json(flags.out, row.metrics)
-    return 0
+    record = evaluate_model.evaluate(evaluation, flags.label or flags.model or "base")
+    print(evaluate_model.in_words(record))
+    return record
+
+
+def _of_files(flags: argparse.Namespace) -> EvaluationRecord:
+    from empathax.evaluation.reply_metrics import ReplyScorer
+    from empathax.training import evaluate_model
+
+    print(f"scoring   {flags.predictions} against {flags.references}", flush=True)
+    scorer, label = ReplyScorer.of(_with_scorers(EvalOptions(), flags)), flags.label or flags.predictions.stem
+    record = evaluate_model.record_of_files(scorer, flags.predictions, flags.references, label)
+    print(evaluate_model.in_words(record))
+    return record
+
+
+def _with_scorers(options: EvalOptions, flags: argparse.Namespace) -> EvalOptions:
+    """`options` with the classifiers and encoders that flags name in place of the config's."""
+    given = {name: getattr(flags, flag) for flag, name in SCORERS.items() if getattr(flags, flag) is not None}
+    return dataclasses.replace(options, readability=options.readability or flags.readability, **given)
 
 
 if __name__ == "__main__":

@@ -61,3 +61,7 @@ def smollm2_esconv(name: str, stages: tuple[str, ...]) -> ml_collections.ConfigD
     config.dpo.reference = "precomputed"
     config.checkpoint.every_steps = 25
     return config
+
+
+# The runs of the paper's Table 1: the first gives base, +SFT and +SFT+DPO, the second +DPO.
+TABLE_1 = {"sft_dpo": {"stages": ("sft", "dpo")}, "dpo": {"stages": ("dpo",)}}

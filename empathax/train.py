@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from empathax.config import load_config
+from empathax.config_flags import load_sweep
 from empathax.errors import exit_on_error
 from empathax.parallel.huge_pages import restart_with_huge_pages
 
@@ -24,22 +24,21 @@ def main(argv: Sequence[str]) -> int:
         "--multihost", action="store_true", help="one of several processes: find the others, then start"
     )
     flags, rest = parser.parse_known_args(argv)
-    config, unknown = load_config(rest)
+    variations, unknown = load_sweep(rest)
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
 
     from empathax.parallel.distributed import initialize, is_leader
-    from empathax.training.job import describe, prepare
-    from empathax.training.run import run
+    from empathax.training import sweep
 
     if flags.multihost:
         initialize()
-    job = prepare(config, flags.workdir, flags.overwrite)
+    jobs = sweep.prepare(variations, flags.workdir, flags.overwrite)
     if is_leader():
-        print(describe(job), flush=True)
-    text = run(job)
+        print(sweep.describe(jobs), flush=True)
+    text = sweep.run(jobs, flags.workdir)
     if is_leader():
-        print(f"\n{text}\n{flags.workdir}: report.md, metrics.jsonl, tensorboard/, checkpoints/")
+        print(f"\n{text}\n{flags.workdir}: {sweep.left_behind(jobs)}")
     return 0
 
 

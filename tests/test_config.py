@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from empathax.config import Config, default_config, from_config_dict, load_config, to_dict
+from empathax.config import Config, default_config, from_config_dict, to_dict
+from empathax.config_flags import load_config, load_sweep
 from empathax.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -93,3 +94,57 @@ def test_config_docstring_says_how_to_run_it(path):
     text = path.read_text()
     assert all(word in text for word in ("Command:", "Hardware:", "Expected:"))
     assert "@@" not in text
+
+
+SWEEP = """
+from empathax.config import default_config
+
+
+def get_config():
+    return default_config()
+
+
+def get_sweep():
+    return {sweep}
+"""
+
+
+def _sweep(path, sweep, *flags):
+    path.write_text(SWEEP.replace("{sweep}", sweep))
+    return load_sweep([f"--config={path}", *flags])
+
+
+def test_a_sweep_is_the_config_with_changes(tmp_path):
+    sweep = "{'low': {'dpo.beta': 0.05, 'stages': ('dpo',)}, 'high': {'dpo.beta': 0.5}}"
+    variations, rest = _sweep(tmp_path / "c.py", sweep, "--config.seed=4", "--workdir=w")
+    assert rest == ["--workdir=w"]
+    assert {name: (config.dpo.beta, config.stages, config.seed) for name, config in variations.items()} == {
+        "low": (0.05, ("dpo",), 4),
+        "high": (0.5, ("sft", "dpo"), 4),
+    }
+
+
+def test_a_config_without_a_sweep_is_one_run():
+    path = f"{ROOT}/configs/demo.py"
+    assert load_sweep([f"--config={path}"])[0] == {"": load_config([f"--config={path}"])[0]}
+
+
+@pytest.mark.parametrize(
+    ("sweep", "reason"),
+    [
+        ("['low']", "expected variations by name"),
+        ("{}", "expected variations by name"),
+        ("{'a/b': {}}", "expected variations by name"),
+        ("{'low': {'dpo.betta': 1.0}}", "variation 'low'"),
+        ("{'low': {'dpo.beta': 'much'}}", "variation 'low'"),
+        ("{'low': {'dpo.beta': -1.0}}", "dpo.beta = -1.0"),
+    ],
+)
+def test_a_sweep_that_cannot_be_used(tmp_path, sweep, reason):
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        _sweep(tmp_path / "c.py", sweep)
+
+
+def test_no_choice_on_the_test_split():
+    with pytest.raises(ConfigError, match=r"sft.best_metric = 'perplexity' chooses on the held-out data"):
+        from_config_dict({"data": {"eval_split": "test"}, "sft": {"best_metric": "perplexity"}})

@@ -9,8 +9,12 @@ import pytest
 
 import empathax.data.samples
 from empathax import evaluate, score
+from empathax.config_flags import load_config
+from empathax.evaluation.record_file import read_record
 from empathax.models import source
 from empathax.training import evaluate_model
+from tests.evaluation.reference_metrics import reference_metrics
+from tests.evaluation.test_text_metrics import REFERENCES, REPLIES
 
 SAMPLES = Path(empathax.data.samples.__file__).parent
 CONFIG = """
@@ -84,7 +88,7 @@ def test_a_model_against_the_configs_own(config_path, scored, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "reference random:tiny-llama" in printed
     assert "| random:tiny-llama:1 " in printed
-    assert printed.count("> ") == 2  # the two sample prompts
+    assert printed.count("\n> ") == 3  # replies to look at
 
 
 def test_the_base_model_has_rewards_of_zero(config_path, tmp_path):
@@ -96,20 +100,44 @@ def test_the_base_model_has_rewards_of_zero(config_path, tmp_path):
     assert "perplexity" not in metrics
 
 
-def test_replies_follow_the_settings(config_path, capsys):
-    """Two samples of one prompt."""
-    flags = [f"--config={config_path}", "--config.stages=sft", "--config.eval.num_replies=1"]
+def test_replies_follow_the_settings(config_path, tmp_path):
+    """Two samples of each prompt."""
+    flags = [f"--config={config_path}", "--config.stages=sft", "--config.eval.turns=4", f"--record={tmp_path}"]
     sampled = [*flags, "--config.eval.temperature=1.0", "--config.eval.min_p=0.01", "--config.eval.num_samples=2"]
-    assert evaluate.main([*sampled, "--config.eval.repetition_penalty=1.2"]) == 0
-    blocks = capsys.readouterr().out.split("\n> ")[1:]
-    first, second = (block.partition("- **")[::2] for block in blocks)
-    assert first[0] == second[0]
-    assert first[1].strip() != second[1].strip()
+    assert evaluate.main([*sampled, "--config.eval.repetition_penalty=1.2", "--label=mine"]) == 0
+    record = read_record(tmp_path / "evaluation.json")
+    assert record.label == "mine"
+    assert record.decoding["repetition_penalty"] == 1.2
+    pairs = list(zip(record.replies[::2], record.replies[1::2], strict=True))
+    assert all(first.prompt == second.prompt and first.reply != second.reply for first, second in pairs)
+    assert len({reply.prompt for reply in record.replies}) == len(pairs)
+
+
+def test_text_that_something_else_wrote(tmp_path, capsys):
+    for name, texts in (("said", REPLIES), ("gold", REFERENCES)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps({'text': text})}\n" for text in texts))
+    files = [f"--predictions={tmp_path / 'said.jsonl'}", f"--references={tmp_path / 'gold.jsonl'}"]
+    out = tmp_path / "metrics.json"
+    assert evaluate.main([*files, f"--out={out}", f"--record={tmp_path / 'record'}", "--readability"]) == 0
+    metrics = json.loads(out.read_text())
+    expected = reference_metrics(REPLIES, REFERENCES)
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    assert {"flesch_kincaid_grade", "reply_words", "questions_per_reply"} <= metrics.keys()
+    assert "perplexity" not in metrics
+    assert "| said " in capsys.readouterr().out
+    assert read_record(tmp_path / "record" / "evaluation.json").data.num_turns == len(REPLIES)
+
+
+@pytest.mark.parametrize("flags", [["--predictions=a"], ["--predictions=a", "--references=b", "--model=c"]])
+def test_files_stand_alone(flags):
+    with pytest.raises(SystemExit) as usage:
+        evaluate.main(flags)
+    assert usage.value.code == 2
 
 
 def test_rewards_need_a_reference_that_reads_the_same_tokens(config_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate_model, "_same_tokens", lambda *_: False)
-    evaluation = evaluate_model.prepare(evaluate.load_config([f"--config={config_path}"])[0], "random:tiny-qwen2")
+    evaluation = evaluate_model.prepare(load_config([f"--config={config_path}"])[0], "random:tiny-qwen2")
     row = evaluate_model.evaluate(evaluation)
     assert not REWARDS & row.metrics.keys()
     assert {"logp_chosen", "logp_rejected", "perplexity"} <= row.metrics.keys()

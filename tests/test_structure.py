@@ -13,6 +13,7 @@ LAYERS = [
     {"errors"},
     {"losses"},
     {"config"},
+    {"config_flags"},
     {"models"},
     {"objectives", "data", "parallel"},
     {"evaluation"},
@@ -21,12 +22,13 @@ LAYERS = [
 COMMANDS = {"train", "evaluate", "score", "chat", "export", "report", "train_classifier"}
 ROOMS = {
     "orbax": {"training/checkpoint.py"},
-    "ml_collections": {"config.py", "recipes.py"},
+    "ml_collections": {"config.py", "config_flags.py", "recipes.py"},
     "transformers": {"data/chat.py", "models/"},
     "tokenizers": {"data/chat.py", "models/"},
     "sentencepiece": {"models/"},
     "tensorboard": {"training/tracking.py"},
     "matplotlib": {"evaluation/level_plot.py"},
+    "openai": {"evaluation/openai_client.py"},
     "pyphen": {"evaluation/style.py"},
     "markupsafe": {"evaluation/report_page.py"},
 }

@@ -11,48 +11,58 @@ from empathax.data.files import SUFFIXES, read_values
 from empathax.data.records import Tally
 from empathax.errors import DataError
 
-SPLIT_NAMES = {"train": ("train",), "eval": ("valid", "validation", "dev", "eval", "heldout", "test")}
+_HELD_OUT = {  # data.eval_split -> names of the split, the first that is there
+    "valid": ("valid", "validation", "dev", "eval", "heldout", "test"),
+    "test": ("test", "heldout"),
+}
 
 Values = Iterable[tuple[Any, str]]  # (undecoded row, "file:line")
 Part = Callable[[Tally], Iterable[Values]]  # a split: the values of each of its files; unreadable lines are tallied
 
 
-def open_source(path: str, objective: str) -> dict[str, Part]:
-    """Undecoded rows by split: "train" and "eval" where the source has them, else "all"."""
+def open_source(path: str, objective: str, eval_split: str = "valid") -> dict[str, Part]:
+    """Undecoded rows by split: "train" and "eval" where the source has them, else "all".
+
+    Raises a DataError if there is nothing there, or splits but not the one that `eval_split` asks for.
+    """
     if path == "samples":
         kind = "preferences" if objective == "dpo" else "dialogues"
         folder = Path(__file__).with_name("samples")
         return {"train": _read([folder / f"{kind}_train.jsonl"]), "eval": _read([folder / f"{kind}_heldout.jsonl"])}
     place = Path(path).expanduser()
     if place.is_dir():
-        return {name: _read(files) for name, files in _directory_splits(place).items()}
+        return {name: _read(files) for name, files in _directory_splits(place, eval_split).items()}
     if place.exists():
         return {"all": _read([place])}
     if path.startswith((".", "/", "~")) or place.suffix in SUFFIXES or path.count("/") > 1:
         close = difflib.get_close_matches(place.name, [p.name for p in place.parent.glob("*")], n=1)
         hint = f"; did you mean {place.parent / close[0]}?" if close else ""
         raise DataError(f"{path}: no such file or directory{hint}")
-    return _hub_splits(path)
+    return _hub_splits(path, eval_split)
+
+
+def _split_names(eval_split: str) -> dict[str, tuple[str, ...]]:
+    return {"train": ("train",), "eval": _HELD_OUT[eval_split]}
 
 
 def _read(paths: Sequence[Path]) -> Part:
     return lambda tally: (read_values(path, tally) for path in paths)
 
 
-def _directory_splits(directory: Path) -> dict[str, list[Path]]:
+def _directory_splits(directory: Path, eval_split: str) -> dict[str, list[Path]]:
     """Files by split from their names (train.jsonl, valid.jsonl, train-00000-of-00001.parquet), also in data/."""
     entries = [*directory.iterdir(), *(directory / "data").glob("*")]
     files = sorted(path for path in entries if path.suffix.lower() in SUFFIXES)
     named = sorted([*files, *(path for path in entries if path.suffix.lower() == ".txt")])
     splits: dict[str, list[Path]] = {}
-    for split, names in SPLIT_NAMES.items():
+    for split, names in _split_names(eval_split).items():
         for name in names:
             found = [p for p in named if p.stem.lower() == name or p.stem.lower().startswith((f"{name}-", f"{name}_"))]
             if found:
                 splits[split] = found
                 break
     if "train" in splits:
-        return splits
+        return _with_test(splits, eval_split, str(directory))
     if len(files) == 1:
         return {"all": files}
     listing = ", ".join(p.name for p in files) or "no data file"
@@ -62,7 +72,14 @@ def _directory_splits(directory: Path) -> dict[str, list[Path]]:
     )
 
 
-def _hub_splits(name: str) -> dict[str, Part]:
+def _with_test(splits: dict[str, Any], eval_split: str, place: str) -> dict[str, Any]:
+    """`splits`, unless a test split is asked for that is not there: another one in its place would go unnoticed."""
+    if eval_split == "test" and "eval" not in splits:
+        raise DataError(f"{place}: found no test split, which data.eval_split = 'test' asks for; set data.eval_path")
+    return splits
+
+
+def _hub_splits(name: str, eval_split: str) -> dict[str, Part]:
     """Splits of a `datasets` hub name, downloaded on first use."""
     import datasets
 
@@ -74,12 +91,12 @@ def _hub_splits(name: str) -> dict[str, Part]:
             f"{name!r} is no file or directory here, and could not be loaded from the Hugging Face hub: {reason}"
         ) from None
     splits: dict[str, Part] = {}
-    for split, names in SPLIT_NAMES.items():
+    for split, names in _split_names(eval_split).items():
         found = next((candidate for candidate in names if candidate in loaded), None)
         if found:
             splits[split] = _hub_rows(loaded[found], f"{name}/{found}")
     if "train" in splits:
-        return splits
+        return _with_test(splits, eval_split, name)
     first = next(iter(loaded))
     return {"all": _hub_rows(loaded[first], f"{name}/{first}")}
 

@@ -34,7 +34,7 @@ def load_splits(options: DataOptions, objective: str, seed: int = 0) -> Splits:
     """Rows for `objective` ("sft" or "dpo").
 
     "dpo" reads `preference_path` where that is set. Held out is: `eval_path`, which belongs to `path`; else the
-    source's own valid (or test) split; else `eval_fraction` of the rows by a hash of the prompt, for every seed alike.
+    source's own split (`eval_split`); else `eval_fraction` of the rows by a hash of the prompt, for every seed alike.
 
     Raises:
         DataError: nothing there, not readable, no row of a known format, or more bad rows than `max_bad_fraction`.
@@ -44,7 +44,8 @@ def load_splits(options: DataOptions, objective: str, seed: int = 0) -> Splits:
     path = options.preference_path if own else options.path
     if not path:
         raise DataError("data.path is empty: set it to a file, a directory, a hub name or 'samples'")
-    parts = {name: _rows(part, options, tally) for name, part in open_source(path, objective).items()}
+    opened = open_source(path, objective, options.eval_split)
+    parts = {name: _rows(part, options, tally) for name, part in opened.items()}
     if options.eval_path and not own:
         held_out = open_source(options.eval_path, objective)
         parts["eval"] = _rows(held_out.get("eval") or held_out.get("all") or held_out["train"], options, tally)

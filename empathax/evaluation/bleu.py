@@ -9,7 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from empathax.evaluation.exact_sum import ExactSum, exact_sum
 from empathax.evaluation.ngrams import MAX_ORDER, NgramCounts
@@ -67,7 +67,7 @@ def bleu_sums(
     counted_B: Bool[Array, " B"],
 ) -> BleuSums:
     """The sums over the pairs that are `counted_B`."""
-    mantissas_B, exponents_B = _sentence_bleu(counts, reply_lengths_B, reference_lengths_B)
+    mantissas_B, exponents_B = sentence_scores(counts, reply_lengths_B, reference_lengths_B)
 
     def total(values: Array) -> Array:
         return jnp.sum(jnp.where(counted_B, values, 0), axis=-1, dtype=jnp.int32)
@@ -82,8 +82,13 @@ def bleu_sums(
     )
 
 
-def _sentence_bleu(counts: NgramCounts, reply_B: Array, reference_B: Array) -> tuple[Array, Array]:
-    """(mantissa, exponent): scores reach further down than float32 does."""
+def sentence_scores(
+    counts: NgramCounts, reply_B: Int[Array, " B"], reference_B: Int[Array, " B"]
+) -> tuple[Float[Array, " B"], Int[Array, " B"]]:
+    """NLTK's unsmoothed sentence score of each pair as (mantissa, exponent): it reaches further down than float32 does.
+
+    `reply_B` and `reference_B` are lengths.
+    """
     matched_NB = counts.matches_NB > 0
     precisions_NB = counts.matches_NB / jnp.maximum(counts.totals_NB, 1).astype(jnp.float32)
     precisions_NB = jnp.where(matched_NB, precisions_NB, 1.0)

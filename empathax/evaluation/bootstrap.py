@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -35,12 +36,13 @@ class Resampled:
     replicates_R: Float[np.ndarray, " R"]
     dialogues: tuple[str, ...]
     is_biased: bool
+    highest: float = math.inf
 
     def interval(self) -> Interval | None:
         """The 95 % interval; None with fewer than two dialogues, which say nothing of the spread."""
         interval = _interval(self.replicates_R, self.value, self.dialogues, self.is_biased)
         if interval and self.is_biased:  # shares and squares, which are never negative
-            return Interval(max(interval.low, 0.0), interval.high)
+            return Interval(max(interval.low, 0.0), min(interval.high, self.highest))
         return interval
 
 
@@ -54,7 +56,9 @@ def resample(
         order = statistic.all_dialogues()
         replicates = statistic.estimates(name, order, draw(len(order), seed, num_resamples))
         for metric in replicates.keys() & metrics.keys():
-            found[metric] = Resampled(metrics[metric], replicates[metric], order, statistic.is_biased)
+            found[metric] = Resampled(
+                metrics[metric], replicates[metric], order, statistic.is_biased, statistic.highest
+            )
     return found
 
 

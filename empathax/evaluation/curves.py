@@ -13,6 +13,7 @@ from empathax.evaluation.record import Curve
 NAMES = (
     "loss", "perplexity", "token_accuracy", "entropy", "reward_accuracy", "reward_margin",
     "reward_chosen", "reward_rejected", "logp_chosen", "logp_rejected",
+    "bleu4_sentence", "rouge_l", "distinct_2", "validation_gap",
 )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ _TEMPLATE = re.compile(
 )
 NAMES = ("reply_words", "empty_replies", "questions_per_reply", *CUES, "template_leakage")
 _PER_REPLY = ("reply_words", "questions_per_reply")  # counts; all others are shares
+SCALE = {name: 1.0 if name in _PER_REPLY else 100.0 for name in (*NAMES, "repeated_replies")}
 
 
 def dialogue_health(
@@ -56,16 +57,30 @@ def dialogue_health(
     Raises:
         DataError: no replies, or not one dialogue id or history for each.
     """
+    by_reply = health_columns(replies, dialogue_ids=dialogue_ids, histories=histories, special_tokens=special_tokens)
+    row_1K = one_row(lower_pieces(replies).ids(treebank_piece))
+    sums, sizes = jax.device_get(_count(jnp.array(list(by_reply.values()), jnp.int32), row_1K))
+    found = {name: SCALE[name] * int(total) / len(replies) for name, total in zip(by_reply, sums, strict=True)}
+    return found | {"top_4gram_share": 100.0 * int(sizes.most) / max(int(sizes.total), 1)}
+
+
+def health_columns(
+    replies: Sequence[str],
+    *,
+    dialogue_ids: Sequence[Hashable] | None = None,
+    histories: Sequence[Sequence[str]] | None = None,
+    special_tokens: Sequence[str] = (),
+) -> dict[str, list[int]]:
+    """A number for each reply: metric -> counts, or 0 and 1. Times SCALE, their mean is the metric.
+
+    Arguments and errors as `dialogue_health`; `top_4gram_share` is of all replies together and not among them.
+    """
     _check(replies, dialogue_ids, histories)
     words = lower_pieces(replies).ids(treebank_piece)
-    columns = list(_columns(replies, words.lengths_N.tolist(), special_tokens))
-    names = NAMES
-    if dialogue_ids is not None or histories is not None:
-        names, columns = (*names, "repeated_replies"), [*columns, _repeats(replies, dialogue_ids, histories)]
-    sums, sizes = jax.device_get(_count(jnp.array(columns, jnp.int32), one_row(words)))
-    scale = {name: 1.0 if name in _PER_REPLY else 100.0 for name in names}
-    found = {name: scale[name] * int(total) / len(replies) for name, total in zip(names, sums, strict=True)}
-    return found | {"top_4gram_share": 100.0 * int(sizes.most) / max(int(sizes.total), 1)}
+    columns = dict(zip(NAMES, _columns(replies, words.lengths_N.tolist(), special_tokens), strict=True))
+    if dialogue_ids is None and histories is None:
+        return columns
+    return columns | {"repeated_replies": _repeats(replies, dialogue_ids, histories)}
 
 
 @jax.jit

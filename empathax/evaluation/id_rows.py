@@ -29,6 +29,13 @@ class PairRows:
 
 def pair_rows(replies: TextIds, references: TextIds, multiple: int = 1) -> Iterator[PairRows]:
     """Blocks of pairs of like length: widths are powers of two, numbers of rows multiples of `multiple`."""
+    return (rows for _, rows in numbered_pair_rows(replies, references, multiple))
+
+
+def numbered_pair_rows(
+    replies: TextIds, references: TextIds, multiple: int = 1
+) -> Iterator[tuple[Int[np.ndarray, " M"], PairRows]]:
+    """(which pairs, their block): the block's first M rows are these pairs, in this order."""
     longest_N = np.maximum(replies.lengths_N, references.lengths_N)
     widths_N = np.left_shift(1, np.ceil(np.log2(np.maximum(longest_N, _MIN_WIDTH))).astype(np.int64))
     for width in np.unique(widths_N).tolist():
@@ -40,7 +47,7 @@ def pair_rows(replies: TextIds, references: TextIds, multiple: int = 1) -> Itera
         counted = np.arange(len(reply_lengths)) < len(members_M)
         arrays: tuple[Any, ...] = (reply_ids, reply_lengths, reference_ids, reference_lengths, counted)
         for start in range(0, len(counted), rows):
-            yield PairRows(*(array[start : start + rows] for array in arrays))
+            yield members_M[start : start + rows], PairRows(*(array[start : start + rows] for array in arrays))
 
 
 def _padded(texts: TextIds, members_M: np.ndarray, rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:

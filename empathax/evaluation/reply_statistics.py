@@ -34,6 +34,7 @@ class ReplyWords(Statistic):
 
     kind = "words"
     is_biased = True
+    highest = 100.0
     words: tuple[tuple[int, ...], ...]
 
     def estimates(self, name: str, order: Sequence[str], weights_RD: Weights) -> Replicates:

@@ -77,6 +77,13 @@ GROUPS = {
 OTHER = "Other measurements"
 
 
+def better_way(metric: str) -> str:
+    """ "higher" or "lower"; "" where neither is better, or the metric is unknown."""
+    columns = [column for columns in (TABLE_1, *GROUPS.values()) for column in columns]
+    ways = {column.metric: column.better for column in columns} | {"loss": "lower"}
+    return ways.get(metric, "")
+
+
 def groups_of(metrics: Collection[str]) -> dict[str, tuple[Column, ...]]:
     """The groups' columns that were measured; metrics of no group stand under OTHER by their own names."""
     found = {name: tuple(column for column in columns if column.metric in metrics) for name, columns in GROUPS.items()}

@@ -17,7 +17,9 @@ from empathax.evaluation.report_text import Report, as_json, latex, markdown
 
 
 def read_runs(directories: Sequence[Path]) -> list[EvaluationRecord]:
-    """The records in `directories` or one level below: base, +SFT, +DPO, +SFT+DPO first, the others as they come.
+    """The records in `directories`, one level below, or in a run's or a sweep's evaluations/.
+
+    base, +SFT, +DPO, +SFT+DPO come first, the others in their order.
 
     Raises a DataError for a directory without records, two records of one label, or records of different data.
     """
@@ -46,9 +48,10 @@ def write_report(
 
 
 def _record_paths(directory: Path) -> list[Path]:
-    found = [directory / FILE] if (directory / FILE).exists() else sorted(directory.glob(f"*/{FILE}"))
+    patterns = (FILE, f"*/{FILE}", f"evaluations/*/{FILE}", f"*/evaluations/*/{FILE}")
+    found = next((paths for pattern in patterns if (paths := sorted(directory.glob(pattern)))), [])
     if not found:
-        what = "no such directory" if not directory.is_dir() else f"no {FILE} in it or one level below"
+        what = "no such directory" if not directory.is_dir() else f"no {FILE} in it or below"
         raise DataError(f"--runs={directory}: {what}; expected what `python -m empathax.evaluate` writes")
     return found
 

@@ -7,7 +7,7 @@ import operator
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from empathax.evaluation.exact_sum import ExactSum, exact_sum
 
@@ -54,21 +54,29 @@ class RougeSums:
         return jax.tree.map(operator.add, self, other)
 
 
+def f_measures(
+    lcs_B: Int[Array, " B"], reply_lengths_B: Int[Array, " B"], reference_lengths_B: Int[Array, " B"]
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """(rouge-score's F1, the F with beta 1.2 of pycocoevalcap and ESConv's script), 0 where one of the texts is empty.
+
+    Of precision P = lcs / reply and recall R = lcs / reference: (1 + beta^2) P R / (R + beta^2 P)
+    = (1 + beta^2) lcs / (reply + beta^2 reference), which one division rounds once.
+    """
+
+    def score(beta_squared_25: int) -> Array:
+        below_B = 25 * reply_lengths_B + beta_squared_25 * reference_lengths_B
+        above_B = (25 + beta_squared_25) * lcs_B
+        return above_B.astype(jnp.float32) / jnp.maximum(below_B, 1).astype(jnp.float32)
+
+    return score(25), score(36)
+
+
 def rouge_sums(
     lcs_B: Int[Array, " B"],
     reply_lengths_B: Int[Array, " B"],
     reference_lengths_B: Int[Array, " B"],
     counted_B: Bool[Array, " B"],
 ) -> RougeSums:
-    """F-measures of precision P = lcs / reply and recall R = lcs / reference, 0 where one of the texts is empty.
-
-    (1 + beta^2) P R / (R + beta^2 P) = (1 + beta^2) lcs / (reply + beta^2 reference), which one division rounds once:
-    beta 1 is rouge-score's F1, beta 1.2 that of pycocoevalcap and ESConv's script.
-    """
-
-    def score(beta_squared_25: int) -> ExactSum:
-        below_B = 25 * reply_lengths_B + beta_squared_25 * reference_lengths_B
-        above_B = (25 + beta_squared_25) * lcs_B
-        return exact_sum(above_B.astype(jnp.float32) / jnp.maximum(below_B, 1).astype(jnp.float32), counted_B)
-
-    return RougeSums(rouge_l=score(25), rouge_l_coco=score(36))
+    """Sums over the pairs that are `counted_B`."""
+    scores = f_measures(lcs_B, reply_lengths_B, reference_lengths_B)
+    return RougeSums(*(exact_sum(score_B, counted_B) for score_B in scores))

@@ -7,7 +7,8 @@ matched but are not averaged, there is no idf weighting, and scores are not resc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -19,6 +20,7 @@ from empathax.models.encoder import EncoderConfig, Params, mean_pooled, normalis
 from empathax.models.encoder_files import LoadedEncoder
 from empathax.models.encoder_text import EncoderBatch, EncoderText
 
+METRICS = ("semantic_similarity", "bertscore_precision", "bertscore_recall", "bertscore_f1")
 _UNSEEN = -2.0  # below every cosine
 
 
@@ -44,9 +46,8 @@ class SemanticSums:
 
     def compute(self) -> dict[str, Float[Array, ""]]:
         """Means over all pairs; NaN if there is none."""
-        names = {"semantic_similarity": self.similarity, "bertscore_precision": self.precision}
-        names |= {"bertscore_recall": self.recall, "bertscore_f1": self.f1}
-        return {name: total / self.count for name, total in names.items()}
+        totals = (self.similarity, self.precision, self.recall, self.f1)
+        return {name: total / self.count for name, total in zip(METRICS, totals, strict=True)}
 
 
 def semantic_similarity(
@@ -80,6 +81,32 @@ def bertscore(
     return precision_B, recall_B, f1_B
 
 
+class PairScores(NamedTuple):
+    """The scores of each pair."""
+
+    similarity: Float[Array, " B"]
+    precision: Float[Array, " B"]
+    recall: Float[Array, " B"]
+    f1: Float[Array, " B"]
+
+
+def pair_scores(params: Params, config: EncoderConfig, replies: EncoderBatch, references: EncoderBatch) -> PairScores:
+    """The scores of a batch of pairs; to be called inside jit. Rows are [CLS] text [SEP]."""
+    a_BTD = token_states(params, config, replies.token_ids_BT, replies.mask_BT)
+    b_BSD = token_states(params, config, references.token_ids_BT, references.mask_BT)
+    return PairScores(
+        semantic_similarity(a_BTD, replies.mask_BT, b_BSD, references.mask_BT),
+        *bertscore(
+            a_BTD,
+            replies.mask_BT,
+            b_BSD,
+            references.mask_BT,
+            reply_weights_BT=_inner(replies.mask_BT),
+            reference_weights_BS=_inner(references.mask_BT),
+        ),
+    )
+
+
 def score_pairs(
     params: Params,
     config: EncoderConfig,
@@ -87,37 +114,46 @@ def score_pairs(
     references: EncoderBatch,
     valid_B: Bool[Array, " B"],
 ) -> SemanticSums:
-    """Sums over the valid rows of a batch of pairs; to be called inside jit. Rows are [CLS] text [SEP]."""
-    a_BTD = token_states(params, config, replies.token_ids_BT, replies.mask_BT)
-    b_BSD = token_states(params, config, references.token_ids_BT, references.mask_BT)
-    similarity_B = semantic_similarity(a_BTD, replies.mask_BT, b_BSD, references.mask_BT)
-    precision_B, recall_B, f1_B = bertscore(
-        a_BTD,
-        replies.mask_BT,
-        b_BSD,
-        references.mask_BT,
-        reply_weights_BT=_inner(replies.mask_BT),
-        reference_weights_BS=_inner(references.mask_BT),
-    )
-    total = lambda values_B: jnp.sum(jnp.where(valid_B, values_B, 0.0))  # noqa: E731
-    return SemanticSums(total(similarity_B), total(precision_B), total(recall_B), total(f1_B), jnp.sum(valid_B))
+    """Sums over the valid rows of a batch of pairs; to be called inside jit."""
+    scores = pair_scores(params, config, replies, references)
+    similarity, precision, recall, f1 = (jnp.sum(jnp.where(valid_B, values_B, 0.0)) for values_B in scores)
+    return SemanticSums(similarity, precision, recall, f1, jnp.sum(valid_B))
 
 
 def semantic_scores(
     encoder: LoadedEncoder, replies: Sequence[str], references: Sequence[str], batch_size: int = 32
 ) -> SemanticSums:
     """Sums over all pairs; too long texts lose their end."""
-    text = EncoderText(encoder.tokenizer, encoder.config)
-    reply_rows, reference_rows = [text.row(one) for one in replies], [text.row(one) for one in references]
     sums = SemanticSums.empty()
-    for numbers, batch in text.batches(reply_rows, batch_size):
-        filled = np.pad(numbers, (0, batch_size - len(numbers)), mode="edge")
-        other = text.batch([reference_rows[number] for number in filled])
+    for numbers, *batch in _pair_batches(encoder, replies, references, batch_size):
         valid_B = np.arange(batch_size) < len(numbers)
-        sums = sums.merge(_jitted_pairs(encoder.params, encoder.config, batch, other, valid_B))
+        sums = sums.merge(_jitted_pairs(encoder.params, encoder.config, *batch, valid_B))
     return sums
 
 
+def semantic_values(
+    encoder: LoadedEncoder, replies: Sequence[str], references: Sequence[str], batch_size: int = 32
+) -> dict[str, Float[np.ndarray, " E"]]:
+    """The scores of every pair by metric name, in the pairs' order; their means are those of `semantic_scores`."""
+    values_ES = np.zeros((len(replies), len(PairScores._fields)))
+    for numbers, *batch in _pair_batches(encoder, replies, references, batch_size):
+        scores = jax.device_get(_jitted_values(encoder.params, encoder.config, *batch))
+        values_ES[numbers] = np.stack(scores, axis=1)[: len(numbers)]
+    return dict(zip(METRICS, values_ES.T, strict=True))
+
+
+def _pair_batches(
+    encoder: LoadedEncoder, replies: Sequence[str], references: Sequence[str], batch_size: int
+) -> Iterator[tuple[Int[np.ndarray, " M"], EncoderBatch, EncoderBatch]]:
+    """(which pairs, their replies, their references): M <= batch_size pairs, filled up to the batch's size."""
+    text = EncoderText(encoder.tokenizer, encoder.config)
+    reply_rows, reference_rows = [text.row(one) for one in replies], [text.row(one) for one in references]
+    for numbers, batch in text.batches(reply_rows, batch_size):
+        filled = np.pad(numbers, (0, batch_size - len(numbers)), mode="edge")
+        yield numbers, batch, text.batch([reference_rows[number] for number in filled])
+
+
+_jitted_values = jax.jit(pair_scores, static_argnames=("config",))
 _jitted_pairs = jax.jit(score_pairs, static_argnames=("config",))
 
 

@@ -6,6 +6,7 @@ resample; a row of ones gives the metric itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
@@ -23,6 +24,7 @@ class Statistic:
 
     kind: ClassVar[str]
     is_biased: ClassVar[bool] = False  # resamples repeat dialogues, and that alone moves the metric
+    highest: ClassVar[float] = math.inf  # that the metric can be
     dialogues: tuple[str, ...]
 
     def estimates(self, name: str, order: Sequence[str], weights_RD: Weights) -> Replicates:

@@ -94,6 +94,14 @@ def readability(texts: Sequence[str]) -> ReadabilitySums:
     return readability_sums(*counts.T)
 
 
+def readability_values(texts: Sequence[str]) -> dict[str, Float[np.ndarray, " E"]]:
+    """Grade and reading ease of each text by metric name; NaN for one without a word."""
+    counts = np.array([count_text(text) for text in texts], np.int32).reshape(-1, 3)
+    has_words_E = counts[:, 0] > 0
+    formulas = {"flesch_kincaid_grade": flesch_kincaid_grade, "flesch_reading_ease": flesch_reading_ease}
+    return {name: np.where(has_words_E, jax.jit(way)(*counts.T), np.nan) for name, way in formulas.items()}
+
+
 def count_text(text: str) -> TextCounts:
     """Words, sentences and syllables. Hyphenated words and contractions are one word each."""
     words = _words(text)

@@ -1,18 +1,25 @@
-"""One model on a config's held-out data: the numbers and replies of a run's report, without a run."""
+"""One model on a config's held-out data, without a run: metrics, replies, and the record that `report` reads."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from empathax.config import Config
+from empathax.evaluation.prediction_files import read_predictions
+from empathax.evaluation.record import EvaluationRecord
+from empathax.evaluation.reply_metrics import ReplyScorer
+from empathax.evaluation.reply_record import make_record
 from empathax.training import report
-from empathax.training.held_out import HeldOut, Logps
+from empathax.training.held_out import HeldOut
 from empathax.training.job import Job, assemble
+from empathax.training.records import data_of, model_metrics, model_statistics
+from empathax.training.report import Measured
 
-# Measured against a reference that reads the same tokens only.
-REWARDS = frozenset({"reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected"})
+SHOWN_REPLIES = 3
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,8 @@ class Evaluation:
 
     model: Job
     reference: Job
+    scorer: ReplyScorer
+    held_out: HeldOut
 
     def describe(self) -> str:
         """What is about to be done, for the terminal."""
@@ -32,45 +41,68 @@ class Evaluation:
             f"{len(dataset.eval):,} rows of {dataset.eval.sizes.tokens:,} tokens"
             for stage, dataset in self.model.datasets.items()
         ]
+        lines.append(f"answers   {len(self.held_out.turns):,} held-out turns")
         return "\n".join(lines)
 
 
 def prepare(config: Config, model_path: str = "") -> Evaluation:
-    """Reads and checks config, data, tokenizers and the headers of both models; loads and compiles nothing.
+    """Reads and checks config, data, tokenizers, classifiers and both models' headers; loads and compiles nothing.
 
     `model_path` "" evaluates the config's base model. The evaluated model reads the data with its own tokenizer, unless
-    the config names one.
+    the config names one. All held-out turns are answered, unless `eval.turns` says how many.
     """
+    options = dataclasses.replace(config.eval, turns=config.eval.turns or -1, num_replies=0)
+    config = dataclasses.replace(config, eval=options)
     reference = assemble(config)
+    scorer = ReplyScorer.of(config.eval)
     if not model_path or model_path == config.model.path:
-        return Evaluation(reference, reference)
-    return Evaluation(
-        assemble(dataclasses.replace(config, model=dataclasses.replace(config.model, path=model_path))), reference
+        return Evaluation(reference, reference, scorer, HeldOut(reference))
+    model = assemble(dataclasses.replace(config, model=dataclasses.replace(config.model, path=model_path)))
+    return Evaluation(model, reference, scorer, HeldOut(model))
+
+
+def evaluate(evaluation: Evaluation, label: str) -> EvaluationRecord:
+    """Every metric of docs/metrics.md that the config asks for, of greedy (or sampled: `config.eval`) replies."""
+    job, held_out = evaluation.model, evaluation.held_out
+    reference = _reference(evaluation)
+    measured = held_out.measure(job.load_params(), job.datasets.keys())
+    against = measured if evaluation.model is evaluation.reference else reference
+    return make_record(
+        label,
+        job.config.model.path,
+        held_out.turns,
+        measured.answers,
+        evaluation.scorer.score(held_out.turns, measured.answers),
+        **data_of(job),
+        metrics=model_metrics(held_out, measured, against),
+        per_example=model_statistics(job, held_out, measured, against),
     )
 
 
-def evaluate(evaluation: Evaluation) -> report.Row:
-    """Metrics by their names in docs/metrics.md, and greedy (or sampled: see `config.eval`) replies."""
-    job = evaluation.model
-    ref_logps = _reference_logps(evaluation)
-    held_out = HeldOut(job)
-    measured = held_out.measure(job.load_params(), job.datasets.keys())
-    metrics = dict(measured.reply_metrics or {})
-    if measured.pair_logps is not None:
-        metrics |= held_out.pair_metrics(measured.pair_logps, measured.pair_logps if ref_logps is None else ref_logps)
-    hidden = {"loss"}  # of replies or of pairs: perplexity and rewards say which
-    if ref_logps is None and evaluation.model is not evaluation.reference:
-        hidden |= REWARDS
-    kept = {name: value for name, value in metrics.items() if name not in hidden}
-    return report.Row(kept, measured.prompts, measured.replies)
+def evaluate_replies(evaluation: Evaluation, label: str, model: str, replies: Sequence[str]) -> EvaluationRecord:
+    """A record of replies that something else wrote to the config's held-out turns: text metrics alone."""
+    turns = evaluation.held_out.turns
+    scores = evaluation.scorer.score(turns, replies)
+    return make_record(label, model, turns, replies, scores, **data_of(evaluation.model))
 
 
-def in_words(name: str, row: report.Row) -> str:
-    """The table and the replies, for the terminal."""
-    return f"{report.table({name: row})}\n\n{report.replies_text({name: row})}"
+def record_of_files(scorer: ReplyScorer, predictions: Path, references: Path, label: str) -> EvaluationRecord:
+    """A record of the texts in two files (evaluation/prediction_files.py)."""
+    turns, replies = read_predictions(predictions, references)
+    scores = scorer.score(turns, replies)
+    return make_record(label, str(predictions), turns, replies, scores, path=str(references), split="given")
 
 
-def _reference_logps(evaluation: Evaluation) -> Logps | None:
+def in_words(record: EvaluationRecord) -> str:
+    """The table and a few replies, for the terminal."""
+    step = max(1, len(record.replies) // SHOWN_REPLIES)
+    shown = record.replies[step // 2 :: step][:SHOWN_REPLIES]
+    prompts = [reply.prompt[-1].content if reply.prompt else "" for reply in shown]
+    rows = {record.label: report.Row(record.metrics, prompts, [reply.reply for reply in shown])}
+    return f"{report.table(rows)}\n\n{report.replies_text(rows)}"
+
+
+def _reference(evaluation: Evaluation) -> Measured | None:
     """The reference's log-probs of the held-out pairs; None if it is the model itself, or reads other tokens."""
     model, reference = evaluation.model, evaluation.reference
     if model is reference or "dpo" not in model.datasets:
@@ -82,7 +114,8 @@ def _reference_logps(evaluation: Evaluation) -> Logps | None:
             file=sys.stderr,
         )
         return None
-    return HeldOut(reference).row_logps(reference.load_params(), reference.datasets["dpo"].eval)
+    logps = HeldOut(reference).row_logps(reference.load_params(), reference.datasets["dpo"].eval)
+    return Measured(reply_sums=None, pair_logps=logps.tolist(), prompts=(), replies=())
 
 
 def _same_tokens(model: Job, reference: Job) -> bool:

@@ -29,6 +29,7 @@ from empathax.parallel.compilation import use_compilation_cache
 from empathax.parallel.distributed import is_leader
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import check_batch, param_shardings
+from empathax.training.best import check_best_metric
 
 Params = Any
 
@@ -42,7 +43,7 @@ class Job:
     mesh: Mesh
     source: ModelSource
     tokenizer: Tokenizer
-    datasets: dict[str, Dataset]  # by stage
+    datasets: dict[str, Dataset]  # of the stages, and of eval.objectives
     param_shardings: Any
 
     @property
@@ -85,6 +86,8 @@ def prepare(config: Config, workdir: Path, overwrite: bool = False) -> Job:
     """
     job = assemble(config, workdir)
     for stage in config.stages:
+        if metric := config.stage(stage).best_metric:
+            check_best_metric(f"{stage}.best_metric", metric, config.eval.every_steps)
         check_batch(job.mesh, config.stage(stage).rows_per_batch, f"{stage}.rows_per_batch")
         job.loader(stage)  # too few rows for one step are refused here
     _open_workdir(workdir, overwrite)
@@ -103,9 +106,8 @@ def assemble(config: Config, workdir: Path = Path()) -> Job:
     tokenizer = (load_tokenizer(path) if path else source.tokenizer()).fitted_to(source.config.vocab_size)
     abstract = abstract_params(source.config, jnp.dtype(config.model.param_dtype))
     shardings = param_shardings(mesh, abstract, logical_axes(source.config))
-    datasets = {
-        stage: build_dataset(config.data, stage, tokenizer, source.config, config.seed) for stage in config.stages
-    }
+    objectives = dict.fromkeys((*config.stages, *config.eval.objectives))
+    datasets = {name: build_dataset(config.data, name, tokenizer, source.config, config.seed) for name in objectives}
     for stage, dataset in datasets.items():
         stop_token_ids(dataset.template, config.eval.stop_tokens)
         if not len(dataset.eval):
@@ -123,7 +125,8 @@ def describe(job: Job) -> str:
         f"mesh     {' x '.join(f'{axis}={size}' for axis, size in job.mesh.shape.items())}"
         f" on {job.mesh.devices.flat[0].device_kind}",
     ]
-    for stage, dataset in job.datasets.items():
+    for stage in job.config.stages:
+        dataset = job.datasets[stage]
         lines.append(f"{stage:<8} {_packing_in_words(dataset)}")
         lines.append(f"         {len(dataset.eval_examples):,} held out; {job.num_steps(stage):,} steps")
         lines += [

@@ -92,7 +92,7 @@ def make_scorer(
             vocab_chunk=options.vocab_chunk,
             sum_squares=sum_squares,
         )
-        return Scored(tokens, *_per_reply(tokens.logps_BM, batch))
+        return Scored(tokens, *per_reply(tokens.logps_BM, batch))
 
     return score
 
@@ -101,7 +101,7 @@ def tokens_per_pair(objective: str, options: DpoOptions, batch: Batch) -> Float[
     """Mean length of the chosen reply over all pairs of a batch [..., B]; None where the loss does not need it."""
     if objective != "dpo" or not nll_weight(options):
         return None
-    _, num_tokens_BS = _per_reply(batch.weight_BM, batch)
+    _, num_tokens_BS = per_reply(batch.weight_BM, batch)
     chosen_BP, _ = take_pairs(num_tokens_BS, batch.chosen_index_BP, batch.rejected_index_BP)
     return (chosen_BP * batch.pair_weight_BP).sum() / batch.pair_weight_BP.sum()
 
@@ -158,7 +158,7 @@ def _pairs(policy: Scored, reference: Scored, batch: Batch, options: DpoOptions)
         shorter_BP = jnp.minimum(chosen_tokens_BP, rejected_tokens_BP)
         pairs = _discounted(pairs, shorter_BP, policy, reference, batch, options.ld_alpha)
     if policy.tokens.log_sum_squares_BM is not None:
-        log_weight_BS, _ = _per_reply(policy.tokens.logps_BM - policy.tokens.log_sum_squares_BM, batch)
+        log_weight_BS, _ = per_reply(policy.tokens.logps_BM - policy.tokens.log_sum_squares_BM, batch)
         pairs = pairs.replace(importance=importance_weights(log_weight_BS, policy.num_tokens_BS, *index))
     return pairs
 
@@ -183,6 +183,6 @@ def _discounted(
     )
 
 
-def _per_reply(values_BM: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Sums of a value of the trained tokens, and their number, per reply [..., B, S]."""
+def per_reply(values_BM: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Sums of a value of the trained tokens, and the number of these, per reply [..., B, S]."""
     return sequence_logps(values_BM, batch.sequence_index_BM, batch.weight_BM, batch.sequence_id_BS.shape[-1])

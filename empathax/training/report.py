@@ -16,6 +16,10 @@ COLUMNS = {
     "reward_margin": ("reward margin", ".3f"),
     "logp_chosen": ("log-prob chosen", ".1f"),
     "logp_rejected": ("log-prob rejected", ".1f"),
+    "bleu4_sentence": ("B-4", ".2f"),
+    "rouge_l": ("R-L", ".2f"),
+    "distinct_2": ("Dist-2", ".2f"),
+    "validation_gap": ("validation_gap (reconstruction)", ".4f"),
 }
 
 
@@ -23,10 +27,11 @@ COLUMNS = {
 class Measured:
     """What held-out data say of one model. Parts that were not measured are None."""
 
-    reply_metrics: Mapping[str, float] | None  # on the SFT data's replies
+    reply_sums: Mapping[str, Sequence[float]] | None  # on the SFT data: nll, entropy, correct, tokens by sequence id
     pair_logps: Sequence[float] | None  # of the DPO data's replies, by sequence id
     prompts: Sequence[str]
     replies: Sequence[str]
+    answers: Sequence[str] = ()  # a reply to each of the turns that are scored
 
 
 @dataclass(frozen=True)

@@ -4,49 +4,66 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from empathax.config import to_dict
+from empathax.evaluation import output
+from empathax.evaluation.record_file import FILE, write_record
+from empathax.evaluation.reply_metrics import ReplyScorer, ReplyScores
+from empathax.evaluation.reply_record import make_record, slug
 from empathax.objectives.preference import reference_kind
 from empathax.parallel.distributed import is_leader
 from empathax.training import report
 from empathax.training.held_out import HeldOut
 from empathax.training.job import Job, Params, record_settings
+from empathax.training.records import curves_of, data_of, model_metrics, model_statistics
 from empathax.training.report import Evaluations, Measured, Row
-from empathax.training.stage import check_resume, run_stage
+from empathax.training.stage import Evaluator, check_resume, run_stage
 
-ROW_NAMES = {("sft",): "+SFT", ("dpo",): "+DPO", ("sft", "dpo"): "+SFT+DPO", ("dpo", "sft"): "+DPO+SFT"}
+ROW_NAMES = {(): "base", ("sft",): "+SFT", ("dpo",): "+DPO", ("sft", "dpo"): "+SFT+DPO", ("dpo", "sft"): "+DPO+SFT"}
 NOTES = (
     "perplexity and token accuracy: held-out replies, given the dialogue before them",
     "reward accuracy and margin: held-out pairs, rewards against the base model in every row (so 0 for base itself)",
 )
 
 
-def run(job: Job) -> str:
+def run(job: Job, labels: Mapping[str, str] | None = None, bases: dict[str, Measured] | None = None) -> str:
     """Trains all stages of `job`, or goes on where an earlier run of the same directory stopped.
 
-    Returns report.md's text: metrics and replies of the base model and of every stage's result.
+    Returns report.md's text: metrics and replies of the base model and of every stage's result. With `eval.turns` each
+    of them also leaves evaluations/NAME/evaluation.json, under the label that `labels` gives it (its own name, by
+    default); rows that `labels` lacks leave none. `bases` holds what earlier runs measured of base models, by
+    fingerprint, and takes this one's.
     """
     for stage in job.config.stages:
         check_resume(job, stage)
+    scorer = ReplyScorer.of(job.config.eval)
     record_settings(job)
     held_out = HeldOut(job)
-    known = Evaluations(job.workdir, _fingerprint(job))
+    fingerprint, bases = _fingerprint(job), {} if bases is None else bases
+    known = Evaluations(job.workdir, fingerprint)
     source: Callable[[], Params] = job.load_params
     if "base" not in known.measured:
-        params = source()
-        known.add("base", held_out.measure(params, job.config.stages), write=is_leader())
-        del params
-    before = known.measured["base"]
-    for number, stage in enumerate(job.config.stages, start=1):
-        name = ROW_NAMES[job.config.stages[:number]]
-        params = run_stage(job, stage, source, held_out, before)
+        measured = bases.get(fingerprint) or held_out.measure(source(), job.datasets.keys())
+        known.add("base", measured, write=is_leader())
+    before = bases[fingerprint] = known.measured["base"]
+    for name, stage in zip(row_names(job.config.stages)[1:], job.config.stages, strict=True):
+        result = run_stage(job, stage, source, Evaluator(held_out, scorer, before))
         if name not in known.measured:
-            known.add(name, held_out.measure(params, job.config.stages), write=is_leader())
+            measured = result.measured or held_out.measure(result.params, job.datasets.keys())
+            known.add(name, measured, write=is_leader())
         before = known.measured[name]
-        source = partial(_same, params)
-    return _report(job, held_out, known)
+        source = partial(_same, result.params)
+    scores = _scores(job, held_out, scorer, known)
+    if is_leader():
+        _write_records(job, held_out, known, scores, labels)
+    return _report(job, held_out, known, scores)
+
+
+def row_names(stages: Sequence[str]) -> list[str]:
+    """The rows of a run's table: the base model, then every stage's result."""
+    return [ROW_NAMES[tuple(stages[:number])] for number in range(len(stages) + 1)]
 
 
 def _same(params: Params) -> Params:
@@ -59,10 +76,54 @@ def _fingerprint(job: Job) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _report(job: Job, held_out: HeldOut, known: Evaluations) -> str:
+def _scores(job: Job, held_out: HeldOut, scorer: ReplyScorer, known: Evaluations) -> dict[str, ReplyScores]:
+    """Row -> scores of its answers, if `eval.turns` asks for them."""
+    if not job.config.eval.turns:
+        return {}
+    return {name: scorer.score(held_out.turns, known.measured[name].answers) for name in row_names(job.config.stages)}
+
+
+def _write_records(
+    job: Job,
+    held_out: HeldOut,
+    known: Evaluations,
+    scores: Mapping[str, ReplyScores],
+    labels: Mapping[str, str] | None,
+) -> None:
     base = known.measured["base"]
-    rows = {name: _row(held_out, measured, base) for name, measured in known.measured.items()}
+    for number, name in enumerate(row_names(job.config.stages)):
+        if name not in (scores if labels is None else labels):
+            continue
+        place = job.workdir / "evaluations" / slug(name)
+        output.make_directory(place)
+        measured = known.measured[name]
+        record = make_record(
+            labels[name] if labels else name,
+            job.config.model.path if number == 0 else str(job.workdir / "checkpoints" / job.config.stages[number - 1]),
+            held_out.turns,
+            measured.answers,
+            scores[name],
+            **data_of(job),
+            metrics=model_metrics(held_out, measured, base),
+            per_example=model_statistics(job, held_out, measured, base),
+            curves=curves_of(job.workdir, job.config.stages[:number]),
+        )
+        write_record(place / FILE, record)
+
+
+def _report(job: Job, held_out: HeldOut, known: Evaluations, scores: Mapping[str, ReplyScores]) -> str:
+    base = known.measured["base"]
+    rows = {
+        name: Row(
+            model_metrics(held_out, measured, base) | dict(scores[name].metrics if name in scores else {}),
+            measured.prompts,
+            measured.replies,
+        )
+        for name, measured in known.measured.items()
+    }
     notes = [*NOTES, *_against_own_reference(job, held_out, known)]
+    if scores:
+        notes.append(f"B-4, R-L, Dist-2, validation_gap: replies to {len(held_out.turns):,} held-out turns")
     text = report.markdown(f"{job.config.name}: before and after", rows, notes)
     if is_leader():
         (job.workdir / "report.md").write_text(text, encoding="utf-8")
@@ -71,21 +132,12 @@ def _report(job: Job, held_out: HeldOut, known: Evaluations) -> str:
 
 def _against_own_reference(job: Job, held_out: HeldOut, known: Evaluations) -> list[str]:
     """The DPO stage as its own loss sees it: rewards against the model that it started from."""
-    names = ["base", *(ROW_NAMES[job.config.stages[:n]] for n in range(1, len(job.config.stages) + 1))]
     if "dpo" not in job.config.stages or reference_kind(job.config.dpo) == "none":
         return []
-    number = job.config.stages.index("dpo") + 1
+    names, number = row_names(job.config.stages), job.config.stages.index("dpo") + 1
     after, before = known.measured[names[number]], known.measured[names[number - 1]]
     values = held_out.pair_metrics(after.pair_logps or (), before.pair_logps or ())
     return [
         f"{names[number]} against the reference it started from ({names[number - 1]}): held-out reward accuracy "
         f"{values['reward_accuracy']:.3f}, margin {values['reward_margin']:.3f}"
     ]
-
-
-def _row(held_out: HeldOut, measured: Measured, base: Measured) -> Row:
-    values: dict[str, float] = {}
-    if measured.pair_logps is not None and base.pair_logps is not None:
-        values |= held_out.pair_metrics(measured.pair_logps, base.pair_logps)
-    values |= measured.reply_metrics or {}
-    return Row(values, measured.prompts, measured.replies)

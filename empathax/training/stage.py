@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,16 +15,19 @@ import jax
 from empathax.config import DpoOptions, to_dict
 from empathax.data.batch import Batch
 from empathax.errors import CheckpointError, WeightsError, raise_all
+from empathax.evaluation.reply_metrics import ReplyScorer
 from empathax.objectives.preference import initial_loss, reference_kind
 from empathax.parallel.distributed import is_leader, put_batch
 from empathax.parallel.mesh import compute_dtype
 from empathax.parallel.rules import batch_sharding
 from empathax.training import reference, report
+from empathax.training.best import BestEvaluation, measured_value
 from empathax.training.checkpoint import StageCheckpoints, restore_params
 from empathax.training.held_out import HeldOut, Logps
 from empathax.training.job import Job, Params
 from empathax.training.loop import train_stage
 from empathax.training.optimizer import make_optimizer
+from empathax.training.records import in_loop_scores
 from empathax.training.report import Measured
 from empathax.training.state import TrainState, abstract_state, init_state, state_shardings
 from empathax.training.step import TrainStep, make_train_step
@@ -41,11 +45,28 @@ class Reference:
     train_logps: Logps | None = None
 
 
-def run_stage(job: Job, stage: str, source: Callable[[], Params], held_out: HeldOut, before: Measured) -> Params:
+@dataclass(frozen=True)
+class StageResult:
+    """A stage's parameters, and what held-out data say of them if they were measured on the way."""
+
+    params: Params
+    measured: Measured | None = None
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Held-out data and what scores replies to them; `before` is what they say of the parameters a stage starts from:
+    the first point of its curves, and its reference's log-probs on the held-out pairs."""
+
+    held_out: HeldOut
+    scorer: ReplyScorer
+    before: Measured
+
+
+def run_stage(job: Job, stage: str, source: Callable[[], Params], evaluator: Evaluator) -> StageResult:
     """Trains one stage from the parameters that `source` gives and returns its result, from disk if it is finished.
 
-    `before` is what held-out data say of the parameters it starts from: the first point of its curves, and its
-    reference's log-probs on the held-out pairs.
+    The result is the last step's, or the best evaluation's where the stage names a `best_metric`.
     """
     num_steps = job.num_steps(stage)
     tx, schedule = make_optimizer(job.config.stage(stage), num_steps)
@@ -58,9 +79,9 @@ def run_stage(job: Job, stage: str, source: Callable[[], Params], held_out: Held
         if found is not None:
             _check_same_run(found, meta, str(checkpoints.directory))
             if found["finished"]:
-                return restore_params(checkpoints.directory / str(found["step"]), job.abstract_params)
+                return StageResult(restore_params(checkpoints.directory / str(found["step"]), job.abstract_params))
         start = source()
-        frozen = _reference(job, start, held_out) if stage == "dpo" else Reference()
+        frozen = _reference(job, start, evaluator.held_out) if stage == "dpo" else Reference()
         if found is None:
             state = init_state(start, tx, shardings, moving_reference=follows)
         else:
@@ -68,10 +89,20 @@ def run_stage(job: Job, stage: str, source: Callable[[], Params], held_out: Held
         del start, source
         step = make_train_step(stage, job.source.config, job.config, tx, schedule, shardings=shardings)
         step = partial(step, ref_params=frozen.params)
-        state = _train(job, stage, state, step, num_steps, held_out, before, frozen, checkpoints, meta)
+        with _best_evaluation(job, stage, is_new=found is None) as best:
+            state, last = _train(job, stage, state, step, num_steps, evaluator, frozen, checkpoints, best, meta)
+            result = StageResult(state.params, last)
+            if best is not None and best.step not in (None, int(state.step)):
+                result = StageResult(best.params(job.abstract_params))
+                state, meta = state.replace(params=result.params), {**meta, "best_step": best.step}
         checkpoints.save(state, {**meta, "finished": True})
         checkpoints.wait()
-    return state.params
+    return result
+
+
+def _best_evaluation(job: Job, stage: str, is_new: bool) -> AbstractContextManager[BestEvaluation | None]:
+    metric = job.config.stage(stage).best_metric
+    return BestEvaluation(job.workdir / "best" / stage, metric, is_new) if metric else nullcontext()
 
 
 def _train(
@@ -80,32 +111,42 @@ def _train(
     state: TrainState,
     step: TrainStep,
     num_steps: int,
-    held_out: HeldOut,
-    before: Measured,
+    evaluator: Evaluator,
     frozen: Reference,
     checkpoints: StageCheckpoints,
+    best: BestEvaluation | None,
     meta: dict[str, Any],
-) -> TrainState:
-    start = int(state.step)
+) -> tuple[TrainState, Measured]:
+    """The last state, and what held-out data say of it."""
+    start, held_out, before = int(state.step), evaluator.held_out, evaluator.before
     tensorboard = job.config.tracking.tensorboard
     with Tracker(job.workdir, stage, start, tensorboard=tensorboard, enabled=is_leader()) as tracker:
 
-        def record(step: int, measured: Measured) -> None:
-            values = _stage_metrics(stage, measured, before, held_out)
+        def record(step: int, measured: Measured, answers: Sequence[str]) -> dict[str, float]:
+            scores, picture = in_loop_scores(held_out, evaluator.scorer, answers, f"{stage} step {step}")
+            values = _stage_metrics(stage, measured, before, held_out) | scores
             tracker.scalars(step, "eval", values)
             tracker.text(
                 step, "replies", report.replies_text({"reply": report.Row(values, measured.prompts, measured.replies)})
             )
+            if picture:
+                tracker.image(step, "levels", picture)
             tracker.flush()
             if is_leader():
                 print(f"{stage} step {step}/{num_steps}, held out: {_in_words(values)}", flush=True)
+            return values
 
         def evaluate(state: TrainState) -> None:
-            record(int(state.step), held_out.measure(state.params, [stage]))
+            measured = held_out.measure_in_loop(state.params, [stage])
+            values = record(int(state.step), measured, measured.answers)
+            if best is not None:
+                best.offer(state, values)
 
         if start == 0:
             tracker.text(0, "config", f"```json\n{json.dumps(to_dict(job.config), indent=2)}\n```")
-            record(0, before)
+            values = record(0, before, held_out.in_loop_answers(before.answers))
+            if best is not None:
+                measured_value(values, best.metric)  # not measured: known before the first step
         state = train_stage(
             stage,
             job.config,
@@ -120,8 +161,11 @@ def _train(
             meta=meta,
             workdir=job.workdir,
         )
-        evaluate(state)
-    return state
+        measured = held_out.measure(state.params, job.datasets.keys())
+        values = record(int(state.step), measured, held_out.in_loop_answers(measured.answers))
+        if best is not None:
+            best.offer(state, values)
+    return state, measured
 
 
 def _batches(job: Job, stage: str, frozen: Reference, start: int, stop: int) -> Iterator[Batch]:
@@ -171,11 +215,14 @@ def _difference(name: str, before: str, now: str) -> str:
 def _stage_metrics(stage: str, measured: Measured, before: Measured, held_out: HeldOut) -> dict[str, float]:
     if stage == "dpo":
         return held_out.objective_metrics(measured.pair_logps or (), before.pair_logps or ())
-    return dict(measured.reply_metrics or {})
+    return held_out.reply_metrics(measured)
 
 
 def _in_words(values: Mapping[str, float]) -> str:
-    shown = ("perplexity", "token_accuracy", "loss", "reward_accuracy", "reward_margin", "logp_chosen", "logp_rejected")
+    shown = (
+        "perplexity", "token_accuracy", "loss", "reward_accuracy", "reward_margin", "logp_chosen", "logp_rejected",
+        "bleu4_sentence", "rouge_l", "distinct_2", "validation_gap",
+    )  # fmt: skip
     return ", ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
 
 

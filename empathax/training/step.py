@@ -18,7 +18,7 @@ from empathax.data.batch import Batch
 from empathax.models.model_config import ModelConfig
 from empathax.objectives.sft import Sums
 from empathax.training import metrics
-from empathax.training.objective import LossFn, make_loss, make_scorer, tokens_per_pair
+from empathax.training.objective import LossFn, make_loss, make_scorer, per_reply, tokens_per_pair
 from empathax.training.optimizer import Schedule
 from empathax.training.state import TrainState, Tree
 
@@ -33,6 +33,15 @@ class SequenceScores:
     sequence_id_BS: Int[Array, "B S"]
     logps_BS: Float[Array, "B S"]
     num_tokens_BS: Float[Array, "B S"]
+
+
+@flax.struct.dataclass
+class ReplySums:
+    """Sums over the trained tokens of each reply: what held-out metrics of replies are made of."""
+
+    scores: SequenceScores
+    correct_BS: Float[Array, "B S"]
+    entropy_BS: Float[Array, "B S"]
 
 
 def make_train_step(
@@ -104,6 +113,22 @@ def make_score_step(
     def step(params: Tree, batch: Batch) -> SequenceScores:
         scored = score(params, batch)
         return SequenceScores(batch.sequence_id_BS, scored.logps_BS, scored.num_tokens_BS)
+
+    return jax.jit(step, out_shardings=_replicated(mesh))
+
+
+def make_reply_step(
+    model_config: ModelConfig, options: ModelOptions, *, mesh: Mesh | None = None
+) -> Callable[[Tree, Batch], ReplySums]:
+    """Compiles `step(params, batch) -> ReplySums` for batches without the leading A."""
+    score = make_scorer(model_config, options, mesh)
+
+    def step(params: Tree, batch: Batch) -> ReplySums:
+        scored = score(params, batch)
+        values = (scored.tokens.correct_BM, scored.tokens.entropy_BM)
+        correct_BS, entropy_BS = (per_reply(values_BM, batch)[0] for values_BM in values)
+        scores = SequenceScores(batch.sequence_id_BS, scored.logps_BS, scored.num_tokens_BS)
+        return ReplySums(scores, correct_BS, entropy_BS)
 
     return jax.jit(step, out_shardings=_replicated(mesh))
 

@@ -73,6 +73,13 @@ class Tracker:
         value = summary_pb2.Summary.Value(tag=tag, tensor=tensor, metadata=meta)
         self._add(event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=[value])))
 
+    def image(self, step: int, tag: str, png: bytes) -> None:
+        """Shows a PNG in TensorBoard's Images tab under `tag`."""
+        width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))  # of its IHDR chunk
+        image = summary_pb2.Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+        value = summary_pb2.Summary.Value(tag=tag, image=image)
+        self._add(event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=[value])))
+
     def flush(self) -> None:
         """Makes what was written so far visible to a running TensorBoard."""
         if self._events:

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from empathax.config import load_config, to_dict
+from empathax.config import to_dict
+from empathax.config_flags import load_config
 
 HERE = Path(__file__).parent
 

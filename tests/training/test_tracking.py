@@ -1,9 +1,13 @@
 """metrics.jsonl and TensorBoard files, read back with TensorBoard's own reader."""
 
+import io
 import json
 
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from empathax.evaluation.level_plot import level_plot
+from empathax.evaluation.validation import LevelCounts
 from empathax.training.tracking import Tracker
 
 
@@ -23,6 +27,16 @@ def test_both_records_hold_the_same_numbers(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard" / "sft")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 1.0), (2, 0.5)]
     assert events.Tensors("replies")[0].tensor_proto.string_val[0].decode() == "> hello\n\n- **base**: hi"
+
+
+def test_pictures_are_as_large_as_they_are(tmp_path):
+    counts = LevelCounts.empty()
+    png = level_plot([("model", counts), ("reference", counts)])
+    with Tracker(tmp_path, "sft", 0, tensorboard=True) as tracker:
+        tracker.image(3, "levels", png)
+    shown = EventAccumulator(str(tmp_path / "tensorboard" / "sft")).Reload().Images("levels")
+    picture = Image.open(io.BytesIO(shown[0].encoded_image_string))
+    assert (shown[0].step, shown[0].width, shown[0].height) == (3, *picture.size)
 
 
 def test_resume_forgets_what_came_after_the_checkpoint(tmp_path):

@@ -1,0 +1,77 @@
+"""`--config=FILE` and `--config.a.b=VALUE` of a command line as checked settings: one run, or a sweep of several."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from empathax.config import Config, from_config_dict
+from empathax.errors import ConfigError
+
+SWEEP = "get_sweep"
+
+
+def load_config(argv: Sequence[str]) -> tuple[Config, list[str]]:
+    """Reads `--config=FILE` and `--config.a.b=VALUE` out of a command's arguments (without the program's name).
+
+    Returns the checked config and the arguments that are left. Raises ConfigError for a file that cannot be read, a key
+    that does not exist or a value of the wrong type.
+    """
+    _, source, rest = _read(argv)
+    return from_config_dict(source), rest
+
+
+def load_sweep(argv: Sequence[str]) -> tuple[dict[str, Config], list[str]]:
+    """The variations of a config file by name, and the arguments that are left; one named "" if the file has no sweep.
+
+    A file with variations defines `get_sweep()` beside `get_config()`: name -> {"a.b": value}, the settings in which
+    the variation differs from the file's config and the command line's changes to it. Raises ConfigError as
+    `load_config`, and for a sweep of another form.
+    """
+    path, source, rest = _read(argv)
+    variations = _variations(path)
+    if variations is None:
+        return {"": from_config_dict(source)}, rest
+    return {name: from_config_dict(_changed(source, changes, name)) for name, changes in variations.items()}, rest
+
+
+def _read(argv: Sequence[str]) -> tuple[str, ml_collections.ConfigDict, list[str]]:
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["empathax", *argv])
+    try:
+        rest = values(["empathax", *argv], known_only=True)[1:]
+        is_given = values["config"].present
+        source = values.config if is_given else None
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise ConfigError(f"the --config flags cannot be used: {' '.join(str(error).split())}") from error
+    if source is None:
+        raise ConfigError("no --config=FILE was given; configs/ holds ready ones, configs/demo.py for example")
+    return config_flags.get_config_filename(values["config"]), source, rest
+
+
+def _variations(path: str) -> Mapping[str, Mapping[str, Any]] | None:
+    get_sweep = runpy.run_path(path).get(SWEEP)
+    if get_sweep is None:
+        return None
+    found = get_sweep()
+    is_sweep = isinstance(found, Mapping) and all(isinstance(changes, Mapping) for changes in found.values())
+    if not is_sweep or not found or not all(isinstance(name, str) and name.isidentifier() for name in found):
+        raise ConfigError(
+            f"{path}: {SWEEP}() returned {found!r}: expected variations by name (letters, digits, _), each with the "
+            'settings that it changes, such as {"dpo": {"stages": ("dpo",)}}'
+        )
+    return found
+
+
+def _changed(source: ml_collections.ConfigDict, changes: Mapping[str, Any], name: str) -> ml_collections.ConfigDict:
+    changed = ml_collections.ConfigDict(source.to_dict())
+    try:
+        changed.update_from_flattened_dict(dict(changes))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{SWEEP}(), variation {name!r}: {' '.join(str(error).split())}") from error
+    return changed

@@ -1,0 +1,91 @@
+"""The variations of a config as runs side by side, one after another, and their results as one report.
+
+A config without variations is a sweep of one run, in the directory itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from empathax.config import Config
+from empathax.errors import ConfigError
+from empathax.evaluation.report_files import read_runs, write_report
+from empathax.evaluation.report_paper import paper_models
+from empathax.evaluation.report_text import markdown
+from empathax.parallel.distributed import is_leader
+from empathax.training import job as jobs_of
+from empathax.training.job import Job
+from empathax.training.report import Measured
+from empathax.training.run import row_names
+from empathax.training.run import run as run_one
+
+BASE = "base"
+
+
+def prepare(variations: Mapping[str, Config], workdir: Path, overwrite: bool = False) -> dict[str, Job]:
+    """The job of every variation in a directory of its name; see `job.prepare`. All are checked before any begins."""
+    if len(variations) > 1 or "" not in variations:
+        _check(variations)
+    return {name: jobs_of.prepare(config, workdir / name, overwrite) for name, config in variations.items()}
+
+
+def describe(jobs: Mapping[str, Job]) -> str:
+    """What is about to be done, for the terminal."""
+    return "\n\n".join(f"{name}\n{jobs_of.describe(job)}".lstrip("\n") for name, job in jobs.items())
+
+
+def run(jobs: Mapping[str, Job], workdir: Path) -> str:
+    """Runs every job, or goes on where it stopped; returns the text of the report.
+
+    Of variations the records of all rows (their base model once) become `report`'s files in `workdir`.
+    """
+    if "" in jobs:
+        return run_one(jobs[""])
+    labels, bases = row_labels(jobs), dict[str, Measured]()
+    for name, job in jobs.items():
+        run_one(job, labels[name], bases)
+    if not is_leader():
+        return ""
+    config = next(iter(jobs.values())).config
+    records = read_runs([job.workdir / "evaluations" for name, job in jobs.items() if labels[name]])
+    return markdown(write_report(workdir, records, paper_models(config.compare_with), config.name, config.seed))
+
+
+def left_behind(jobs: Mapping[str, Job]) -> str:
+    """What stands in the directory afterwards."""
+    if "" in jobs:
+        return "report.md, metrics.jsonl, tensorboard/, checkpoints/"
+    return (
+        f"report.html, table.md, table.tex, table.json, and a run in each of {', '.join(f'{name}/' for name in jobs)}"
+    )
+
+
+def row_labels(jobs: Mapping[str, Job]) -> dict[str, dict[str, str]]:
+    """Variation -> row -> its label in the report: the row's name, with the variation's where two have the same row.
+
+    Base models that are the same have one row, the first variation's.
+    """
+    rows = {name: row_names(job.config.stages) for name, job in jobs.items()}
+    counts = Counter(row for names in rows.values() for row in names)
+    labels: dict[str, dict[str, str]] = {}
+    seen_models: set[str] = set()
+    for name, job in jobs.items():
+        labels[name] = {row: row if counts[row] == 1 else f"{row} ({name})" for row in rows[name]}
+        if job.config.model.path in seen_models:
+            del labels[name][BASE]
+        elif not seen_models:
+            labels[name][BASE] = BASE
+        seen_models.add(job.config.model.path)
+    return labels
+
+
+def _check(variations: Mapping[str, Config]) -> None:
+    paper_models(next(iter(variations.values())).compare_with)
+    without = [name for name, config in variations.items() if not config.eval.turns]
+    if without:
+        raise ConfigError(
+            f"the variations {', '.join(without)} have eval.turns = 0: a sweep's report compares replies to held-out "
+            "turns; set how many (-1 = all)"
+        )
