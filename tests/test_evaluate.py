@@ -138,7 +138,7 @@ def test_files_stand_alone(flags):
 def test_rewards_need_a_reference_that_reads_the_same_tokens(config_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate_model, "_same_tokens", lambda *_: False)
     evaluation = evaluate_model.prepare(load_config([f"--config={config_path}"])[0], "random:tiny-qwen2")
-    row = evaluate_model.evaluate(evaluation)
+    row = evaluate_model.evaluate(evaluation, "qwen2")
     assert not REWARDS & row.metrics.keys()
     assert {"logp_chosen", "logp_rejected", "perplexity"} <= row.metrics.keys()
     assert "rewards are not measured" in capsys.readouterr().err

@@ -11,9 +11,12 @@ import numpy as np
 
 from empathax.config import EvalOptions
 from empathax.errors import ConfigError, DataError
+from empathax.evaluation.chat_server import ChatServer
 from empathax.evaluation.classifier import Classifier, classify
 from empathax.evaluation.classifier_files import load_classifier
 from empathax.evaluation.dialogue_health import SCALE, dialogue_health, health_columns
+from empathax.evaluation.judge import CRITERIA, judge_replies
+from empathax.evaluation.judge_material import rubric_version
 from empathax.evaluation.level_data import LEVEL_HEAD
 from empathax.evaluation.reply_set import Turn
 from empathax.evaluation.reply_statistics import ReplyLevels
@@ -49,14 +52,23 @@ class ReplyScorer:
     epitome: Classifier | None = None
     encoder: LoadedEncoder | None = None
     readability: bool = False
+    judge: ChatServer | None = None
+    criteria: tuple[str, ...] = CRITERIA
     special_tokens: tuple[str, ...] = ()
     normalise: str = NORMALISATIONS[0]
     _reference_levels: dict[tuple[Turn, ...], tuple[int, ...]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, options: EvalOptions, special_tokens: Sequence[str] = ()) -> ReplyScorer:
-        """What the settings name. Raises WeightsError for a classifier or encoder that cannot be read, ConfigError for
-        a classifier of another task."""
+    def of(
+        cls, options: EvalOptions, judge: ChatServer | None = None, criteria: Sequence[str] = CRITERIA
+    ) -> ReplyScorer:
+        """What the settings name, and a judge if there is one.
+
+        Raises WeightsError for a classifier or encoder that cannot be read, ConfigError for a classifier of another
+        task or a criterion without a rubric.
+        """
+        if unknown := sorted(set(criteria) - set(CRITERIA)):
+            raise ConfigError(f"a judge has no rubric for {', '.join(unknown)}: expected some of {', '.join(CRITERIA)}")
         if options.readability:
             count_text("listening")  # the dictionary must be there before any work is done
         return cls(
@@ -64,8 +76,19 @@ class ReplyScorer:
             epitome=_classifier(options.epitome_path, "eval.epitome_path", of_levels=False),
             encoder=load_encoder(options.encoder_path) if options.encoder_path else None,
             readability=options.readability,
-            special_tokens=tuple(special_tokens),
+            judge=judge,
+            criteria=tuple(criteria),
         )
+
+    def facts(self) -> dict[str, str]:
+        """What the replies are scored with, by name: numbers of other classifiers, encoders or judges are others."""
+        found = {"validation_gap shares": f"of each {self.normalise}"} if self.levels else {}
+        if self.encoder:
+            found["encoder"] = self.encoder.name
+        if self.judge:
+            found["judge"] = self.judge.options.model
+            found |= {f"rubric {name}": rubric_version(name) for name in self.criteria}
+        return found
 
     def score(self, turns: Sequence[Turn], replies: Sequence[str]) -> ReplyScores:
         """Scores `replies`, one to each of `turns`. Raises a DataError if there are none, or not as many."""
@@ -79,6 +102,7 @@ class ReplyScorer:
         statistics: dict[str, Statistic] = text_statistics(replies, references, owners)
         parts = [self._health(owners, turns, replies), self._readability(owners, replies)]
         parts += [self._semantic(owners, references, replies), self._epitome(owners, turns, replies)]
+        parts += [self._judged(owners, turns, replies)]
         for found_metrics, found in parts:
             metrics |= found_metrics
             statistics |= found
@@ -111,6 +135,15 @@ class ReplyScorer:
         logits = classify(self.epitome, replies, [turn.seeker for turn in turns])
         degrees = {f"{EPITOME_PREFIX}{name}": values.argmax(axis=1).astype(float) for name, values in logits.items()}
         return _means(owners, degrees)
+
+    def _judged(self, owners: tuple[str, ...], turns: Sequence[Turn], replies: Sequence[str]) -> _Part:
+        if self.judge is None:
+            return {}, {}
+        prompts, references = [turn.prompt for turn in turns], [turn.reference for turn in turns]
+        found = judge_replies(self.judge, prompts, replies=replies, references=references, criteria=self.criteria)
+        metrics = {name: value for judgements in found.values() for name, value in judgements.metrics().items()}
+        statistics = {name: judgements.statistic(owners) for name, judgements in found.items()}
+        return metrics, {name: statistic for name, statistic in statistics.items() if statistic is not None}
 
     def _levels(self, turns: Sequence[Turn], texts: Sequence[str]) -> tuple[int, ...]:
         assert self.levels is not None

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from empathax.config import Config
+from empathax.evaluation.chat_server import ChatServer
 from empathax.evaluation.prediction_files import read_predictions
 from empathax.evaluation.record import EvaluationRecord
 from empathax.evaluation.reply_metrics import ReplyScorer
 from empathax.evaluation.reply_record import make_record
+from empathax.evaluation.server_replies import generate_from_server
 from empathax.training import report
 from empathax.training.held_out import HeldOut
 from empathax.training.job import Job, assemble
@@ -45,16 +46,17 @@ class Evaluation:
         return "\n".join(lines)
 
 
-def prepare(config: Config, model_path: str = "") -> Evaluation:
+def prepare(config: Config, model_path: str = "", scorer: ReplyScorer | None = None) -> Evaluation:
     """Reads and checks config, data, tokenizers, classifiers and both models' headers; loads and compiles nothing.
 
     `model_path` "" evaluates the config's base model. The evaluated model reads the data with its own tokenizer, unless
-    the config names one. All held-out turns are answered, unless `eval.turns` says how many.
+    the config names one. `scorer` takes the place of the config's own. All held-out turns are answered, unless
+    `eval.turns` says how many.
     """
     options = dataclasses.replace(config.eval, turns=config.eval.turns or -1, num_replies=0)
     config = dataclasses.replace(config, eval=options)
     reference = assemble(config)
-    scorer = ReplyScorer.of(config.eval)
+    scorer = scorer or ReplyScorer.of(config.eval)
     if not model_path or model_path == config.model.path:
         return Evaluation(reference, reference, scorer, HeldOut(reference))
     model = assemble(dataclasses.replace(config, model=dataclasses.replace(config.model, path=model_path)))
@@ -73,24 +75,33 @@ def evaluate(evaluation: Evaluation, label: str) -> EvaluationRecord:
         held_out.turns,
         measured.answers,
         evaluation.scorer.score(held_out.turns, measured.answers),
-        **data_of(job),
+        **data_of(job, evaluation.scorer),
         metrics=model_metrics(held_out, measured, against),
         per_example=model_statistics(job, held_out, measured, against),
     )
 
 
-def evaluate_replies(evaluation: Evaluation, label: str, model: str, replies: Sequence[str]) -> EvaluationRecord:
-    """A record of replies that something else wrote to the config's held-out turns: text metrics alone."""
-    turns = evaluation.held_out.turns
-    scores = evaluation.scorer.score(turns, replies)
-    return make_record(label, model, turns, replies, scores, **data_of(evaluation.model))
+def evaluate_server(evaluation: Evaluation, server: ChatServer, label: str) -> EvaluationRecord:
+    """The row of a model behind a server: its replies to the held-out turns, and the metrics of replies alone."""
+    config, turns = evaluation.model.config, evaluation.held_out.turns
+    prompts = [turn.prompt for turn in turns[:: config.eval.num_samples]]
+    answered = generate_from_server(
+        server, prompts, config.eval, config.seed, opening_user_turn=config.data.opening_user_turn
+    )
+    print(f"server    {answered.in_words()}\n          {server.tally.in_words()}", file=sys.stderr)
+    scores = evaluation.scorer.score(turns, answered.replies)
+    return make_record(
+        label, server.options.model, turns, answered.replies, scores, **data_of(evaluation.model, evaluation.scorer)
+    )
 
 
 def record_of_files(scorer: ReplyScorer, predictions: Path, references: Path, label: str) -> EvaluationRecord:
     """A record of the texts in two files (evaluation/prediction_files.py)."""
     turns, replies = read_predictions(predictions, references)
     scores = scorer.score(turns, replies)
-    return make_record(label, str(predictions), turns, replies, scores, path=str(references), split="given")
+    return make_record(
+        label, str(predictions), turns, replies, scores, path=str(references), split="given", decoding=scorer.facts()
+    )
 
 
 def in_words(record: EvaluationRecord) -> str:

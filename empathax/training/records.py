@@ -66,14 +66,18 @@ def model_metrics(held_out: HeldOut, measured: Measured, reference: Measured | N
     return {name: value for name, value in found.items() if name != "loss"}  # of replies or pairs: others say which
 
 
-def data_of(job: Job) -> dict[str, Any]:
-    """What a record says of a job's held-out data and of how replies to them were generated."""
+def data_of(job: Job, scorer: ReplyScorer) -> dict[str, Any]:
+    """What a record says of a job's held-out data, and of how replies to them were generated and scored."""
     options = dataclasses.asdict(job.config.eval)
     return {
         "path": job.config.data.eval_path or job.config.data.path,
         "split": job.config.data.eval_split,
         "seed": job.config.seed,
-        "decoding": {name: options[name] for name in GENERATION} | {"stop_tokens": " ".join(options["stop_tokens"])},
+        "decoding": {
+            **{name: options[name] for name in GENERATION},
+            "stop_tokens": " ".join(options["stop_tokens"]),
+            **scorer.facts(),
+        },
     }
 
 

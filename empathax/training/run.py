@@ -57,7 +57,7 @@ def run(job: Job, labels: Mapping[str, str] | None = None, bases: dict[str, Meas
         source = partial(_same, result.params)
     scores = _scores(job, held_out, scorer, known)
     if is_leader():
-        _write_records(job, held_out, known, scores, labels)
+        _write_records(job, held_out, scorer, known, scores, labels)
     return _report(job, held_out, known, scores)
 
 
@@ -86,6 +86,7 @@ def _scores(job: Job, held_out: HeldOut, scorer: ReplyScorer, known: Evaluations
 def _write_records(
     job: Job,
     held_out: HeldOut,
+    scorer: ReplyScorer,
     known: Evaluations,
     scores: Mapping[str, ReplyScores],
     labels: Mapping[str, str] | None,
@@ -103,7 +104,7 @@ def _write_records(
             held_out.turns,
             measured.answers,
             scores[name],
-            **data_of(job),
+            **data_of(job, scorer),
             metrics=model_metrics(held_out, measured, base),
             per_example=model_statistics(job, held_out, measured, base),
             curves=curves_of(job.workdir, job.config.stages[:number]),
