@@ -5,6 +5,7 @@ Most steps are not compiled: that would take five times as long, and the compile
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +20,15 @@ from empathax.models.transformer import abstract_params, init_params, logical_ax
 from empathax.objectives.preference import initial_loss
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import batch_sharding, param_shardings
+from empathax.training import job
 from empathax.training.checkpoint import StageCheckpoints
 from empathax.training.objective import make_loss
 from empathax.training.optimizer import make_optimizer
+from empathax.training.run import run
 from empathax.training.stage import _check_first_step
 from empathax.training.state import abstract_state, init_state, state_shardings
 from empathax.training.step import make_train_step
+from tests.training.tiny import tiny_config
 from tests.training.tiny_rows import MODEL as TWO_LAYERS
 from tests.training.tiny_rows import dialogue_batch, with_steps
 
@@ -185,3 +189,23 @@ def test_the_first_step_is_known_for_each_loss(loss):
 
 def test_losses_without_a_reference_have_no_first_step_to_check():
     _check_first_step(_config("simpo").dpo, {"loss": 3.0, "reward_margin": 2.0})
+
+
+def test_a_run_without_a_reference_ends_with_its_report(tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "make_mesh", lambda options: make_mesh(options, jax.devices()[:1]))
+    changes = {
+        "dpo__loss": ("simpo", "sft"),
+        "dpo__max_steps": 1,
+        "dpo__num_epochs": 1.0,
+        "eval__num_replies": 0,
+        "mesh__data": 1,
+    }
+    text = run(job.prepare(tiny_config(stages=("dpo",), tracking__tensorboard=False, **changes), tmp_path / "run"))
+    assert "+DPO" in text
+    assert "against the reference" not in text
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    first, last = (line for line in lines if line["split"] == "eval")
+    for line in (first, last):
+        assert line["loss"] == pytest.approx(line["loss_pairs"] + line["loss_nll"], rel=1e-6)
+        assert line["reward_chosen"] == pytest.approx(-0.1 * line["loss_nll"], rel=0.1)  # both are per token
+    assert last["loss"] < first["loss"]
