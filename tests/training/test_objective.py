@@ -196,9 +196,8 @@ def test_a_run_without_a_reference_ends_with_its_report(tmp_path, monkeypatch):
     changes = {
         "dpo__loss": ("simpo", "sft"),
         "dpo__max_steps": 1,
-        "dpo__num_epochs": 1.0,
+        "dpo__warmup_ratio": 0.0,
         "eval__num_replies": 0,
-        "mesh__data": 1,
     }
     text = run(job.prepare(tiny_config(stages=("dpo",), tracking__tensorboard=False, **changes), tmp_path / "run"))
     assert "+DPO" in text
