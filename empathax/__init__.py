@@ -12,6 +12,7 @@ Commands (python -m empathax.NAME; docs/commands.md)
 Settings and errors
     config.py            ConfigDict in, frozen and checked dataclasses out
     config_flags.py      --config flags to settings: one run, or the variations of a sweep
+    losses.py            which preference losses exist and what each takes; what does not fit together
     recipes.py           the two papers' recipes, for the files in configs/
     errors.py            every error a user can meet, and its exit code
 
@@ -66,7 +67,10 @@ parallel/
 
 objectives/
     logprobs.py          chunked log-softmax with its own gradient
-    sft.py, preference.py    the losses, as sums that add up over any split
+    sft.py, preference.py    the losses, as sums that add up over any split; preference.py is the door to these:
+    margin_losses.py, ratio_losses.py, sorted_losses.py, reference_free_losses.py    the families of preference losses
+    pairs.py             both replies of a pair out of a batch: log-probs, discounted tails, importance weights
+    divergences.py       what an f-divergence makes of a log-ratio
 
 evaluation/
     decoding.py, sampling.py, prompt_tree.py    generation in one compiled function
@@ -110,6 +114,7 @@ evaluation/
 training/
     job.py               everything checked before anything compiles
     run.py, stage.py, loop.py    a run, a stage of it, its steps
+    objective.py         a model's log-probs handed to the losses
     step.py, state.py, optimizer.py    the compiled step and what it changes
     reference.py         the frozen reference: resident, or its log-probs from a cache
     sweep.py             variations of a config side by side, as one report

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "empathax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors"},
+    {"losses"},
     {"config"},
     {"config_flags"},
     {"models"},
