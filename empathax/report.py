@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from empathax.errors import exit_on_error
 
 if TYPE_CHECKING:
-    from empathax.evaluation.chat_server import ChatServer
+    from empathax.evaluation.judging.chat_server import ChatServer
 
 
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -37,7 +37,7 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
 def _judge(flags: argparse.Namespace) -> ChatServer | None:
     if not flags.judge:
         return None
-    from empathax.evaluation.chat_server import ChatServer, ServerOptions
+    from empathax.evaluation.judging.chat_server import ChatServer, ServerOptions
 
     options = ServerOptions(flags.judge, flags.judge_model, key_variable=flags.judge_key_variable)
     return ChatServer(options, flags.response_cache)
@@ -47,19 +47,20 @@ def _judge(flags: argparse.Namespace) -> ChatServer | None:
 def main(argv: Sequence[str]) -> int:
     """See docs/report.md. Returns the exit code."""
     flags = _flags(argv)
-    from empathax.evaluation import output, report_files, report_judged, report_text
-    from empathax.evaluation.report_paper import paper_models
+    from empathax.evaluation import output
+    from empathax.evaluation.report import files, judged, text
+    from empathax.evaluation.report.paper import paper_models
 
     judge = _judge(flags)
     papers = paper_models([name for name in flags.paper.split(",") if name])
-    records = report_files.read_runs([Path(name) for name in flags.runs.split(",") if name])
+    records = files.read_runs([Path(name) for name in flags.runs.split(",") if name])
     output.make_directory(flags.out)
     print(f"comparing {', '.join(record.label for record in records)}", file=sys.stderr, flush=True)
     if judge:
-        records = report_judged.judged(judge, records)
+        records = judged.judged(judge, records)
         print(judge.tally.in_words(), file=sys.stderr)
-    report = report_files.write_report(flags.out, records, papers, flags.title, flags.seed)
-    print(report_text.markdown(report), end="")
+    report = files.write_report(flags.out, records, papers, flags.title, flags.seed)
+    print(text.markdown(report), end="")
     print(f"wrote table.md, table.tex, table.json and report.html to {flags.out}", file=sys.stderr)
     return 0
 

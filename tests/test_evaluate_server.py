@@ -6,9 +6,9 @@ import json
 import pytest
 
 from empathax import evaluate, report
-from empathax.evaluation.record_file import FILE, read_record, write_record
-from tests.evaluation import made_up
-from tests.evaluation.loopback_server import LoopbackServer, says
+from empathax.evaluation.report.record_file import FILE, read_record, write_record
+from tests.evaluation.judging.loopback_server import LoopbackServer, says
+from tests.evaluation.report import made_up
 from tests.test_evaluate import CONFIG
 
 REPLY = "What happened at work, do you think?"

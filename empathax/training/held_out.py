@@ -16,7 +16,7 @@ from empathax.data.batch import Batch
 from empathax.data.dataset import Example
 from empathax.data.loader import eval_batches
 from empathax.data.packing import PackedRows
-from empathax.evaluation.replies import generate_replies
+from empathax.evaluation.generation.replies import generate_replies
 from empathax.evaluation.reply_set import Turn, pick_turns, turn_of
 from empathax.objectives.pairs import Pairs
 from empathax.objectives.preference import preference_loss, reference_kind

@@ -9,9 +9,9 @@ from functools import partial
 
 from empathax.config import to_dict
 from empathax.evaluation import output
-from empathax.evaluation.record_file import FILE, write_record
 from empathax.evaluation.reply_metrics import ReplyScorer, ReplyScores
 from empathax.evaluation.reply_record import make_record, slug
+from empathax.evaluation.report.record_file import FILE, write_record
 from empathax.objectives.preference import reference_kind
 from empathax.parallel.distributed import is_leader
 from empathax.training import report
