@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from empathax.config import Config
-from empathax.evaluation.chat_server import ChatServer
+from empathax.evaluation.judging.chat_server import ChatServer
+from empathax.evaluation.judging.server_replies import generate_from_server
 from empathax.evaluation.prediction_files import read_predictions
-from empathax.evaluation.record import EvaluationRecord
 from empathax.evaluation.reply_metrics import ReplyScorer
 from empathax.evaluation.reply_record import make_record
-from empathax.evaluation.server_replies import generate_from_server
+from empathax.evaluation.report.record import EvaluationRecord
 from empathax.training import report
 from empathax.training.held_out import HeldOut
 from empathax.training.job import Job, assemble

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from empathax.config import Config, EvalOptions, ModelOptions
-from empathax.evaluation.replies import generate_ids
+from empathax.evaluation.generation.replies import generate_ids
 from empathax.models.source import resolve_model
 from empathax.parallel.mesh import compute_dtype
 from tests.benchmarks.task import Task, Turns, task_from_argv
