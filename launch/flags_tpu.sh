@@ -27,7 +27,8 @@ done
 [[ -n $kind ]] || { echo "flags_tpu.sh: no kind of TPU; expected v4, v5e, v5p or v6e (see --help)" >&2; exit 2; }
 
 # Sources: [X] openxla/xla docs/flags_guidance.md, [M] AI-Hypercomputer/maxtext benchmarks/xla_flags_library.py.
-# The names are in libtpu 0.0.42; the effect on our step has not been measured on a TPU.
+# libtpu 0.0.42 takes each of them when it compiles for v5e, v5p and v6e ([X] writes kEnabled, which it refuses); nothing has
+# been measured on a TPU yet.
 flags=()
 
 # [X] "Pipelining", the three together: in a loop, the all-gathers of the next layer's parameters run during this layer.
