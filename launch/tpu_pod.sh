@@ -120,7 +120,8 @@ install() {
   run gcloud compute tpus tpu-vm scp "$archive" "$name:empathax.tar.gz" "${where[@]}" --worker=all
   on_workers all "$setup"
   if [[ -n $nfs ]]; then
-    on_workers all "sudo apt-get install -qq -y nfs-common && sudo mkdir -p /mnt/runs && { mountpoint -q /mnt/runs || sudo mount -t nfs $(quoted "$nfs") /mnt/runs; }"
+    on_workers all "sudo apt-get install -qq -y nfs-common && sudo mkdir -p /mnt/runs && { mountpoint -q /mnt/runs \
+|| sudo mount -t nfs $(quoted "$nfs") /mnt/runs; } && sudo chmod a+rwx /mnt/runs"
   fi
 }
 
