@@ -1,4 +1,4 @@
-"""What every script in launch/ would run, for some arguments. `python -m tests.launch.dry_runs` writes the golden files."""
+"""What the scripts in launch/ would run, for some arguments; `python -m tests.launch.dry_runs` writes the golden files."""
 
 import os
 import subprocess
@@ -6,8 +6,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "launch"
-POD = ["launch/tpu_pod.sh", "--dry-run", "--name=pod", "--project=my-project", "--zone=us-west4-a", "--type=v5litepod-16"]
-TRAIN = ["--", "--config=configs/llama8b_sft_dpo.py", "--workdir=/mnt/runs/a run", "--config.data.path=/mnt/data/esconv"]
+POD = [
+    "launch/tpu_pod.sh",
+    "--dry-run",
+    "--name=pod",
+    "--project=my-project",
+    "--zone=us-west4-a",
+    "--type=v5litepod-16",
+]
+TRAIN = [
+    "--",
+    "--config=configs/llama8b_sft_dpo.py",
+    "--workdir=/mnt/runs/a run",
+    "--config.data.path=/mnt/data/esconv",
+]
 COMMAND = ["--", "python", "-m", "empathax.train", "--config=configs/demo.py", "--workdir=runs/demo"]
 CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     "tpu_pod_create": ([*POD, "create"], {}),

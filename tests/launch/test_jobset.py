@@ -10,14 +10,22 @@ from tests.launch.dry_runs import ROOT
 
 # kubernetes-sigs/jobset, api/jobset/v1alpha2/jobset_types.go
 SPEC = {
-    "replicatedJobs", "network", "successPolicy", "failurePolicy", "startupPolicy", "suspend", "coordinator", "managedBy",
-    "ttlSecondsAfterFinished", "volumeClaimPolicies",
+    "replicatedJobs", "network", "successPolicy", "failurePolicy", "startupPolicy", "suspend", "coordinator",
+    "managedBy", "ttlSecondsAfterFinished", "volumeClaimPolicies",
 }  # fmt: skip
 RULE = {"name", "action", "onJobFailureReasons", "onJobFailureMessagePatterns", "targetReplicatedJobs"}
-ACTIONS = {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts", "RestartJob", "RestartJobAndIgnoreMaxRestarts"}
+ACTIONS = {
+    "FailJobSet",
+    "RestartJobSet",
+    "RestartJobSetAndIgnoreMaxRestarts",
+    "RestartJob",
+    "RestartJobAndIgnoreMaxRestarts",
+}
 RULE_NAME = r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"
 # kubernetes, pkg/controller/job/pod_failure_policy.go: what a Job that fails by its podFailurePolicy says
-EXIT_CODE = "Container train for pod default/empathax-x-0-0-abcde failed with exit code {} matching FailJob rule at index 0"
+EXIT_CODE = (
+    "Container train for pod default/empathax-x-0-0-abcde failed with exit code {} matching FailJob rule at index 0"
+)
 CONDITION = "Pod default/empathax-x-0-0-abcde has condition DisruptionTarget matching FailJob rule at index 1"
 HARDWARE = {
     "tpu": {
@@ -126,7 +134,7 @@ def test_checkpoints_outlive_the_pods(manifests, pod):
 
 
 def _pod_fails(job, code=None, evicted=False):
-    """(reason, message) of the Job's failure when its pod ends, as the Job controller decides it: first match counts."""
+    """(reason, message) of the Job's failure when its pod ends, as the Job controller decides it: the first match."""
     for rule in job["podFailurePolicy"]["rules"]:
         assert rule["action"] == "FailJob"
         assert len({"onExitCodes", "onPodConditions"} & set(rule)) == 1

@@ -1,4 +1,4 @@
-"""launch/tpu_pod.sh against a gcloud of the test's own, which plays a slice and runs `ssh --command` in a local folder."""
+"""launch/tpu_pod.sh against a gcloud of the test's own, which plays a slice and runs `ssh --command` in a folder."""
 
 import os
 import shutil
@@ -40,7 +40,10 @@ def pod(tmp_path):
     home = tmp_path / "home"
     (home / "empathax" / ".venv" / "bin").mkdir(parents=True)
     shutil.copytree(ROOT / "launch", home / "empathax" / "launch")
-    for path, text in ((tmp_path / "bin" / "gcloud", GCLOUD), (home / "empathax" / ".venv" / "bin" / "python", TRAINER)):
+    for path, text in (
+        (tmp_path / "bin" / "gcloud", GCLOUD),
+        (home / "empathax" / ".venv" / "bin" / "python", TRAINER),
+    ):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
         path.chmod(0o755)
