@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the scripts here: `run CMD ARGS...` prints a command, as it could be pasted, then runs it; with DRY_RUN=1 it
-# only prints. `quoted ARGS...` prints arguments as one line that a shell reads back as the same arguments.
+# Sourced by the scripts here. `run CMD ARGS...` prints a command, as it could be pasted, then runs it; with DRY_RUN=1
+# it only prints. `quoted ARGS...` prints arguments as one line that a shell reads back as the same arguments.
 
 quoted() {
   local word line=""

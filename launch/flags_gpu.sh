@@ -24,8 +24,8 @@ while [[ $# -gt 0 ]]; do
 done
 [[ -n $kind ]] || { echo "flags_gpu.sh: no kind of GPU; expected h100, h200, a100 or l40s (see --help)" >&2; exit 2; }
 
-# Sources: [X] openxla/xla docs/flags_guidance.md, [N] NVIDIA's JAX-Toolbox, its pages on environment variables and on GPU
-# performance. The test suite checks that jaxlib knows the names; the effect on our step has not been measured.
+# Sources: [X] openxla/xla docs/flags_guidance.md, [N] NVIDIA's JAX-Toolbox, its pages on environment variables and on
+# GPU performance. The test suite checks that jaxlib knows the names; the effect on our step has not been measured.
 flags=()
 
 # [X], [N] (set in NVIDIA's own JAX images): collectives run while other kernels compute.

@@ -27,12 +27,12 @@ done
 [[ -n $kind ]] || { echo "flags_tpu.sh: no kind of TPU; expected v4, v5e, v5p or v6e (see --help)" >&2; exit 2; }
 
 # Sources: [X] openxla/xla docs/flags_guidance.md, [M] AI-Hypercomputer/maxtext benchmarks/xla_flags_library.py.
-# libtpu 0.0.42 takes each of them when it compiles for v5e, v5p and v6e ([X] writes kEnabled, which it refuses); nothing has
-# been measured on a TPU yet.
+# libtpu 0.0.42 takes each of them when it compiles for v5e, v5p and v6e ([X] writes kEnabled, which it refuses).
+# Nothing has been measured on a TPU yet.
 flags=()
 
 # [X] "Pipelining", the three together: in a loop, the all-gathers of the next layer's parameters run during this layer.
-# Our layers are such a loop (lax.scan) and fully sharded parameters are gathered in it. Costs the memory of one layer more.
+# Our layers are such a loop (lax.scan), in which fully sharded parameters are gathered. Costs the memory of one layer.
 flags+=(
   --xla_should_allow_loop_variant_parameter_in_chain=enabled
   --xla_should_add_loop_invariant_op_in_chain=enabled

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on this machine's CPU as if it were many devices or many hosts: to try a mesh, or a config, before paying for one.
+# Trains on this machine's CPU as if it were many devices or many hosts: to try a mesh or a config before paying.
 #
 #   launch/local.sh [options] -- ARGS...     `python -m empathax.train ARGS`
 #

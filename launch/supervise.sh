@@ -7,13 +7,13 @@
 #   --max-restarts=5    restarts in a row without progress, then it ends with the last exit code
 #   --backoff=5         seconds before the first restart; doubled by each one without progress
 #   --max-backoff=300   ... up to this
-#   --group-signals     whoever stops us stops the command too (systemd, at the shutdown of a machine): pass nothing on
+#   --group-signals     whoever stops us stops the command too (a machine that is shut down): pass nothing on
 #   --dry-run, --help
 #
 # 0 ends it. 2 config, 3 data, 4 weights, 5 checkpoint, 6 non-finite and 126, 127 (no such command) end it too: the same
 # command would fail again. 75 (preempted), signals (out of memory, a peer's death) and any other code restart it.
-# Progress: a training step or a checkpoint beyond all earlier ones. SIGTERM and Ctrl-C go to the command once, and what it ends
-# with is our exit code, with no restart.
+# Progress: a training step or a checkpoint beyond all earlier ones. SIGTERM and Ctrl-C go to the command once, and what
+# it ends with is our exit code, with no restart.
 
 set -euo pipefail
 # shellcheck source=launch/dry_run.sh
@@ -63,8 +63,8 @@ stop() {
 }
 trap stop TERM INT
 
-# Runs the command in a process group of its own, so that a signal to our group does not reach it a second time (a second
-# SIGTERM ends training without a checkpoint). Leaves its exit code in `code`.
+# Runs the command in a process group of its own, so that a signal to our group does not reach it a second time (a
+# second SIGTERM ends training without a checkpoint). Leaves its exit code in `code`.
 attempt() {
   if [[ $group_signals = 0 ]]; then set -m; fi
   "$@" &

@@ -3,12 +3,12 @@
 #
 #   launch/tpu_pod.sh create  [options]               asks for the slice and waits until it is there
 #   launch/tpu_pod.sh install [options]               copies the last commit to every worker and installs it
-#   launch/tpu_pod.sh run     [options] -- ARGS...    `python -m empathax.train --multihost ARGS` on every worker; follows the log
+#   launch/tpu_pod.sh run     [options] -- ARGS...    `empathax.train --multihost ARGS` on every worker; follows the log
 #   launch/tpu_pod.sh logs    [options]               follows the log of one worker
-#   launch/tpu_pod.sh resume  [options] -- ARGS...    after a preemption: makes the slice again if it is gone, installs, and runs
+#   launch/tpu_pod.sh resume  [options] -- ARGS...    after a preemption: `create`, `install` if it is gone; `run`
 #   launch/tpu_pod.sh delete  [options]               gives the slice back
 #
-#   --name=N --project=P --zone=Z --type=T    or TPU_NAME, TPU_PROJECT, TPU_ZONE, TPU_TYPE; T as in v5litepod-16, v5p-16, v6e-16
+#   --name=N --project=P --zone=Z --type=T    or TPU_NAME, TPU_PROJECT, TPU_ZONE, TPU_TYPE; T as in v5litepod-16, v5p-16
 #   --runtime=R           software version of the VMs (default: the one for the type)
 #   --spot                cheaper, and may be preempted
 #   --nfs=SERVER:/SHARE   install: mounts it at /mnt/runs on every worker
@@ -17,8 +17,8 @@
 #   --detach              run, resume: do not follow the log
 #   --dry-run, --help
 #
-# --workdir has to lie where every worker sees it, such as /mnt/runs: checkpoints are written by all, and the run goes on
-# from there on another slice. The same ARGS go on at the last checkpoint.
+# --workdir has to lie where every worker sees it, such as /mnt/runs: all write checkpoints there, and the run goes on
+# from them on another slice. The same ARGS go on at the last checkpoint.
 
 set -euo pipefail
 # shellcheck source=launch/dry_run.sh
@@ -58,7 +58,7 @@ if [[ $command = create || $command = resume || $command = run ]]; then
 fi
 if [[ $command = run || $command = resume ]]; then
   [[ ${#train[@]} -gt 0 ]] || fail "nothing to run; give the arguments of train after --"
-  [[ " ${train[*]}" = *" --workdir="* ]] || fail "no --workdir=DIR among the arguments of train; expected a directory that all workers share"
+  [[ " ${train[*]}" = *" --workdir="* ]] || fail "no --workdir=DIR among the arguments of train (one all workers share)"
 fi
 case $type in
   v5litepod-*) default_runtime=v2-alpha-tpuv5-lite default_flags=v5e ;;
@@ -68,6 +68,7 @@ case $type in
   *) default_runtime="" default_flags=none ;;
 esac
 where=("--project=$project" "--zone=$zone")
+describe=(gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)")
 
 on_workers() { # on_workers WORKER COMMAND
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" "--worker=$1" "--command=$2"
@@ -76,7 +77,7 @@ on_workers() { # on_workers WORKER COMMAND
 # ACTIVE, SUSPENDED (preempted), FAILED, WAITING_FOR_RESOURCES, ...; MISSING if there is no such slice.
 state() {
   local answer
-  if answer=$(gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)" 2>&1); then
+  if answer=$("${describe[@]}" 2>&1); then
     printf '%s\n' "$answer" | tail -n 1
   elif [[ $answer = *NOT_FOUND* ]]; then
     echo MISSING
@@ -95,7 +96,7 @@ create() {
     "--accelerator-type=$type" "--runtime-version=$runtime" ${optional[@]+"${optional[@]}"}
   if [[ $DRY_RUN = 1 ]]; then
     echo "# every $poll s, until the state is ACTIVE:"
-    run gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)"
+    run "${describe[@]}"
     return
   fi
   while true; do
@@ -149,7 +150,7 @@ delete() {
 resume() {
   local now
   if [[ $DRY_RUN = 1 ]]; then
-    run gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)"
+    run "${describe[@]}"
     echo "# if that is SUSPENDED or FAILED (if there is none, without the delete; if it is ACTIVE, the last step only):"
     now=SUSPENDED
   else

@@ -1,4 +1,4 @@
-"""What the scripts in launch/ would run, for some arguments; `python -m tests.launch.dry_runs` writes the golden files."""
+"""What the scripts in launch/ would run; `python -m tests.launch.dry_runs` writes the golden files."""
 
 import os
 import subprocess

@@ -15,10 +15,10 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
 # In place of Python: the first start waits for SIGTERM and saves (75), for longer than SLURM waits between the SIGTERM
 # and the SIGKILL of a job that it ends (KillWait); the second start has it done.
 TRAINER = """#!/usr/bin/env bash
+trap 'sleep 3; echo "$SLURM_PROCID" >> {folder}/terms; exit 75' TERM
 restarts=${{SLURM_RESTART_COUNT:-0}}
 echo "$SLURM_PROCID of $SLURM_NTASKS, restart $restarts, $JAX_COORDINATOR_ADDRESS: $*" >> {folder}/starts
 if [[ $restarts = 1 ]]; then exit 0; fi
-trap 'sleep 3; echo "$SLURM_PROCID" >> {folder}/terms; exit 75' TERM
 while true; do sleep 0.1; done
 """
 
