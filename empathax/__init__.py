@@ -12,6 +12,7 @@ Commands (python -m empathax.NAME; docs/commands.md)
 Settings and errors
     config.py            ConfigDict in, frozen and checked dataclasses out
     config_flags.py      --config flags to settings: one run, or the variations of a sweep
+    losses.py            which preference losses exist and what each takes; what does not fit together
     recipes.py           the two papers' recipes, for the files in configs/
     errors.py            every error a user can meet, and its exit code
 
@@ -66,49 +67,55 @@ parallel/
 
 objectives/
     logprobs.py          chunked log-softmax with its own gradient
-    sft.py, preference.py    the losses, as sums that add up over any split
+    sft.py, preference.py    the losses, as sums that add up over any split; preference.py is the door to these:
+    margin_losses.py, ratio_losses.py, sorted_losses.py, reference_free_losses.py    the families of preference losses
+    pairs.py             both replies of a pair out of a batch: log-probs, discounted tails, importance weights
+    divergences.py       what an f-divergence makes of a log-ratio
 
 evaluation/
-    decoding.py, sampling.py, prompt_tree.py    generation in one compiled function
-    seen_tokens.py, stop_tokens.py    what a repetition penalty falls on; what ends a reply
-    replies.py, speaker.py, prompt_file.py      replies to prompts, in batches or in a terminal
     reply_set.py, prediction_files.py    held-out turns to be answered; texts that something else wrote
     reply_metrics.py     every metric of a set of replies: the door to all below
     reply_record.py      scored replies as a record
     scoring.py           log-probs of a file's replies
     validation.py        validation_gap: levels of validation over the course of dialogues
-    level_data.py, level_plot.py    levels from ESConv's strategies; shares per quartile as a picture
+    level_data.py, level_shares.py, level_plot.py    levels from ESConv's strategies; shares per quartile; as a picture
     semantic.py          cosine of sentence embeddings, BERTScore
-    style.py             readability
-    classifier.py        an encoder with heads; what reads levels and epitome-style empathy
-    classifier_task.py, classifier_training.py, classifier_scores.py    its training
-    classifier_files.py, classifier_card.py    its directory and model card
-    epitome_data.py      EPITOME's labels
-    text_metrics.py      BLEU, ROUGE-L and Distinct of texts or generated ids: the door
-    text_statistics.py   the same reply by reply, for intervals
-    bleu.py, rouge.py, ngrams.py    what they count, in the graph
-    pair_sums.py, exact_sum.py, match_masks.py, id_rows.py    sums over pairs, exact; bit masks; rows of ids
-    words.py, tokenizations.py      text to word ids, as the reference implementations cut it
-    dialogue_health.py   repetition, length, questions, kinds of response, leaked templates
-    record.py, record_file.py    one model's evaluation; evaluation.json
-    statistics.py, reply_statistics.py, level_shares.py    per-reply parts from which metrics are computed again
-    bootstrap.py         confidence intervals over dialogues, differences in pairs
-    curves.py            learning curves out of metrics.jsonl
-    report_files.py      records checked against each other; a report's files
-    report_table.py, report_columns.py    its numbers; headings, digits, which way is better
-    report_paper.py, report_ordering.py   the paper's Table 1; where the order of rows is the same
-    report_text.py       Markdown, LaTeX, JSON
-    report_page.py, report_charts.py, templates/    the HTML page; its charts as inline SVG
-    chat_server.py       any OpenAI-compatible server: requests in, outcomes out, asked and paid for once
-    chat_requests.py, openai_client.py, response_cache.py    their types; one call; answers on disk
-    server_replies.py    replies of a server, as a row of a comparison
-    judge.py, judge_pairs.py    an LLM as judge: of single replies, of two models in both orders
-    judge_material.py, judge_answers.py, rubrics/    what it is shown; what it said
     output.py, progress.py    result files; progress on stderr
+    generation/          replies of a model
+        decoding.py, sampling.py, prompt_tree.py    generation in one compiled function
+        seen_tokens.py, stop_tokens.py    what a repetition penalty falls on; what ends a reply
+        replies.py, speaker.py, prompt_file.py      replies to prompts, in batches or in a terminal
+    text/                texts against references
+        text_metrics.py, text_statistics.py    BLEU, ROUGE-L and Distinct: the door; reply by reply, for intervals
+        bleu.py, rouge.py, ngrams.py    what they count, in the graph
+        pair_sums.py, exact_sum.py, match_masks.py, id_rows.py    sums over pairs, exact; bit masks; rows of ids
+        words.py, tokenizations.py      text to word ids, as the reference implementations cut it
+        dialogue_health.py, style.py    repetition, length, questions, kinds of response, leaked templates; readability
+    classifiers/         an encoder with heads: levels of validation, epitome-style empathy
+        classifier.py    what reads a text
+        task.py, training.py, scores.py, epitome_data.py    its training
+        files.py, card.py    its directory and model card
+    judging/             chat servers and LLM judges
+        chat_server.py   any OpenAI-compatible server: requests in, outcomes out, asked and paid for once
+        chat_requests.py, openai_client.py, response_cache.py    their types; one call; answers on disk
+        server_replies.py    replies of a server, as a row of a comparison
+        judge.py, judge_pairs.py    an LLM as judge: of single replies, of two models in both orders
+        judge_material.py, judge_answers.py, rubrics/    what it is shown; what it said
+    report/              evaluations compared
+        record.py, record_file.py    one model's evaluation; evaluation.json
+        statistics.py, reply_statistics.py    per-reply parts from which metrics are computed again
+        bootstrap.py     confidence intervals over dialogues, differences in pairs
+        curves.py        learning curves out of metrics.jsonl
+        files.py, judged.py    records checked against each other, a report's files; rows compared by an LLM
+        table.py, columns.py    its numbers; headings, digits, which way is better
+        paper.py, ordering.py   the paper's Table 1; where the order of rows is the same
+        text.py          Markdown, LaTeX, JSON
+        page.py, charts.py, templates/    the HTML page; its charts as inline SVG
 
 training/
     job.py               everything checked before anything compiles
     run.py, stage.py, loop.py    a run, a stage of it, its steps
+    objective.py         a model's log-probs handed to the losses
     step.py, state.py, optimizer.py    the compiled step and what it changes
     reference.py         the frozen reference: resident, or its log-probs from a cache
     sweep.py             variations of a config side by side, as one report

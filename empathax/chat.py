@@ -48,9 +48,10 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from empathax.data.prompts import system_text
-    from empathax.evaluation import output, progress, speaker
-    from empathax.evaluation.prompt_file import read_prompts
-    from empathax.evaluation.sampling import sampling_from
+    from empathax.evaluation import output, progress
+    from empathax.evaluation.generation import speaker
+    from empathax.evaluation.generation.prompt_file import read_prompts
+    from empathax.evaluation.generation.sampling import sampling_from
 
     config = _config(flags)
     sampling_from(config.eval)  # refuses values that cannot work

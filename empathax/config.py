@@ -15,6 +15,7 @@ from typing import Any
 
 import ml_collections
 
+from empathax import losses
 from empathax.errors import ConfigError, raise_all
 
 STAGES = ("sft", "dpo")
@@ -29,7 +30,7 @@ def _option(
 ) -> Any:
     """A field with its allowed values: a set of `choices`, or a closed range [low, high].
 
-    A tuple of strings is split at commas, its names stripped, unless `verbatim`.
+    A tuple of strings is split at commas, its names stripped, unless `verbatim`; so is a tuple of numbers.
     """
     return field(default=default, metadata={"choices": choices, "low": low, "high": high, "verbatim": verbatim})
 
@@ -105,13 +106,24 @@ class SftOptions(StageOptions):
 
 @dataclass(frozen=True)
 class DpoOptions(StageOptions):
-    """Direct Preference Optimization (Rafailov et al. 2023, eq. 7), label smoothing as in cDPO."""
+    """Preference optimization: DPO and its relatives. Every loss with formula and options: docs/objectives.md."""
 
     learning_rate: float = _option(5e-7, low=0.0)
-    loss: str = _option("sigmoid", ("sigmoid",))
-    beta: float = _option(0.1, low=0.0)
-    label_smoothing: float = _option(0.0, low=0.0, high=0.5)
-    reference: str = _option("resident", ("resident", "precomputed"))
+    loss: tuple[str, ...] = ("sigmoid",)  # one, or several that are added up: "sigmoid,sft"
+    loss_weights: tuple[float, ...] = ()  # one each; () = 1 each
+    beta: float = _option(0.1, low=0.0)  # ipo: tau of its paper; orpo: its lambda
+    label_smoothing: float = _option(0.0, low=0.0, high=0.5)  # sigmoid: cDPO; robust, exo_pair, aot, cpo, simpo
+    f_divergence: str = _option("reverse_kl", losses.DIVERGENCES)  # what a reward is, by f-DPO
+    f_alpha: float = _option(0.5, low=0.0)  # of f_divergence = alpha: 0 = forward_kl, 1 = reverse_kl
+    ld_alpha: float = _option(1.0, low=0.0, high=1.0)  # LD-DPO: weight of tokens past the shorter reply's length
+    use_weighting: bool = False  # WPO: pairs weigh as much as the policy would say them
+    discopop_tau: float = _option(0.05, low=0.001, high=1.0)
+    simpo_gamma: float = _option(0.5, low=0.0)  # simpo, alphapo: the margin that is aimed at
+    cpo_alpha: float = _option(1.0, low=0.0)  # cpo, cpo_hinge, cpo_ipo: weight of the chosen replies' likelihood
+    alphapo_alpha: float = 0.0  # alphapo and the cpo losses: shape of the reward; 0 = the log-prob
+    reference: str = _option("auto", losses.REFERENCES)  # auto: resident, or none for a loss without one
+    ref_sync_steps: int = _option(0, low=0)  # TR-DPO: the reference moves towards the policy every n steps; 0 = never
+    ref_mixup_alpha: float = _option(0.6, low=0.0, high=1.0)  # by this share of the way
 
 
 @dataclass(frozen=True)
@@ -207,8 +219,8 @@ def from_config_dict(source: ml_collections.ConfigDict | dict[str, Any]) -> Conf
     values = source.to_dict() if isinstance(source, ml_collections.ConfigDict) else source
     problems: list[str] = []
     config = _build(Config, values, "", problems)
-    raise_all(ConfigError, "the config cannot be used", problems)
     _check_stages(config, problems)
+    problems += losses.problems(vars(config.dpo), vars(DpoOptions()))
     raise_all(ConfigError, "the config cannot be used", problems)
     return config
 
@@ -236,6 +248,8 @@ def _build(cls: type, values: dict[str, Any], prefix: str, problems: list[str]) 
 
 
 def _checked(value: Any, hint: Any, spec: dataclasses.Field, name: str, problems: list[str]) -> Any:
+    if hint == tuple[float, ...]:
+        return _numbers(value, name, problems)
     if isinstance(hint, types.GenericAlias):  # tuple[str, ...]
         items = (value,) if isinstance(value, str) else value
         if isinstance(items, tuple | list) and all(isinstance(item, str) for item in items):
@@ -261,6 +275,17 @@ def _checked(value: Any, hint: Any, spec: dataclasses.Field, name: str, problems
             f"{name} = {value!r}: expected a value {'>= ' + str(low) if high is None else f'in [{low}, {high}]'}"
         )
     return value
+
+
+def _numbers(value: Any, name: str, problems: list[str]) -> tuple[float, ...]:
+    items = value.split(",") if isinstance(value, str) else value if isinstance(value, tuple | list) else (value,)
+    try:
+        if any(isinstance(item, bool) for item in items):
+            raise ValueError
+        return tuple(float(item) for item in items)
+    except (TypeError, ValueError):
+        problems.append(f"{name} = {value!r}: expected a tuple of numbers")
+        return ()
 
 
 def _check_stages(config: Config, problems: list[str]) -> None:

@@ -15,9 +15,9 @@ from empathax.errors import exit_on_error
 from empathax.parallel.huge_pages import restart_with_huge_pages
 
 if TYPE_CHECKING:
-    from empathax.evaluation.chat_server import ChatServer
-    from empathax.evaluation.record import EvaluationRecord
+    from empathax.evaluation.judging.chat_server import ChatServer
     from empathax.evaluation.reply_metrics import ReplyScorer
+    from empathax.evaluation.report.record import EvaluationRecord
 
 USAGE = "python -m empathax.evaluate --config=FILE [--config.a.b=VALUE] | --predictions=FILE --references=FILE"
 SCORERS = {"levels": "levels_path", "epitome": "epitome_path", "encoder": "encoder_path"}
@@ -59,7 +59,8 @@ def main(argv: Sequence[str]) -> int:
     if flags.predictions and (flags.model or rest):
         parser.error(f"--predictions takes no model and no config: leave out {' '.join([flags.model, *rest]).strip()}")
 
-    from empathax.evaluation import output, record_file
+    from empathax.evaluation import output
+    from empathax.evaluation.report import record_file
 
     if flags.out:
         output.check_writable(flags.out)
@@ -78,7 +79,7 @@ def _of_model(parser: argparse.ArgumentParser, flags: argparse.Namespace, rest: 
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
 
-    from empathax.evaluation.server_replies import check_options
+    from empathax.evaluation.judging.server_replies import check_options
     from empathax.training import evaluate_model
 
     server = _server(flags, "server")
@@ -122,7 +123,7 @@ def _server(flags: argparse.Namespace, name: str) -> ChatServer | None:
     url, model, key = (getattr(flags, f"{name}{part}") for part in ("", "_model", "_key_variable"))
     if not url:
         return None
-    from empathax.evaluation.chat_server import ChatServer, ServerOptions
+    from empathax.evaluation.judging.chat_server import ChatServer, ServerOptions
 
     return ChatServer(ServerOptions(url, model, key_variable=key), flags.response_cache)
 

@@ -6,8 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from empathax.errors import exit_on_error
+
+if TYPE_CHECKING:
+    from empathax.evaluation.judging.chat_server import ChatServer
 
 
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -20,25 +24,43 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--paper", default="", help="llama8b, mistral7b or gemma7b, with commas between; left out: all three")
     add("--title", default="Base, SFT and DPO compared", help="heading of the tables and the page")
     add("--seed", type=int, default=0, help="of the bootstrap")
+    add("--judge", default="", metavar="URL", help="an OpenAI-compatible server that compares every row with the first")
+    add("--judge-model", default="", help="the judge's name there")
+    add("--judge-key-variable", default="OPENAI_API_KEY", help="the environment variable with its API key")
+    add("--response-cache", type=Path, help="directory in which the judge's answers are kept")
     flags = parser.parse_args(argv)
     if not flags.runs.strip(",") or flags.seed < 0:
         parser.error("--runs needs at least one directory, --seed a number that is not negative")
     return flags
 
 
+def _judge(flags: argparse.Namespace) -> ChatServer | None:
+    if not flags.judge:
+        return None
+    from empathax.evaluation.judging.chat_server import ChatServer, ServerOptions
+
+    options = ServerOptions(flags.judge, flags.judge_model, key_variable=flags.judge_key_variable)
+    return ChatServer(options, flags.response_cache)
+
+
 @exit_on_error
 def main(argv: Sequence[str]) -> int:
     """See docs/report.md. Returns the exit code."""
     flags = _flags(argv)
-    from empathax.evaluation import output, report_files, report_text
-    from empathax.evaluation.report_paper import paper_models
+    from empathax.evaluation import output
+    from empathax.evaluation.report import files, judged, text
+    from empathax.evaluation.report.paper import paper_models
 
+    judge = _judge(flags)
     papers = paper_models([name for name in flags.paper.split(",") if name])
-    records = report_files.read_runs([Path(name) for name in flags.runs.split(",") if name])
+    records = files.read_runs([Path(name) for name in flags.runs.split(",") if name])
     output.make_directory(flags.out)
     print(f"comparing {', '.join(record.label for record in records)}", file=sys.stderr, flush=True)
-    report = report_files.write_report(flags.out, records, papers, flags.title, flags.seed)
-    print(report_text.markdown(report), end="")
+    if judge:
+        records = judged.judged(judge, records)
+        print(judge.tally.in_words(), file=sys.stderr)
+    report = files.write_report(flags.out, records, papers, flags.title, flags.seed)
+    print(text.markdown(report), end="")
     print(f"wrote table.md, table.tex, table.json and report.html to {flags.out}", file=sys.stderr)
     return 0
 

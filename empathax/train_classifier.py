@@ -38,7 +38,7 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """See docs/commands.md. Returns the exit code."""
     flags = _flags(argv)
-    from empathax.evaluation import classifier_task
+    from empathax.evaluation.classifiers import task as classifier_task
 
     task = classifier_task.read_task(flags.task, flags.data)
     changes = {

@@ -10,11 +10,11 @@ import pytest
 import empathax.data.samples
 from empathax import evaluate, score
 from empathax.config_flags import load_config
-from empathax.evaluation.record_file import read_record
+from empathax.evaluation.report.record_file import read_record
 from empathax.models import source
 from empathax.training import evaluate_model
-from tests.evaluation.reference_metrics import reference_metrics
-from tests.evaluation.test_text_metrics import REFERENCES, REPLIES
+from tests.evaluation.text.reference_metrics import reference_metrics
+from tests.evaluation.text.test_text_metrics import REFERENCES, REPLIES
 
 SAMPLES = Path(empathax.data.samples.__file__).parent
 CONFIG = """

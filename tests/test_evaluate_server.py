@@ -1,12 +1,14 @@
 """The evaluate command with servers on loopback: a row of replies that a server gave, and a judge of replies."""
 
+import dataclasses
 import json
 
 import pytest
 
-from empathax import evaluate
-from empathax.evaluation.record_file import read_record
-from tests.evaluation.loopback_server import LoopbackServer, says
+from empathax import evaluate, report
+from empathax.evaluation.report.record_file import FILE, read_record, write_record
+from tests.evaluation.judging.loopback_server import LoopbackServer, says
+from tests.evaluation.report import made_up
 from tests.test_evaluate import CONFIG
 
 REPLY = "What happened at work, do you think?"
@@ -81,3 +83,28 @@ def test_a_judge_of_files(server, tmp_path):
 def test_servers_that_cannot_work(config_path, capsys, flags, reason):
     assert evaluate.main([f"--config={config_path}", *flags]) == 2
     assert reason in capsys.readouterr().err
+
+
+def prefers_questions(body, number):
+    """A judge of pairs: the reply with a question mark; of two, the one that stands first."""
+    shown = json.loads(body["messages"][1]["content"])
+    winner = "first" if "?" in shown["first"] else "second" if "?" in shown["second"] else "tie"
+    return says(json.dumps({"reason": "asks", "winner": winner}))
+
+
+def test_a_judge_compares_every_row_with_the_first(tmp_path):
+    base, tuned = made_up.record("base"), made_up.record("+SFT")
+    asks = [dataclasses.replace(reply, reply="I see.") for reply in base.replies]
+    says_all = [dataclasses.replace(reply, reply=f"Why {n}?") for n, reply in enumerate(tuned.replies)]
+    for name, record, replies in (("a", base, asks), ("b", tuned, says_all)):
+        (tmp_path / name).mkdir()
+        write_record(tmp_path / name / FILE, dataclasses.replace(record, replies=tuple(replies)))
+    judge = LoopbackServer(prefers_questions)
+    try:
+        flags = [f"--runs={tmp_path}", f"--out={tmp_path / 'out'}", f"--judge={judge.url}", "--judge-model=m"]
+        assert report.main(flags) == 0
+    finally:
+        judge.close()
+    assert len(judge.bodies) == 2 * len(tuned.replies)
+    assert "wins against the first row" in (tmp_path / "out" / "table.md").read_text()
+    assert "100.0 [100.0, 100.0]" in (tmp_path / "out" / "table.md").read_text()

@@ -12,10 +12,10 @@ import pytest
 
 from empathax import report
 from empathax.data.records import Message
-from empathax.evaluation.record import Reply
-from empathax.evaluation.record_file import FILE, write_record
-from empathax.evaluation.report_paper import PAPER
-from tests.evaluation import made_up
+from empathax.evaluation.report.paper import PAPER
+from empathax.evaluation.report.record import Reply
+from empathax.evaluation.report.record_file import FILE, write_record
+from tests.evaluation.report import made_up
 
 CHROMIUM = "/usr/bin/chromium"
 HOSTILE = (
@@ -212,7 +212,7 @@ def test_a_single_model_without_anything_but_a_metric(tmp_path):
 @pytest.mark.parametrize(
     ("records", "flags", "words"),
     [
-        ((), (), "no evaluation.json in it or one level below"),
+        ((), (), "no evaluation.json in it or below"),
         (("base", "base"), (), "the label 'base' again"),
         (("base",), ("--paper=llama9b",), "llama9b is not in the paper's table: expected one of llama8b"),
         (("base",), ("--runs=missing",), "no such directory"),

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "empathax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors"},
+    {"losses"},
     {"config"},
     {"config_flags"},
     {"models"},
@@ -27,9 +28,9 @@ ROOMS = {
     "sentencepiece": {"models/"},
     "tensorboard": {"training/tracking.py"},
     "matplotlib": {"evaluation/level_plot.py"},
-    "openai": {"evaluation/openai_client.py"},
-    "pyphen": {"evaluation/style.py"},
-    "markupsafe": {"evaluation/report_page.py"},
+    "openai": {"evaluation/judging/openai_client.py"},
+    "pyphen": {"evaluation/text/style.py"},
+    "markupsafe": {"evaluation/report/page.py"},
 }
 FORBIDDEN_TEXT = ("trust_remote_code=True", "import pickle", "yaml.load(", "torch.load")
 FORBIDDEN_CALLS = {"eval", "exec"}

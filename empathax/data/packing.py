@@ -69,6 +69,13 @@ class PackedRows:
         ids = [self.trees[i].sequence_ids for i in self.tree_indices[row]]
         return np.concatenate([np.zeros(0, np.int32), *ids])
 
+    def reply_lengths(self) -> Int32[np.ndarray, " sequences"]:
+        """Trained tokens of each reply by sequence id; 0 for ids that never come."""
+        lengths = np.zeros(self.num_sequences, np.int32)
+        for tree in self.trees:
+            lengths[tree.sequence_ids] = np.bincount(tree.sequence_index, minlength=len(tree.sequence_ids))
+        return lengths
+
     def fingerprint(self) -> str:
         """Digest of every array of every row."""
         digest = hashlib.sha256(repr((self.tree_indices, self.paired, self.sizes, self.pass_sizes)).encode())

@@ -10,7 +10,7 @@ from empathax.data.files import SUFFIXES, BadRow, read_values
 from empathax.data.records import Tally
 from empathax.data.support_corpora import Utterance, esconv_utterances
 from empathax.errors import DataError, raise_all
-from empathax.evaluation.classifier import Example, Head
+from empathax.evaluation.classifiers.classifier import Example, Head
 from empathax.evaluation.level_shares import LEVELS
 
 LEVEL_HEAD = Head("level", LEVELS)

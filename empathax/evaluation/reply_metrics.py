@@ -11,20 +11,20 @@ import numpy as np
 
 from empathax.config import EvalOptions
 from empathax.errors import ConfigError, DataError
-from empathax.evaluation.chat_server import ChatServer
-from empathax.evaluation.classifier import Classifier, classify
-from empathax.evaluation.classifier_files import load_classifier
-from empathax.evaluation.dialogue_health import SCALE, dialogue_health, health_columns
-from empathax.evaluation.judge import CRITERIA, judge_replies
-from empathax.evaluation.judge_material import rubric_version
+from empathax.evaluation.classifiers.classifier import Classifier, classify
+from empathax.evaluation.classifiers.files import load_classifier
+from empathax.evaluation.judging.chat_server import ChatServer
+from empathax.evaluation.judging.judge import CRITERIA, judge_replies
+from empathax.evaluation.judging.judge_material import rubric_version
 from empathax.evaluation.level_data import LEVEL_HEAD
 from empathax.evaluation.reply_set import Turn
-from empathax.evaluation.reply_statistics import ReplyLevels
+from empathax.evaluation.report.reply_statistics import ReplyLevels
+from empathax.evaluation.report.statistics import MeanOfValues, Statistic
 from empathax.evaluation.semantic import semantic_values
-from empathax.evaluation.statistics import MeanOfValues, Statistic
-from empathax.evaluation.style import count_text, readability_values
-from empathax.evaluation.text_metrics import score_texts
-from empathax.evaluation.text_statistics import text_statistics
+from empathax.evaluation.text.dialogue_health import SCALE, dialogue_health, health_columns
+from empathax.evaluation.text.style import count_text, readability_values
+from empathax.evaluation.text.text_metrics import score_texts
+from empathax.evaluation.text.text_statistics import text_statistics
 from empathax.evaluation.validation import NORMALISATIONS, count_levels, validation_gap
 from empathax.models.encoder_files import LoadedEncoder, load_encoder
 

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from empathax.evaluation.record import Curve, EvaluatedData, EvaluationRecord, LevelShares, Reply, Scalar
 from empathax.evaluation.reply_metrics import ReplyScores
 from empathax.evaluation.reply_set import Turn
-from empathax.evaluation.reply_statistics import ReplyLevels
-from empathax.evaluation.statistics import Statistic
+from empathax.evaluation.report.record import Curve, EvaluatedData, EvaluationRecord, LevelShares, Reply, Scalar
+from empathax.evaluation.report.reply_statistics import ReplyLevels
+from empathax.evaluation.report.statistics import Statistic
 
 
 def make_record(

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from empathax.data.records import Dialogue
 from empathax.errors import ConfigError
-from empathax.evaluation.classifier import Classifier, ClassifierConfig, class_logits, encode_rows
+from empathax.evaluation.classifiers.classifier import Classifier, ClassifierConfig, class_logits, encode_rows
 from empathax.evaluation.level_data import LEVEL_HEAD, LEVELS
 from empathax.evaluation.level_shares import gap_by_level, shares
 from empathax.models.encoder import Params

@@ -11,7 +11,7 @@ has it in 0.12 (with a DeprecationWarning): should it go, "auto" falls back to t
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,14 +33,43 @@ from empathax.models.tree_layout import (
 )
 
 
-def block_sizes(head_dim: int, itemsize: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(queries, keys) of a tile, forward and backward: what fits a multiprocessor's registers and shared memory.
+class Tile(NamedTuple):
+    """How a kernel is cut: tokens of a block of queries and of keys, warps of a program, blocks loaded ahead."""
 
-    Float32 has no tensor cores to feed (its matmuls keep all bits): small tiles, which also compile in seconds.
+    queries: int
+    keys: int
+    num_warps: int
+    num_stages: int = 2
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """(queries, keys)."""
+        return self.queries, self.keys
+
+
+class Tiles(NamedTuple):
+    """The tile of each of the three kernels."""
+
+    forward: Tile
+    dq: Tile
+    dkv: Tile
+
+
+def best_tiles(head_dim: int, itemsize: int) -> Tiles:
+    """What runs fastest of what fits a multiprocessor's registers and shared memory.
+
+    Measured on an H200 for heads of 64 and 128 numbers in bfloat16 (tests/benchmarks/gpu, part attention_tiles): 64
+    queries are what four warps multiply at once, and eight warps on so few take twice as long. Float32 has no tensor
+    cores to feed (its matmuls keep all bits): small tiles, which also compile in seconds.
     """
     if itemsize > 2:
-        return ((64, 32), (32, 32)) if head_dim <= 128 else ((32, 32), (32, 32))
-    return ((128, 64), (64, 64)) if head_dim <= 128 else ((64, 64), (32, 64))
+        num_warps = 4 if head_dim <= 64 else 8
+        small = Tile(32, 32, num_warps)
+        return Tiles(Tile(64, 32, num_warps) if head_dim <= 128 else small, small, small)
+    if head_dim <= 128:
+        square = Tile(64, 64, 4)
+        return Tiles(square, square, square._replace(num_stages=3) if head_dim <= 64 else square)
+    return Tiles(Tile(64, 64, 8), *[Tile(32, 64, 8)] * 2)
 
 
 def forward(
@@ -50,17 +79,18 @@ def forward(
     layout: TreeLayout,
     options: ScoreOptions,
     interpret: bool = False,
+    tiles: Tiles | None = None,
 ) -> tuple[Float[Array, "B N T H"], Float[Array, "B N T"]]:
-    """The attention's result and the float32 log-sum-exp of each query's scores."""
+    """The attention's result and the float32 log-sum-exp of each query's scores; `tiles` None takes `best_tiles`."""
     B, N, T, H = q_BNTH.shape
-    sizes, _ = block_sizes(H, q_BNTH.dtype.itemsize)
-    lists = block_lists(visible_blocks(layout, *sizes))
+    tile = (tiles or best_tiles(H, q_BNTH.dtype.itemsize)).forward
+    lists = block_lists(visible_blocks(layout, *tile.sizes))
     out_shapes = (
         jax.ShapeDtypeStruct(q_BNTH.shape, q_BNTH.dtype),
         jax.ShapeDtypeStruct((B, N, T), jnp.float32),
     )
-    kernel = partial(_forward_kernel, options=options, sizes=sizes, group=N // k_BKTH.shape[1])
-    run = _call(kernel, (T // sizes[0], N, B), out_shapes, H, interpret)
+    kernel = partial(_forward_kernel, options=options, sizes=tile.sizes, group=N // k_BKTH.shape[1])
+    run = _call(kernel, (T // tile.queries, N, B), out_shapes, tile, interpret)
     return run(*_layout_arrays(lists, layout), q_BNTH, k_BKTH, v_BKTH)
 
 
@@ -74,20 +104,31 @@ def backward(
     dout_BNTH: Float[Array, "B N T H"],
     options: ScoreOptions,
     interpret: bool = False,
+    tiles: Tiles | None = None,
 ) -> tuple[Float[Array, "B N T H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
     """The gradients of q, k and v; `delta` is the sum of dout x out over each head (see flash.py)."""
     B, N, T, H = q_BNTH.shape
     K = k_BKTH.shape[1]
-    _, sizes = block_sizes(H, q_BNTH.dtype.itemsize)
-    visible_BIJ = visible_blocks(layout, *sizes)
+    _, dq, dkv = tiles or best_tiles(H, q_BNTH.dtype.itemsize)
     arrays = (q_BNTH, k_BKTH, v_BKTH, dout_BNTH, lse_BNT, delta_BNT)
-    static: dict[str, Any] = {"options": options, "sizes": sizes, "group": N // K}
-    dq_shape, dk_shape, dv_shape = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays[:3])
-    run = _call(partial(_dq_kernel, **static), (T // sizes[0], N, B), dq_shape, H, interpret)
-    dq_BNTH = run(*_layout_arrays(block_lists(visible_BIJ), layout), *arrays)
-    run = _call(partial(_dkv_kernel, **static), (T // sizes[1], K, B), (dk_shape, dv_shape), H, interpret)
-    dk_BKTH, dv_BKTH = run(*_layout_arrays(block_lists(visible_BIJ.swapaxes(1, 2)), layout), *arrays)
-    return dq_BNTH, dk_BKTH, dv_BKTH
+    dq_shape = jax.ShapeDtypeStruct(q_BNTH.shape, q_BNTH.dtype)
+    kernel = partial(_dq_kernel, options=options, sizes=dq.sizes, group=N // K)
+    run = _call(kernel, (T // dq.queries, N, B), dq_shape, dq, interpret)
+    lists = block_lists(visible_blocks(layout, *dq.sizes))
+    dq_BNTH = run(*_layout_arrays(lists, layout), *arrays)
+    # a key head's gradient from each of its query heads by itself: the blocks that all see, a dialogue's beginning,
+    # would keep one program busy long after the others
+    kernel = partial(_dkv_kernel, options=options, sizes=dkv.sizes, group=N // K)
+    run = _call(kernel, (T // dkv.keys, N, B), (dq_shape, dq_shape), dkv, interpret)
+    lists = block_lists(visible_blocks(layout, *dkv.sizes).swapaxes(1, 2))
+    dk_BNTH, dv_BNTH = run(*_layout_arrays(lists, layout), *arrays)
+    return dq_BNTH, _sum_groups(dk_BNTH, k_BKTH), _sum_groups(dv_BNTH, v_BKTH)
+
+
+def _sum_groups(grad_BNTH: Array, like_BKTH: Array) -> Array:
+    """The sum over the query heads that share a key head, in float32, in the shape and dtype of `like_BKTH`."""
+    B, K, T, H = like_BKTH.shape
+    return grad_BNTH.reshape(B, K, -1, T, H).sum(axis=2, dtype=jnp.float32).astype(like_BKTH.dtype)
 
 
 def _forward_kernel(
@@ -182,22 +223,21 @@ def _dkv_kernel(
     dout_BNTH: Any,
     lse_BNT: Any,
     delta_BNT: Any,
-    dk_BKTH: Any,
-    dv_BKTH: Any,
+    dk_BNTH: Any,
+    dv_BNTH: Any,
     *,
     options: ScoreOptions,
     sizes: tuple[int, int],
     group: int,
 ) -> None:
-    block, kv_head, row = (pl.program_id(axis) for axis in range(3))
+    block, head, row = (pl.program_id(axis) for axis in range(3))
+    kv_head = jax.lax.div(head, group)
     keys = pl.ds(block * sizes[1], sizes[1])
     k_sH, v_sH = k_BKTH[row, kv_head, keys, :], v_BKTH[row, kv_head, keys, :]
-    count = count_BJ[row, block]
 
     def query_block(step: Array, running: tuple[Array, Array]) -> tuple[Array, Array]:
         dk_sH, dv_sH = running
-        head = kv_head * group + jax.lax.div(step, count)  # all blocks of the group's first head, then of its second
-        i = blocks_BJI[row, block, jax.lax.rem(step, count)]
+        i = blocks_BJI[row, block, step]
         queries = pl.ds(i * sizes[0], sizes[0])
         q_sH, dout_sH = q_BNTH[row, head, queries, :], dout_BNTH[row, head, queries, :]
         lse_s, delta_s = lse_BNT[row, head, queries], delta_BNT[row, head, queries]
@@ -208,9 +248,9 @@ def _dkv_kernel(
         return dk_sH + matmul(draw.astype(q_sH.dtype), q_sH, (0, 0)), dv_sH
 
     zeros = jnp.zeros(k_sH.shape, jnp.float32)
-    dk_sH, dv_sH = jax.lax.fori_loop(0, count * group, query_block, (zeros, zeros))
-    dk_BKTH[row, kv_head, keys, :] = dk_sH.astype(dk_BKTH.dtype)
-    dv_BKTH[row, kv_head, keys, :] = dv_sH.astype(dv_BKTH.dtype)
+    dk_sH, dv_sH = jax.lax.fori_loop(0, count_BJ[row, block], query_block, (zeros, zeros))
+    dk_BNTH[row, head, keys, :] = dk_sH.astype(dk_BNTH.dtype)
+    dv_BNTH[row, head, keys, :] = dv_sH.astype(dv_BNTH.dtype)
 
 
 def _mask(
@@ -238,12 +278,11 @@ def _layout_arrays(lists: BlockLists, layout: TreeLayout) -> tuple[Array, ...]:
     return *lists, layout.window.reshape(1), layout.positions_BT, layout.subtree_end_BT
 
 
-def _call(kernel: Any, grid: tuple[int, int, int], out_shapes: Any, H: int, interpret: bool) -> Any:
-    num_warps = 4 if H <= 64 else 8  # as FlashAttention-2
+def _call(kernel: Any, grid: tuple[int, int, int], out_shapes: Any, tile: Tile, interpret: bool) -> Any:
     return pl.pallas_call(
         kernel,
         grid=grid,
         out_shape=out_shapes,
-        compiler_params=plgpu.CompilerParams(num_warps=num_warps, num_stages=2),
+        compiler_params=plgpu.CompilerParams(num_warps=tile.num_warps, num_stages=tile.num_stages),
         interpret=interpret,
     )

@@ -30,6 +30,7 @@ class TokenLogps:
     logps_BM: Float[Array, "*b M"]
     entropy_BM: Float[Array, "*b M"]  # nats
     correct_BM: Float[Array, "*b M"]  # 1 where the target is the argmax (the lowest id wins a tie)
+    log_sum_squares_BM: Float[Array, "*b M"] | None = None  # log of the sum of all squared probabilities
 
 
 class _Layout(NamedTuple):
@@ -51,6 +52,7 @@ class _Running(NamedTuple):
     sum_exp_logit: jax.Array  # sum of exp(logit - max) * (logit - max)
     target_logit: jax.Array
     best_id: jax.Array
+    sum_squares: jax.Array | None  # sum of exp(logit - max)^2, where it is asked for
 
 
 def take_queries(values_BTD: Float[Array, "B T D"], query_index_BM: Int[Array, "B M"]) -> Float[Array, "B M D"]:
@@ -58,7 +60,7 @@ def take_queries(values_BTD: Float[Array, "B T D"], query_index_BM: Int[Array, "
     return jax.vmap(lambda row_TD, index_M: row_TD[index_M])(values_BTD, query_index_BM)
 
 
-@partial(jax.jit, static_argnames=("softcap", "vocab_chunk"))
+@partial(jax.jit, static_argnames=("softcap", "vocab_chunk", "sum_squares"))
 def token_logps(
     hidden_BMD: Float[Array, "*b M D"],
     kernel_VD: Float[Array, "V D"],
@@ -66,21 +68,24 @@ def token_logps(
     *,
     softcap: float = 0.0,
     vocab_chunk: int = 8192,
+    sum_squares: bool = False,
 ) -> TokenLogps:
     """Log-softmax of `hidden @ kernel.T` at the targets, `softcap * tanh(logits / softcap)` first if softcap > 0.
 
     The product runs in the dtype of `hidden_BMD` with float32 accumulation; everything after it is float32, and so is
     the gradient of a float32 kernel. Chunks hold at most `vocab_chunk` entries. A target outside the vocabulary gives
-    NaN.
+    NaN. `log_sum_squares_BM` is computed where `sum_squares` asks for it.
     """
     vocab_size = kernel_VD.shape[0]
     layout = _layout(vocab_size, vocab_chunk)
-    logps_BM, entropy_BM, correct_BM = _chunked_logps(hidden_BMD, kernel_VD, target_BM, softcap, layout)
+    found = _chunked_logps(hidden_BMD, kernel_VD, target_BM, softcap, layout, sum_squares)
+    logps_BM, entropy_BM, correct_BM, log_sum_squares_BM = found
     in_vocabulary_BM = (target_BM >= 0) & (target_BM < vocab_size)
     return TokenLogps(
         logps_BM=jnp.where(in_vocabulary_BM, logps_BM, jnp.nan),
         entropy_BM=jax.lax.stop_gradient(entropy_BM),
         correct_BM=jax.lax.stop_gradient(correct_BM),
+        log_sum_squares_BM=jax.lax.stop_gradient(log_sum_squares_BM) if sum_squares else None,
     )
 
 
@@ -154,12 +159,14 @@ def _update(running: _Running, logits: jax.Array, ids_LW: jax.Array, target: jax
     chunk_best = jnp.where(logits == chunk_max[..., None], ids_LW, _NO_ID).min(axis=-1)
     earlier = jnp.where(running.max == chunk_max, jnp.minimum(running.best_id, chunk_best), running.best_id)
     is_target = ids_LW == target[..., None, None]
+    squares = None if old.sum_squares is None else old.sum_squares + jnp.square(exp).sum(axis=-1)
     return _Running(
         max=top,
         sum_exp=old.sum_exp + sum_exp,
         sum_exp_logit=old.sum_exp_logit + sum_exp_logit,
         target_logit=running.target_logit + jnp.where(is_target, logits, 0.0).sum(axis=-1),
         best_id=jnp.where(chunk_max > running.max, chunk_best, earlier),
+        sum_squares=squares,
     )
 
 
@@ -168,7 +175,8 @@ def _rescaled(running: _Running, top: jax.Array) -> _Running:
     shift = running.max - top
     shrink = jnp.exp(shift)
     sum_exp_logit = shrink * (running.sum_exp_logit + shift * running.sum_exp)
-    return running._replace(max=top, sum_exp=shrink * running.sum_exp, sum_exp_logit=sum_exp_logit)
+    squares = None if running.sum_squares is None else jnp.square(shrink) * running.sum_squares
+    return running._replace(max=top, sum_exp=shrink * running.sum_exp, sum_exp_logit=sum_exp_logit, sum_squares=squares)
 
 
 def _sum_both(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -183,16 +191,19 @@ def _sum_both(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array
     return jax.lax.optimization_barrier(sums)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+_Found = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _chunked_logps(
-    hidden: jax.Array, kernel_VD: jax.Array, target: jax.Array, softcap: float, layout: _Layout
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return _forward(hidden, kernel_VD, target, softcap, layout)[0]
+    hidden: jax.Array, kernel_VD: jax.Array, target: jax.Array, softcap: float, layout: _Layout, sum_squares: bool
+) -> _Found:
+    return _forward(hidden, kernel_VD, target, softcap, layout, sum_squares)[0]
 
 
 def _forward(
-    hidden: jax.Array, kernel_VD: jax.Array, target: jax.Array, softcap: float, layout: _Layout
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Any]:
+    hidden: jax.Array, kernel_VD: jax.Array, target: jax.Array, softcap: float, layout: _Layout, sum_squares: bool
+) -> tuple[_Found, Any]:
     kernel_CND = _laid_out(kernel_VD, layout)
     lanes_shape = (layout.lanes, layout.width)
 
@@ -202,7 +213,7 @@ def _forward(
         return _update(running, logits, ids_C.reshape(lanes_shape), target), None
 
     zeros = jnp.zeros((*target.shape, layout.lanes), jnp.float32)
-    empty = _Running(zeros + _LOWEST, zeros, zeros, zeros, zeros.astype(jnp.int32))
+    empty = _Running(zeros + _LOWEST, zeros, zeros, zeros, zeros.astype(jnp.int32), zeros if sum_squares else None)
     lanes, _ = jax.lax.scan(read, empty, jnp.arange(layout.num_chunks, dtype=jnp.int32))
     top = lanes.max.max(axis=-1)
     whole = _rescaled(lanes, top[..., None])
@@ -212,10 +223,14 @@ def _forward(
     best_id = jnp.where(lanes.max == top[..., None], lanes.best_id, _NO_ID).min(axis=-1)
     # in this order: top + log_sum is larger than the log-prob, and its rounding error with it
     logps = (lanes.target_logit.sum(axis=-1) - top) - log_sum
-    return (logps, entropy, (best_id == target).astype(jnp.float32)), (hidden, kernel_VD, target, top + log_sum)
+    squares = jnp.zeros(()) if whole.sum_squares is None else jnp.log(whole.sum_squares.sum(axis=-1)) - 2.0 * log_sum
+    found = (logps, entropy, (best_id == target).astype(jnp.float32), squares)
+    return found, (hidden, kernel_VD, target, top + log_sum)
 
 
-def _backward(softcap: float, layout: _Layout, residuals: Any, cotangents: Any) -> tuple[jax.Array, jax.Array, Any]:
+def _backward(
+    softcap: float, layout: _Layout, sum_squares: bool, residuals: Any, cotangents: Any
+) -> tuple[jax.Array, jax.Array, Any]:
     hidden, kernel_VD, target, logsumexp = residuals
     scale = cotangents[0][..., None]
     kernel_CND = _laid_out(kernel_VD, layout)

@@ -1,66 +1,171 @@
-"""Direct Preference Optimization as sums over pairs that add up over any split of the data."""
+"""The door to the preference losses: what a config names, as sums over pairs that add up over any split of the data.
+
+Every loss is a short pure function in a file of its family; losses.py declares in which form it takes log-probs and
+which settings. This file joins the two, so that a caller has nothing to get wrong. docs/objectives.md is the table.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from empathax.errors import ConfigError
+from empathax import losses
+from empathax.config import DpoOptions
+from empathax.errors import ConfigError, raise_all
+from empathax.losses import LOSSES, Loss
+from empathax.objectives import divergences, margin_losses, ratio_losses, reference_free_losses, sorted_losses
+from empathax.objectives.pairs import Pairs
 from empathax.objectives.sft import Sums
 
+FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "sigmoid": margin_losses.sigmoid,
+    "robust": margin_losses.robust,
+    "hinge": margin_losses.hinge,
+    "ipo": margin_losses.ipo,
+    "exo_pair": margin_losses.exo_pair,
+    "discopop": margin_losses.discopop,
+    "sigmoid_norm": margin_losses.sigmoid_norm,
+    "nca_pair": ratio_losses.nca_pair,
+    "bco_pair": ratio_losses.bco_pair,
+    "sppo_hard": ratio_losses.sppo_hard,
+    "apo_zero": ratio_losses.apo_zero,
+    "apo_down": ratio_losses.apo_down,
+    "aot": sorted_losses.aot,
+    "aot_unpaired": sorted_losses.aot_unpaired,
+    "cpo": reference_free_losses.cpo,
+    "cpo_hinge": reference_free_losses.cpo_hinge,
+    "cpo_ipo": reference_free_losses.cpo_ipo,
+    "simpo": reference_free_losses.simpo,
+    "alphapo": reference_free_losses.alphapo,
+    "orpo": reference_free_losses.orpo,
+}
 
-def dpo_loss(
-    chosen_logps: Float[Array, "*p"],
-    rejected_logps: Float[Array, "*p"],
-    ref_chosen_logps: Float[Array, "*p"],
-    ref_rejected_logps: Float[Array, "*p"],
-    pair_weights: Float[Array, "*p"],
-    *,
-    beta: float,
-    label_smoothing: float = 0.0,
-    loss: str = "sigmoid",
+
+def check_options(options: DpoOptions) -> None:
+    """Raises ConfigError with everything that is wrong with the settings of stage dpo."""
+    raise_all(ConfigError, "the objective cannot be used", losses.problems(vars(options), vars(DpoOptions())))
+
+
+def reference_kind(options: DpoOptions) -> str:
+    """ "resident", "precomputed" or "none": `dpo.reference` with "auto" resolved."""
+    return losses.reference_kind(vars(options))
+
+
+def preference_loss(
+    pairs: Pairs, options: DpoOptions, tokens_per_pair: Float[Array, ""] | None = None
 ) -> tuple[Float[Array, ""], Float[Array, ""], Sums]:
-    """Rafailov et al. 2023, eq. 7, on summed log-probs; with `label_smoothing` eps the conservative loss cDPO,
-    -(1 - eps) log sigmoid(margin) - eps log sigmoid(-margin), where margin = reward of chosen - reward of rejected.
+    """The weighted sum of the losses that `options` name.
 
-    Returns (loss sum, number of pairs, metric sums). Raises ConfigError for a loss that does not exist.
+    Its mean is mean over pairs of the pair losses + `nll_weight` x mean over tokens of the chosen replies' negative
+    log-likelihood. `tokens_per_pair`: the chosen replies' tokens per pair in all data of a step; left out, in `pairs`.
+
+    Returns (loss sum, number of pairs, metric sums): the loss is their quotient; metrics.py turns the sums of any split
+    into the same number. Raises ConfigError where `pairs` lack the lengths that a loss needs.
     """
-    if loss != "sigmoid":
-        raise ConfigError(f"dpo.loss = {loss!r} does not exist; expected 'sigmoid'")
-    reward_chosen = beta * (chosen_logps - ref_chosen_logps)
-    reward_rejected = beta * (rejected_logps - ref_rejected_logps)
-    margin = reward_chosen - reward_rejected
-    pair_loss = -(1.0 - label_smoothing) * jax.nn.log_sigmoid(margin) - label_smoothing * jax.nn.log_sigmoid(-margin)
+    weights = dict(zip(options.loss, losses.loss_weights(vars(options)), strict=True))
+    pair_loss = jnp.zeros((), jnp.float32)
+    for name, weight in weights.items():
+        pair_loss += weight * _loss_sum(LOSSES[name], pairs, options)
+    num_pairs, weighted_nll = pairs.weight.sum(), nll_weight(options)
+    sums = {"loss": pair_loss, **_metric_sums(pairs, options)}
+    if not weighted_nll:
+        return pair_loss, num_pairs, sums
+    whole = pairs.chosen if pairs.whole_chosen is None else pairs.whole_chosen
+    nll = -weighted_nll * (whole * pairs.weight).sum()
+    num_tokens = (_lengths(pairs, "the negative log-likelihood of the chosen replies")[0] * pairs.weight).sum()
+    sums |= {"loss_nll": nll, "loss_nll_tokens": num_tokens}
+    if tokens_per_pair is None:
+        tokens_per_pair = num_tokens / num_pairs
+    return pair_loss + nll / tokens_per_pair, num_pairs, sums
+
+
+def nll_weight(options: DpoOptions) -> float:
+    """The weight of the chosen replies' negative log-likelihood per token: of "sft", ORPO, CPO's `cpo_alpha`."""
+    total = 0.0
+    for name, weight in zip(options.loss, losses.loss_weights(vars(options)), strict=True):
+        own = LOSSES[name].nll
+        total += weight * (getattr(options, own) if isinstance(own, str) else own)
+    return total
+
+
+def initial_loss(options: DpoOptions) -> float | None:
+    """The mean of the pair losses where the policy is its reference, whatever the pairs; None if it depends on them.
+
+    The likelihood term is not in it. Asked of the losses themselves, with every log-ratio 0.
+    """
+    if options.use_weighting or any(LOSSES[name].takes == losses.LOGPS for name in options.loss):
+        return None
+    zero, one = jnp.zeros(1), jnp.ones(1)
+    pairs = Pairs(zero, zero, zero, zero, one, chosen_tokens=one, rejected_tokens=one)
+    return float(preference_loss(pairs, options)[2]["loss"])
+
+
+def _loss_sum(loss: Loss, pairs: Pairs, options: DpoOptions) -> jax.Array:
+    """One loss, summed over pairs; without its likelihood term."""
+    settings = {name: getattr(options, name) for name in loss.options}
+    if loss.takes == losses.NOTHING:
+        return jnp.zeros((), jnp.float32)
+    function = FUNCTIONS[loss.name]
+    if loss.takes == losses.SORTED:
+        values, weight = function(pairs, **settings)
+        return (values * weight).sum()
+    if loss.takes == losses.LOGPS:
+        inputs = _reduced((pairs.chosen, pairs.rejected), loss, pairs)
+    else:
+        inputs = _reduced(_scores(pairs, options), loss, pairs)
+    values = (
+        function(inputs[0] - inputs[1], **settings) if loss.takes == losses.MARGIN else function(*inputs, **settings)
+    )
+    weight = pairs.weight if pairs.importance is None else pairs.weight * pairs.importance
+    return (values * weight).sum()
+
+
+def _scores(pairs: Pairs, options: DpoOptions) -> tuple[jax.Array, jax.Array]:
+    ratios = (pairs.chosen - pairs.ref_chosen, pairs.rejected - pairs.ref_rejected)
+    chosen, rejected = (divergences.score(ratio, options.f_divergence, options.f_alpha) for ratio in ratios)
+    return chosen, rejected
+
+
+def _reduced(values: tuple[jax.Array, jax.Array], loss: Loss, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
+    """Sums, or values per token where the loss is declared so."""
+    if loss.reduction == "sum":
+        return values
+    chosen_tokens, rejected_tokens = _lengths(pairs, f"dpo.loss = {loss.name!r}")
+    return values[0] / chosen_tokens, values[1] / rejected_tokens
+
+
+def _lengths(pairs: Pairs, what: str) -> tuple[jax.Array, jax.Array]:
+    if pairs.chosen_tokens is None or pairs.rejected_tokens is None:
+        raise ConfigError(f"{what} is per token, but these pairs hold summed log-probs without the replies' lengths")
+    return jnp.maximum(pairs.chosen_tokens, 1.0), jnp.maximum(pairs.rejected_tokens, 1.0)
+
+
+def _metric_sums(pairs: Pairs, options: DpoOptions) -> Sums:
+    chosen, rejected = _rewards(pairs, options)
+    margin = chosen - rejected
     per_pair = {
-        "loss": pair_loss,
-        "reward_chosen": reward_chosen,
-        "reward_rejected": reward_rejected,
+        "reward_chosen": chosen,
+        "reward_rejected": rejected,
         "reward_margin": margin,
         "reward_accuracy": (margin > 0.0).astype(jnp.float32),  # a tie is not a win, as in TRL
-        "logp_chosen": chosen_logps,
-        "logp_rejected": rejected_logps,
+        "logp_chosen": pairs.chosen if pairs.whole_chosen is None else pairs.whole_chosen,
+        "logp_rejected": pairs.rejected if pairs.whole_rejected is None else pairs.whole_rejected,
         "pairs": jnp.ones_like(margin),
     }
-    sums = {name: (value * pair_weights).sum() for name, value in per_pair.items()}
-    return sums["loss"], sums["pairs"], sums
+    return {name: (value * pairs.weight).sum() for name, value in per_pair.items()}
 
 
-def take_pairs(
-    logps_BS: Float[Array, "*b S"], chosen_index_BP: Int[Array, "*b P"], rejected_index_BP: Int[Array, "*b P"]
-) -> tuple[Float[Array, "*b P"], Float[Array, "*b P"]]:
-    """The log-probs of each pair's two replies."""
-    chosen_logps_BP = jnp.take_along_axis(logps_BS, chosen_index_BP, axis=-1)
-    return chosen_logps_BP, jnp.take_along_axis(logps_BS, rejected_index_BP, axis=-1)
-
-
-def chosen_token_weight(
-    weight_BM: Float[Array, "*b M"],
-    sequence_index_BM: Int[Array, "*b M"],
-    chosen_index_BP: Int[Array, "*b P"],
-    pair_weight_BP: Float[Array, "*b P"],
-) -> Float[Array, "*b M"]:
-    """`weight_BM` on the tokens of chosen replies, 0 elsewhere; a reply chosen in several pairs counts once."""
-    is_chosen_BMP = sequence_index_BM[..., :, None] == chosen_index_BP[..., None, :]
-    in_pair_BM = (is_chosen_BMP & (pair_weight_BP[..., None, :] > 0.0)).any(axis=-1)
-    return jnp.where(in_pair_BM, weight_BM, 0.0)
+def _rewards(pairs: Pairs, options: DpoOptions) -> tuple[jax.Array, jax.Array]:
+    """beta x log-ratio; without a reference beta x what the first such loss takes the log-prob as."""
+    free = [LOSSES[name] for name in options.loss if LOSSES[name].takes == losses.LOGPS]
+    if not free or reference_kind(options) != "none":
+        return options.beta * (pairs.chosen - pairs.ref_chosen), options.beta * (pairs.rejected - pairs.ref_rejected)
+    chosen, rejected = _reduced((pairs.chosen, pairs.rejected), free[0], pairs)
+    if "alphapo_alpha" in free[0].options:
+        shape = reference_free_losses.alphapo_reward
+        chosen, rejected = shape(chosen, options.alphapo_alpha), shape(rejected, options.alphapo_alpha)
+    return options.beta * chosen, options.beta * rejected

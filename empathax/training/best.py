@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from empathax.errors import ConfigError
-from empathax.evaluation.report_columns import better_way
+from empathax.evaluation.report.columns import better_way
 from empathax.training.checkpoint import StageCheckpoints, restore_params
 from empathax.training.state import TrainState
 

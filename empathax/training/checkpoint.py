@@ -135,8 +135,8 @@ def restore_params(step_dir: Path, abstract_params: Any) -> Any:
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    fields = dataclasses.fields(state)
-    return {field.name: getattr(state, field.name) for field in fields if field.name != "params"}
+    values = {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "params"}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _subdirectories(path: Path) -> list[Path]:

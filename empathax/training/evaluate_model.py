@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from empathax.config import Config
-from empathax.evaluation.chat_server import ChatServer
+from empathax.evaluation.judging.chat_server import ChatServer
+from empathax.evaluation.judging.server_replies import generate_from_server
 from empathax.evaluation.prediction_files import read_predictions
-from empathax.evaluation.record import EvaluationRecord
 from empathax.evaluation.reply_metrics import ReplyScorer
 from empathax.evaluation.reply_record import make_record
-from empathax.evaluation.server_replies import generate_from_server
+from empathax.evaluation.report.record import EvaluationRecord
 from empathax.training import report
 from empathax.training.held_out import HeldOut
 from empathax.training.job import Job, assemble
@@ -108,7 +108,7 @@ def in_words(record: EvaluationRecord) -> str:
     """The table and a few replies, for the terminal."""
     step = max(1, len(record.replies) // SHOWN_REPLIES)
     shown = record.replies[step // 2 :: step][:SHOWN_REPLIES]
-    prompts = [reply.prompt[-1].content if reply.prompt else "" for reply in shown]
+    prompts = [reply.prompt[-1].content if reply.prompt else f"reference: {reply.reference}" for reply in shown]
     rows = {record.label: report.Row(record.metrics, prompts, [reply.reply for reply in shown])}
     return f"{report.table(rows)}\n\n{report.replies_text(rows)}"
 

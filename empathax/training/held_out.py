@@ -16,9 +16,10 @@ from empathax.data.batch import Batch
 from empathax.data.dataset import Example
 from empathax.data.loader import eval_batches
 from empathax.data.packing import PackedRows
-from empathax.evaluation.replies import generate_replies
+from empathax.evaluation.generation.replies import generate_replies
 from empathax.evaluation.reply_set import Turn, pick_turns, turn_of
-from empathax.objectives.preference import dpo_loss
+from empathax.objectives.pairs import Pairs
+from empathax.objectives.preference import preference_loss, reference_kind
 from empathax.parallel.distributed import put_batch
 from empathax.parallel.rules import batch_sharding
 from empathax.training import metrics
@@ -80,9 +81,23 @@ class HeldOut:
         return metrics.finalize(metrics.total([_totals(measured.reply_sums)])) if measured.reply_sums else {}
 
     def pair_metrics(self, logps: Sequence[float] | Logps, ref_logps: Sequence[float] | Logps) -> dict[str, float]:
-        """Rewards, margin, accuracy and both log-probs on the held-out pairs, from log-probs by sequence id."""
-        policy, ref = (self.by_pair(values) for values in (logps, ref_logps))
-        return metrics.finalize(metrics.total([pair_sums(policy, ref, self._job.config.dpo)]))
+        """Rewards, margin, accuracy and both log-probs on the held-out pairs, from log-probs by sequence id.
+
+        Rewards are beta x log-ratio to `ref_logps`, whatever the objective: one ruler for every model.
+        """
+        values = self._pair_metrics(logps, ref_logps, DpoOptions(beta=self._job.config.dpo.beta))
+        return {name: value for name, value in values.items() if name != "loss"}
+
+    def objective_metrics(self, logps: Sequence[float] | Logps, ref_logps: Sequence[float] | Logps) -> dict[str, float]:
+        """The same as the stage's own objective sees the pairs, with its loss; `ref_logps` unused if it has none."""
+        return self._pair_metrics(logps, ref_logps, self._job.config.dpo)
+
+    def _pair_metrics(
+        self, logps: Sequence[float] | Logps, ref_logps: Sequence[float] | Logps, options: DpoOptions
+    ) -> dict[str, float]:
+        lengths = self._job.datasets["dpo"].eval.reply_lengths()
+        policy, ref, lengths_2P = (self.by_pair(values) for values in (logps, ref_logps, lengths))
+        return metrics.finalize(metrics.total([pair_sums(policy, ref, lengths_2P, options)]))
 
     def by_pair(self, logps: Sequence[float] | Logps) -> Float32[np.ndarray, "2 P"]:
         """Log-probs by sequence id as those of the (chosen, rejected) replies of each held-out pair."""
@@ -133,20 +148,26 @@ class HeldOut:
 
 
 @partial(jax.jit, static_argnames="options")
-def pair_sums(logps_2P: jax.Array, ref_logps_2P: jax.Array, options: DpoOptions) -> dict[str, jax.Array]:
-    """Metric sums over pairs from the log-probs of their (chosen, rejected) replies."""
-    (chosen_P, rejected_P), (ref_chosen_P, ref_rejected_P) = logps_2P, ref_logps_2P
-    _, _, sums = dpo_loss(
-        chosen_P,
-        rejected_P,
-        ref_chosen_P,
-        ref_rejected_P,
-        jnp.ones_like(chosen_P),
-        beta=options.beta,
-        label_smoothing=options.label_smoothing,
-        loss=options.loss,
+def pair_sums(
+    logps_2P: jax.Array, ref_logps_2P: jax.Array, lengths_2P: jax.Array, options: DpoOptions
+) -> dict[str, jax.Array]:
+    """Metric sums over pairs from the log-probs and lengths of their (chosen, rejected) replies.
+
+    Of whole replies and unweighted: `ld_alpha` and `use_weighting` are for training.
+    """
+    if reference_kind(options) == "none":
+        ref_logps_2P = jnp.zeros_like(ref_logps_2P)
+    lengths_2P = jnp.asarray(lengths_2P, jnp.float32)
+    pairs = Pairs(
+        chosen=logps_2P[0],
+        rejected=logps_2P[1],
+        ref_chosen=ref_logps_2P[0],
+        ref_rejected=ref_logps_2P[1],
+        weight=jnp.ones_like(logps_2P[0]),
+        chosen_tokens=lengths_2P[0],
+        rejected_tokens=lengths_2P[1],
     )
-    return sums
+    return preference_loss(pairs, options)[2]
 
 
 def pick_examples(examples: Sequence[Example], count: int) -> list[Example]:

@@ -20,8 +20,8 @@ from empathax.config import Config, to_dict
 from empathax.data.dataset import Dataset, build_dataset, trained_texts
 from empathax.data.loader import Loader
 from empathax.errors import ConfigError, DataError
-from empathax.evaluation.sampling import sampling_from
-from empathax.evaluation.stop_tokens import stop_token_ids
+from empathax.evaluation.generation.sampling import sampling_from
+from empathax.evaluation.generation.stop_tokens import stop_token_ids
 from empathax.models.source import ModelSource, load_tokenizer, resolve_model
 from empathax.models.tokenizer import Tokenizer
 from empathax.models.transformer import abstract_params, logical_axes

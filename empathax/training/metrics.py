@@ -43,7 +43,7 @@ def finalize(sums: Mapping[str, Any]) -> dict[str, float]:
     """Sums to means under the names of docs/metrics.md; a metric whose count is zero was not measured and is left out.
 
     `perplexity` is exp(total nll / total tokens). Where there are pairs, `loss` is per pair, and the token metrics are
-    those of the chosen replies.
+    those of the chosen replies; a likelihood term of the loss is added to it, as a mean over tokens.
     """
     values = {name: float(value) for name, value in sums.items()}
     kept = {name: pair for name, pair in _means(values).items() if values[pair[1]] != 0.0}
@@ -51,20 +51,29 @@ def finalize(sums: Mapping[str, Any]) -> dict[str, float]:
     if values.get("tokens"):
         with np.errstate(over="ignore"):
             result["perplexity"] = float(np.exp(np.float64(values["nll"] / values["tokens"])))
-    return result
+    return _with_likelihood_term(result)
 
 
 def in_graph(sums: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """The same numbers inside a compiled step, with the counts; a count of zero gives NaN."""
     result = {name: sums[numerator] / sums[count] for name, (numerator, count) in _means(sums).items()}
     result["perplexity"] = jnp.exp(sums["nll"] / sums["tokens"])
+    result = _with_likelihood_term(result)
     counts = {name: sums[name] for name in ("tokens", "pairs", "trained_tokens") if name in sums}
     return result | counts
 
 
 def _means(sums: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    token_means = TOKEN_MEANS if "tokens" in sums else {}
-    return token_means | (PAIR_MEANS if "pairs" in sums else {"loss": ("nll", "tokens")})
+    means = TOKEN_MEANS if "tokens" in sums else {}
+    means = means | (PAIR_MEANS if "pairs" in sums else {"loss": ("nll", "tokens")})
+    return means | ({"loss_nll": ("loss_nll", "loss_nll_tokens")} if "loss_nll" in sums else {})
+
+
+def _with_likelihood_term(means: dict[str, Any]) -> dict[str, Any]:
+    """`loss` as the sum of its part over pairs, also kept as `loss_pairs`, and of its likelihood term, if any."""
+    if "loss_nll" not in means:
+        return means
+    return means | {"loss_pairs": means["loss"], "loss": means["loss"] + means["loss_nll"]}
 
 
 def _exact_sum(values: Iterable[float]) -> float:

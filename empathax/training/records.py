@@ -11,11 +11,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from empathax.evaluation.curves import read_curves
 from empathax.evaluation.level_plot import level_plot
-from empathax.evaluation.record import Curve
 from empathax.evaluation.reply_metrics import ReplyScorer
-from empathax.evaluation.statistics import LogLikelihoods, MeanOfValues, RatioOfSums, RewardMargins, Statistic
+from empathax.evaluation.report.curves import read_curves
+from empathax.evaluation.report.record import Curve
+from empathax.evaluation.report.statistics import LogLikelihoods, MeanOfValues, RatioOfSums, RewardMargins, Statistic
 from empathax.evaluation.validation import LevelCounts, count_levels
 from empathax.training.held_out import HeldOut
 from empathax.training.job import Job

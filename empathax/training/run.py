@@ -9,9 +9,10 @@ from functools import partial
 
 from empathax.config import to_dict
 from empathax.evaluation import output
-from empathax.evaluation.record_file import FILE, write_record
 from empathax.evaluation.reply_metrics import ReplyScorer, ReplyScores
 from empathax.evaluation.reply_record import make_record, slug
+from empathax.evaluation.report.record_file import FILE, write_record
+from empathax.objectives.preference import reference_kind
 from empathax.parallel.distributed import is_leader
 from empathax.training import report
 from empathax.training.held_out import HeldOut
@@ -132,12 +133,12 @@ def _report(job: Job, held_out: HeldOut, known: Evaluations, scores: Mapping[str
 
 def _against_own_reference(job: Job, held_out: HeldOut, known: Evaluations) -> list[str]:
     """The DPO stage as its own loss sees it: rewards against the model that it started from."""
-    if "dpo" not in job.config.stages:
+    if "dpo" not in job.config.stages or reference_kind(job.config.dpo) == "none":
         return []
     names, number = row_names(job.config.stages), job.config.stages.index("dpo") + 1
     after, before = known.measured[names[number]], known.measured[names[number - 1]]
     values = held_out.pair_metrics(after.pair_logps or (), before.pair_logps or ())
     return [
-        f"{names[number]} against its own frozen reference ({names[number - 1]}): held-out reward accuracy "
+        f"{names[number]} against the reference it started from ({names[number - 1]}): held-out reward accuracy "
         f"{values['reward_accuracy']:.3f}, margin {values['reward_margin']:.3f}"
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,10 +12,11 @@ from typing import Any
 
 import jax
 
-from empathax.config import to_dict
+from empathax.config import DpoOptions, to_dict
 from empathax.data.batch import Batch
 from empathax.errors import CheckpointError, WeightsError, raise_all
 from empathax.evaluation.reply_metrics import ReplyScorer
+from empathax.objectives.preference import initial_loss, reference_kind
 from empathax.parallel.distributed import is_leader, put_batch
 from empathax.parallel.mesh import compute_dtype
 from empathax.parallel.rules import batch_sharding
@@ -33,10 +33,13 @@ from empathax.training.state import TrainState, abstract_state, init_state, stat
 from empathax.training.step import TrainStep, make_train_step
 from empathax.training.tracking import Tracker
 
+FIRST_STEP_TOLERANCE = 1e-3
+
 
 @dataclass(frozen=True)
 class Reference:
-    """A DPO stage's frozen reference: its parameters, or its log-probs on the training rows."""
+    """A DPO stage's frozen reference: its parameters, or its log-probs on the training rows; neither where the loss
+    has no reference, or the state holds one that moves."""
 
     params: Params | None = None
     train_logps: Logps | None = None
@@ -67,7 +70,8 @@ def run_stage(job: Job, stage: str, source: Callable[[], Params], evaluator: Eva
     """
     num_steps = job.num_steps(stage)
     tx, schedule = make_optimizer(job.config.stage(stage), num_steps)
-    abstract = abstract_state(job.abstract_params, tx)
+    follows = stage == "dpo" and job.config.dpo.ref_sync_steps > 0
+    abstract = abstract_state(job.abstract_params, tx, moving_reference=follows)
     shardings = state_shardings(abstract, job.param_shardings)
     meta = _meta(job, stage, num_steps)
     with StageCheckpoints(job.workdir / "checkpoints" / stage, job.config.checkpoint.keep) as checkpoints:
@@ -79,7 +83,7 @@ def run_stage(job: Job, stage: str, source: Callable[[], Params], evaluator: Eva
         start = source()
         frozen = _reference(job, start, evaluator.held_out) if stage == "dpo" else Reference()
         if found is None:
-            state = init_state(start, tx, shardings)
+            state = init_state(start, tx, shardings, moving_reference=follows)
         else:
             state, _ = checkpoints.restore(jax.tree.map(_placed, abstract, shardings))
         del start, source
@@ -151,7 +155,7 @@ def _train(
             partial(_batches, job, stage, frozen),
             num_steps,
             evaluate=evaluate,
-            check_first=_check_first_step if stage == "dpo" and start == 0 else None,
+            check_first=partial(_check_first_step, job.config.dpo) if stage == "dpo" and start == 0 else None,
             checkpoints=checkpoints,
             tracker=tracker,
             meta=meta,
@@ -171,7 +175,10 @@ def _batches(job: Job, stage: str, frozen: Reference, start: int, stop: int) -> 
 
 
 def _reference(job: Job, params: Params, held_out: HeldOut) -> Reference:
-    if job.config.dpo.reference == "resident":
+    kind = reference_kind(job.config.dpo)
+    if kind == "none" or job.config.dpo.ref_sync_steps:
+        return Reference()  # there is none, or it is a part of the state
+    if kind == "resident":
         return Reference(params=reference.frozen_copy(params))
     dataset = job.datasets["dpo"]
     dtype = str(compute_dtype(job.config.model, job.mesh))
@@ -186,13 +193,17 @@ def _reference(job: Job, params: Params, held_out: HeldOut) -> Reference:
     return Reference(train_logps=logps)
 
 
-def _check_first_step(metrics: Mapping[str, float]) -> None:
-    """Before its first update the policy is the reference: loss ln 2, margin 0, whatever beta and label smoothing."""
-    tolerance = 1e-3
-    if abs(metrics["loss"] - math.log(2.0)) > tolerance or abs(metrics["reward_margin"]) > tolerance:
+def _check_first_step(options: DpoOptions, metrics: Mapping[str, float]) -> None:
+    """Before its first update the policy is the reference: no margin, and the loss is what it is without one."""
+    if reference_kind(options) == "none":
+        return
+    expected, found = initial_loss(options), metrics.get("loss_pairs", metrics["loss"])
+    is_off = expected is not None and abs(found - expected) > FIRST_STEP_TOLERANCE * max(1.0, abs(expected))
+    if is_off or abs(metrics["reward_margin"]) > FIRST_STEP_TOLERANCE:
+        loss = "" if expected is None else f"loss {expected:.6f}, "
         raise WeightsError(
-            f"dpo starts with loss {metrics['loss']:.6f} and reward margin {metrics['reward_margin']:.6f}, but policy "
-            "and reference must be the same model then (loss 0.693147, margin 0): delete the run's reference/ directory"
+            f"dpo starts with loss {found:.6f} and reward margin {metrics['reward_margin']:.6f}, but policy and "
+            f"reference must be the same model then ({loss}margin 0): delete the run's reference/ directory"
         )
 
 
@@ -203,7 +214,7 @@ def _difference(name: str, before: str, now: str) -> str:
 
 def _stage_metrics(stage: str, measured: Measured, before: Measured, held_out: HeldOut) -> dict[str, float]:
     if stage == "dpo":
-        return held_out.pair_metrics(measured.pair_logps or (), before.pair_logps or ())
+        return held_out.objective_metrics(measured.pair_logps or (), before.pair_logps or ())
     return held_out.reply_metrics(measured)
 
 

@@ -23,16 +23,30 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: Tree
     nonfinite_streak: Int[Array, ""]  # updates skipped in a row, up to now
     nonfinite_total: Int[Array, ""]
+    ref_params: Tree | None = (
+        None  # a reference that follows the policy (dpo.ref_sync_steps), a part of the run's state
+    )
 
 
-def init_state(params: Tree, tx: optax.GradientTransformation, shardings: TrainState | None = None) -> TrainState:
-    """A state at step 0 that takes over `params`: the first step donates them, so keep a copy of any you still need."""
-    return jax.jit(lambda params: _new_state(params, tx), out_shardings=shardings)(params)
+def init_state(
+    params: Tree,
+    tx: optax.GradientTransformation,
+    shardings: TrainState | None = None,
+    *,
+    moving_reference: bool = False,
+) -> TrainState:
+    """A state at step 0 that takes over `params`: the first step donates them, so keep a copy of any you still need.
+
+    With `moving_reference` it holds a copy of them as the reference to begin with.
+    """
+    return jax.jit(lambda params: _new_state(params, tx, moving_reference), out_shardings=shardings)(params)
 
 
-def abstract_state(abstract_params: Tree, tx: optax.GradientTransformation) -> TrainState:
+def abstract_state(
+    abstract_params: Tree, tx: optax.GradientTransformation, *, moving_reference: bool = False
+) -> TrainState:
     """Shapes and dtypes of the state, for sharding rules, checkpoints and compiling without the arrays."""
-    return jax.eval_shape(lambda params: _new_state(params, tx), abstract_params)
+    return jax.eval_shape(lambda params: _new_state(params, tx, moving_reference), abstract_params)
 
 
 def state_shardings(abstract: TrainState, param_shardings: Tree) -> TrainState:
@@ -80,9 +94,16 @@ def _digest(leaf: jax.Array) -> jax.Array:
     return (bits * (mixed | np.uint32(1))).sum(dtype=jnp.uint32)
 
 
-def _new_state(params: Tree, tx: optax.GradientTransformation) -> TrainState:
+def _new_state(params: Tree, tx: optax.GradientTransformation, moving_reference: bool) -> TrainState:
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(step=zero, params=params, opt_state=tx.init(params), nonfinite_streak=zero, nonfinite_total=zero)
+    return TrainState(
+        step=zero,
+        params=params,
+        opt_state=tx.init(params),
+        nonfinite_streak=zero,
+        nonfinite_total=zero,
+        ref_params=jax.tree.map(jnp.copy, params) if moving_reference else None,
+    )
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:

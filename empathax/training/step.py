@@ -13,21 +13,15 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from empathax.config import Config, ModelOptions
+from empathax.config import Config, DpoOptions, ModelOptions
 from empathax.data.batch import Batch
-from empathax.errors import ConfigError
 from empathax.models.model_config import ModelConfig
-from empathax.models.transformer import hidden_states, output_projection
-from empathax.objectives.logprobs import TokenLogps, sequence_logps, take_queries, token_logps
-from empathax.objectives.preference import chosen_token_weight, dpo_loss, take_pairs
-from empathax.objectives.sft import Sums, sft_loss, token_sums
-from empathax.parallel.mesh import compute_dtype
+from empathax.objectives.sft import Sums
 from empathax.training import metrics
+from empathax.training.objective import LossFn, make_loss, make_scorer, per_reply, tokens_per_pair
 from empathax.training.optimizer import Schedule
 from empathax.training.state import TrainState, Tree
 
-# (parameters, reference parameters or None, batch) -> (loss sum, its count, metric sums)
-LossFn = Callable[[Tree, Tree | None, Batch], tuple[jax.Array, jax.Array, Sums]]
 # (state, batch with leading dims [A, B], reference parameters or None) -> (state, metrics by name)
 TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
@@ -63,8 +57,9 @@ def make_train_step(
 
     `batch` has leading dims [A, B]: A micro-batches whose gradient and loss are those of one batch, whatever the counts
     of tokens (SFT) or pairs (DPO) in each. `tx` and `schedule` come from `make_optimizer`, `shardings` from
-    `state_shardings`. A DPO reference is `ref_params`, or `batch.ref_logps_BS`. An update is skipped, and counted, if
-    the loss or the gradient's norm is not finite: parameters and optimizer state then keep every bit.
+    `state_shardings`. A DPO reference is `state.ref_params`, `ref_params` or `batch.ref_logps_BS`. An update is
+    skipped, and counted, if the loss or the gradient's norm is not finite: parameters and optimizer state then keep
+    every bit.
 
     The result can be lowered with `jax.ShapeDtypeStruct`s, e.g. for hardware that is not there. Metrics are float32
     scalars: the names of docs/metrics.md, learning_rate, grad_norm (before clipping), skipped, nonfinite_streak,
@@ -75,13 +70,15 @@ def make_train_step(
     max_grad_norm = config.stage(objective).max_grad_norm
 
     def step(state: TrainState, batch: Batch, ref_params: Tree | None = None) -> tuple[TrainState, dict[str, Any]]:
-        grads, sums = _accumulate(loss_fn, state.params, ref_params, batch, shardings)
+        ref_params = ref_params if state.ref_params is None else state.ref_params
+        reply_tokens = tokens_per_pair(objective, config.dpo, batch)
+        grads, sums = _accumulate(loss_fn, state.params, ref_params, batch, shardings, reply_tokens)
         scalars = metrics.in_graph(sums)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(grad_norm)
         learning_rate = schedule(state.step)
         updated = _update(state, _clipped(grads, grad_norm, max_grad_norm), learning_rate, tx)
-        new_state = _gated(finite, state, updated)
+        new_state = _with_moved_reference(_gated(finite, state, updated), config.dpo)
         scalars |= {
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
@@ -111,11 +108,11 @@ def make_score_step(
     model_config: ModelConfig, options: ModelOptions, *, mesh: Mesh | None = None
 ) -> Callable[[Tree, Batch], SequenceScores]:
     """Compiles `step(params, batch) -> SequenceScores` for batches without the leading A."""
-    score = _scorer(model_config, options, mesh)
+    score = make_scorer(model_config, options, mesh)
 
     def step(params: Tree, batch: Batch) -> SequenceScores:
-        _, logps_BS, num_tokens_BS = score(params, batch)
-        return SequenceScores(batch.sequence_id_BS, logps_BS, num_tokens_BS)
+        scored = score(params, batch)
+        return SequenceScores(batch.sequence_id_BS, scored.logps_BS, scored.num_tokens_BS)
 
     return jax.jit(step, out_shardings=_replicated(mesh))
 
@@ -124,97 +121,31 @@ def make_reply_step(
     model_config: ModelConfig, options: ModelOptions, *, mesh: Mesh | None = None
 ) -> Callable[[Tree, Batch], ReplySums]:
     """Compiles `step(params, batch) -> ReplySums` for batches without the leading A."""
-    score = _scorer(model_config, options, mesh)
+    score = make_scorer(model_config, options, mesh)
 
     def step(params: Tree, batch: Batch) -> ReplySums:
-        tokens, logps_BS, num_tokens_BS = score(params, batch)
-        layout = (batch.sequence_index_BM, batch.weight_BM, batch.sequence_id_BS.shape[-1])
-        correct_BS, entropy_BS = (
-            sequence_logps(values, *layout)[0] for values in (tokens.correct_BM, tokens.entropy_BM)
-        )
-        return ReplySums(SequenceScores(batch.sequence_id_BS, logps_BS, num_tokens_BS), correct_BS, entropy_BS)
+        scored = score(params, batch)
+        values = (scored.tokens.correct_BM, scored.tokens.entropy_BM)
+        correct_BS, entropy_BS = (per_reply(values_BM, batch)[0] for values_BM in values)
+        scores = SequenceScores(batch.sequence_id_BS, scored.logps_BS, scored.num_tokens_BS)
+        return ReplySums(scores, correct_BS, entropy_BS)
 
     return jax.jit(step, out_shardings=_replicated(mesh))
 
 
-def make_loss(objective: str, model_config: ModelConfig, config: Config, *, mesh: Mesh | None = None) -> LossFn:
-    """The loss of one micro-batch as sums, not compiled. Raises ConfigError for an objective that does not exist."""
-    score = _scorer(model_config, config.model, mesh)
-    if objective == "sft":
-        return lambda params, _, batch: sft_loss(score(params, batch)[0], batch.weight_BM)
-    if objective != "dpo":
-        raise ConfigError(f"objective {objective!r} does not exist; expected 'sft' or 'dpo'")
-    options = config.dpo
-
-    def loss_fn(params: Tree, ref_params: Tree | None, batch: Batch) -> tuple[jax.Array, jax.Array, Sums]:
-        tokens, logps_BS, _ = score(params, batch)
-        ref_logps_BS = _reference_logps(score, ref_params, batch)
-        pairs = (batch.chosen_index_BP, batch.rejected_index_BP)
-        loss_sum, num_pairs, sums = dpo_loss(
-            *take_pairs(logps_BS, *pairs),
-            *take_pairs(ref_logps_BS, *pairs),
-            batch.pair_weight_BP,
-            beta=options.beta,
-            label_smoothing=options.label_smoothing,
-            loss=options.loss,
-        )
-        chosen_weight_BM = chosen_token_weight(
-            batch.weight_BM, batch.sequence_index_BM, batch.chosen_index_BP, batch.pair_weight_BP
-        )
-        sums |= token_sums(tokens, chosen_weight_BM) | {"trained_tokens": batch.weight_BM.sum()}
-        return loss_sum, num_pairs, sums
-
-    return loss_fn
-
-
-def _scorer(
-    model_config: ModelConfig, options: ModelOptions, mesh: Mesh | None
-) -> Callable[[Tree, Batch], tuple[TokenLogps, jax.Array, jax.Array]]:
-    """(parameters, batch) -> (per trained token, log-probs per reply [B, S], trained tokens per reply [B, S])."""
-    dtype = compute_dtype(options, mesh)
-
-    def score(params: Tree, batch: Batch) -> tuple[TokenLogps, jax.Array, jax.Array]:
-        hidden_BTD = hidden_states(
-            params,
-            model_config,
-            batch.token_ids_BT,
-            batch.positions_BT,
-            batch.subtree_end_BT,
-            compute_dtype=dtype,
-            remat=options.remat,
-            attention=options.attention,
-            mesh=mesh,
-        )
-        tokens = token_logps(
-            take_queries(hidden_BTD, batch.query_index_BM),
-            output_projection(params, model_config),
-            batch.target_id_BM,
-            softcap=model_config.final_softcap,
-            vocab_chunk=options.vocab_chunk,
-        )
-        num_sequences = batch.sequence_id_BS.shape[-1]
-        per_reply = sequence_logps(tokens.logps_BM, batch.sequence_index_BM, batch.weight_BM, num_sequences)
-        return tokens, *per_reply
-
-    return score
-
-
-def _reference_logps(score: Callable[..., Any], ref_params: Tree | None, batch: Batch) -> jax.Array:
-    if ref_params is not None:
-        return score(jax.lax.stop_gradient(ref_params), batch)[1]
-    if batch.ref_logps_BS is None:
-        raise ConfigError("dpo needs a reference: pass ref_params, or batches that carry ref_logps_BS")
-    return batch.ref_logps_BS
-
-
 def _accumulate(
-    loss_fn: LossFn, params: Tree, ref_params: Tree | None, batch: Batch, shardings: TrainState | None
+    loss_fn: LossFn,
+    params: Tree,
+    ref_params: Tree | None,
+    batch: Batch,
+    shardings: TrainState | None,
+    reply_tokens: jax.Array | None,
 ) -> tuple[Tree, Sums]:
     """Float32 gradients of the mean loss over all A micro-batches, and the metric sums."""
 
     def sums_and_grads(micro: Batch) -> tuple[Tree, jax.Array, Sums]:
         def loss(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Sums]]:
-            loss_sum, count, sums = loss_fn(params, ref_params, micro)
+            loss_sum, count, sums = loss_fn(params, ref_params, micro, reply_tokens)
             return loss_sum, (count, sums)
 
         grads, (count, sums) = jax.grad(loss, has_aux=True)(params)
@@ -263,7 +194,27 @@ def _gated(finite: jax.Array, old: TrainState, new: TrainState) -> TrainState:
         opt_state=keep(new.opt_state, old.opt_state),
         nonfinite_streak=(old.nonfinite_streak + 1) * skipped,
         nonfinite_total=old.nonfinite_total + skipped,
+        ref_params=old.ref_params,
     )
+
+
+def _with_moved_reference(state: TrainState, options: DpoOptions) -> TrainState:
+    """TR-DPO (Gorbatovski et al. 2024, arXiv 2404.09656): every n steps the reference becomes a mix of the policy
+    (share `ref_mixup_alpha`) and itself."""
+    if state.ref_params is None:
+        return state
+    share = options.ref_mixup_alpha
+
+    def mix(reference: jax.Array, param: jax.Array) -> jax.Array:
+        near, far = reference.astype(jnp.float32), param.astype(jnp.float32)
+        return ((1.0 - share) * near + share * far).astype(reference.dtype)
+
+    moved = jax.lax.cond(
+        state.step % options.ref_sync_steps == 0,
+        lambda: jax.tree.map(mix, state.ref_params, state.params),
+        lambda: state.ref_params,
+    )
+    return state.replace(ref_params=moved)
 
 
 def _replicated(mesh: Mesh | None) -> NamedSharding | None:

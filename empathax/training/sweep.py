@@ -11,9 +11,9 @@ from pathlib import Path
 
 from empathax.config import Config
 from empathax.errors import ConfigError
-from empathax.evaluation.report_files import read_runs, write_report
-from empathax.evaluation.report_paper import paper_models
-from empathax.evaluation.report_text import markdown
+from empathax.evaluation.report.files import read_runs, write_report
+from empathax.evaluation.report.paper import paper_models
+from empathax.evaluation.report.text import markdown
 from empathax.parallel.distributed import is_leader
 from empathax.training import job as jobs_of
 from empathax.training.job import Job

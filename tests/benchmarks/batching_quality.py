@@ -78,9 +78,13 @@ class Scorer:
         return precompute(self._step, params, rows, sum(2 * len(group) for group in groups))
 
 
-def held_out_metrics(policy: np.ndarray, reference: np.ndarray, config: Config) -> dict[str, float]:
+def held_out_metrics(
+    policy: np.ndarray, reference: np.ndarray, groups: Sequence[Group], config: Config
+) -> dict[str, float]:
     """Reward accuracy, margin and loss; sequence ids 2p and 2p + 1 are pair p's."""
-    sums = pair_sums(policy.reshape(-1, 2).T, reference.reshape(-1, 2).T, config.dpo)
+    lengths = {s.sequence_id: len(s.reply_ids) for group in groups for unit in group for s in unit}
+    by_id = np.array([lengths[i] for i in range(len(policy))])
+    sums = pair_sums(*(values.reshape(-1, 2).T for values in (policy, reference, by_id)), config.dpo)
     return metrics.finalize(metrics.total([sums]))
 
 
@@ -101,7 +105,9 @@ def compare(args: argparse.Namespace, source: ModelSource, pairs: Pairs) -> list
             steps = planned_steps(pairs.train, together, args.pairs_per_step, seed)[: args.steps or None]
             batches = fixed_batches(steps, "tree", ref_logps=reference)
             trained = train(source, params, config, batches)
-            samples.append(held_out_metrics(scorer.logps(trained, pairs.held_out), held_reference, config))
+            samples.append(
+                held_out_metrics(scorer.logps(trained, pairs.held_out), held_reference, pairs.held_out, config)
+            )
         found += [
             measured(WORK, OURS, f"{arm}: held-out {name}", unit, [sample[name] for sample in samples])
             for name, unit in METRICS.items()

@@ -11,8 +11,9 @@ from tests.benchmarks.task import Task, Turns, task_from_argv
 
 
 def run(task: Task, turns: Turns) -> None:
-    """Answers one batch of prompts each turn, greedily and past any stop token."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(task.model_dir, dtype=torch.float32).eval()
+    """Answers one batch of prompts each turn, greedily and past any stop token; in bfloat16 where there is a GPU."""
+    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(task.model_dir, dtype=dtype).eval().to(device)
     model.generation_config.eos_token_id = None
     replies = []
     for prompts in json.loads(task.data_file.read_text()):
@@ -26,8 +27,8 @@ def run(task: Task, turns: Turns) -> None:
 
 def _answers(model: transformers.PreTrainedModel, prompts: list[list[int]], num_new: int) -> list[list[int]]:
     length = max(map(len, prompts))
-    padded = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    padded = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
     out = model.generate(padded, attention_mask=mask, max_new_tokens=num_new, do_sample=False, pad_token_id=0)
     return out[:, length:].tolist()
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 
-from empathax.config import Config, EvalOptions
-from empathax.evaluation.replies import generate_ids
+from empathax.config import Config, EvalOptions, ModelOptions
+from empathax.evaluation.generation.replies import generate_ids
 from empathax.models.source import resolve_model
+from empathax.parallel.mesh import compute_dtype
 from tests.benchmarks.task import Task, Turns, task_from_argv
 
 
 def run(task: Task, turns: Turns) -> None:
     """Answers one batch of prompts each turn, greedily and past any stop token."""
     source = resolve_model(task.model_dir)
-    params = source.load_params()
+    params = source.load_params(compute_dtype(ModelOptions()))  # float32 on CPU, bfloat16 on accelerators
     options = EvalOptions(max_new_tokens=task.options["new_tokens"], generation_batch=task.options["batch"])
     config = Config(eval=options)
 

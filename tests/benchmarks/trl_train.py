@@ -88,9 +88,9 @@ def _settings(task: Task) -> dict[str, Any]:
         "per_device_train_batch_size": task.choice["batch"],
         "max_steps": task.steps,
         "learning_rate": 1e-6,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": torch.cuda.is_available(),  # products in bfloat16, weights and optimizer in float32, as ours
+        "gradient_checkpointing": task.choice.get("gradient_checkpointing", False),
         "report_to": "none",
         "save_strategy": "no",
         "logging_steps": 1,
@@ -108,7 +108,13 @@ def _count_packed(inputs: dict[str, torch.Tensor]) -> dict[str, float]:
 
 
 def _model(task: Task) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
-    model = transformers.AutoModelForCausalLM.from_pretrained(task.model_dir, dtype=torch.float32)
+    if any(task.model_dir.glob("*.safetensors")):
+        model = transformers.AutoModelForCausalLM.from_pretrained(task.model_dir, dtype=torch.float32)
+    else:  # where only speed is measured: random weights
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            model = transformers.AutoModelForCausalLM.from_config(
+                transformers.AutoConfig.from_pretrained(task.model_dir)
+            )
     return model, transformers.AutoTokenizer.from_pretrained(task.model_dir)
 
 

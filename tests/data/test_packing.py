@@ -102,6 +102,14 @@ def test_shapes_and_unused_slots():
     np.testing.assert_array_equal(full.subtree_end_BT[used:], np.arange(used, rows.sizes.tokens) + 1)
 
 
+@pytest.mark.parametrize("packing", ["tree", "pair", "none"])
+def test_lengths_of_replies_by_id(packing):
+    groups = dialogues([3, 7, 1], paired=True)
+    lengths = pack(groups, packing, row_length=256).reply_lengths()
+    wanted = {s.sequence_id: len(s.reply_ids) for group in groups for unit in group for s in unit}
+    assert dict(enumerate(lengths.tolist())) == wanted
+
+
 def test_no_pairs_in_rows_of_single_replies():
     rows = pack(dialogues([3], paired=False), "tree")
     assert rows.sizes.pairs == 0

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from empathax.errors import DataError
-from empathax.evaluation.classifier import NO_LABEL
-from empathax.evaluation.epitome_data import ASPECTS, read_epitome_examples
+from empathax.evaluation.classifiers.classifier import NO_LABEL
+from empathax.evaluation.classifiers.epitome_data import ASPECTS, read_epitome_examples
 from empathax.evaluation.level_data import LEVELS, level_of_strategy, read_level_examples, split_files
 from empathax.train_classifier import main
 

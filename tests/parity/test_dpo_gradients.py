@@ -26,7 +26,8 @@ from empathax.models.installed_weights import weights_in_package
 from empathax.models.source import resolve_model
 from empathax.models.transformer import abstract_params, init_params
 from empathax.models.weight_names import hf_naming, stored_parameters
-from empathax.training.step import make_loss, make_score_step
+from empathax.training.objective import make_loss
+from empathax.training.step import make_score_step
 
 BETA, SMOOTHING = 0.1, 0.05
 CONFIG = Config(model=ModelOptions(vocab_chunk=8192), dpo=DpoOptions(beta=BETA, label_smoothing=SMOOTHING))

@@ -11,7 +11,7 @@ from empathax.config import Config, EvalOptions
 from empathax.data.chat import ChatTemplate
 from empathax.data.records import Message
 from empathax.errors import WeightsError
-from empathax.evaluation.replies import generate_ids
+from empathax.evaluation.generation.replies import generate_ids
 from empathax.models.export import export_model
 from empathax.models.source import resolve_model
 

@@ -26,7 +26,8 @@ from empathax.models.architecture import preset, to_hf_config
 from empathax.models.transformer import init_params
 from empathax.models.weight_names import hf_naming, stored_parameters
 from empathax.objectives.logprobs import token_logps
-from empathax.objectives.preference import dpo_loss
+from empathax.objectives.pairs import Pairs
+from empathax.objectives.preference import preference_loss
 from empathax.training import metrics
 from empathax.training.optimizer import make_optimizer, make_schedule
 from empathax.training.step import make_eval_step
@@ -47,13 +48,19 @@ def test_token_log_probs_entropy_and_argmax_equal_trl():
     )
     np.testing.assert_allclose(ours.entropy_BM, entropy_from_logits(table), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(ours.correct_BM, table.argmax(-1).numpy() == target)
+    assert ours.log_sum_squares_BM is None
+    with_squares = token_logps(hidden, kernel, target.astype(np.int32), vocab_chunk=128, sum_squares=True)
+    squares = (2 * table.log_softmax(-1)).logsumexp(-1)
+    np.testing.assert_allclose(with_squares.log_sum_squares_BM, squares, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(with_squares.logps_BM, ours.logps_BM)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.5])
 def test_label_smoothing_equals_trl(label_smoothing):
     rng = np.random.default_rng(1)
     logps = [rng.normal(size=50).astype(np.float32) * 20 for _ in range(4)]
-    loss_sum, pairs, sums = dpo_loss(*logps, jnp.ones(50), beta=BETA, label_smoothing=label_smoothing)
+    options = DpoOptions(beta=BETA, label_smoothing=label_smoothing)
+    loss_sum, pairs, sums = preference_loss(Pairs(*logps, weight=jnp.ones(50)), options)
     # CPO's loss on the log-ratios is DPO's; TRL's DPOTrainer has no smoothed sigmoid loss any more
     stub = type("Trainer", (), {"alpha": 0.0, "beta": BETA, "label_smoothing": label_smoothing, "loss_type": "sigmoid"})
     stub.accelerator = type("Accelerator", (), {"device": "cpu"})

@@ -9,9 +9,9 @@ import torch
 import transformers
 
 from empathax.config import Config, EvalOptions
-from empathax.evaluation.replies import generate_ids
-from empathax.evaluation.sampling import Sampling, candidates
-from empathax.evaluation.seen_tokens import penalise_seen
+from empathax.evaluation.generation.replies import generate_ids
+from empathax.evaluation.generation.sampling import Sampling, candidates
+from empathax.evaluation.generation.seen_tokens import penalise_seen
 from empathax.models.export import export_model
 from empathax.models.source import resolve_model
 

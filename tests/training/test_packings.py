@@ -14,7 +14,8 @@ from empathax.data.loader import eval_batches
 from empathax.models.architecture import preset
 from empathax.models.source import resolve_model
 from empathax.models.transformer import init_params
-from empathax.training.step import make_loss, make_score_step
+from empathax.training.objective import make_loss
+from empathax.training.step import make_score_step
 
 ESCONV = Path(__file__).parents[2].parent / "shared" / "data" / "esconv"
 PACKINGS = ("none", "pair", "tree")

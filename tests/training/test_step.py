@@ -14,22 +14,20 @@ from hypothesis import strategies as st
 
 from empathax.config import Config, DpoOptions, MeshOptions, ModelOptions, SftOptions
 from empathax.data.loader import eval_batches
-from empathax.data.packing import RowSizes, pack
+from empathax.data.packing import pack
 from empathax.data.prefix_tree import ScoredSequence
 from empathax.errors import ConfigError
-from empathax.models.architecture import preset
 from empathax.models.transformer import abstract_params, init_params, logical_axes, logits
-from empathax.parallel.mesh import make_mesh
+from empathax.parallel.mesh import compute_dtype, make_mesh
 from empathax.parallel.rules import batch_sharding, param_shardings, replicated
 from empathax.training import metrics
+from empathax.training.objective import make_loss
 from empathax.training.optimizer import make_optimizer
 from empathax.training.reference import frozen_copy, precompute
 from empathax.training.state import abstract_state, init_state, state_shardings
-from empathax.training.step import compute_dtype, make_eval_step, make_loss, make_score_step, make_train_step
+from empathax.training.step import make_eval_step, make_score_step, make_train_step
+from tests.training.tiny_rows import MODEL, dialogue_batch, dialogues, one_row_batches, with_steps
 
-MODEL = preset("tiny-llama")
-VOCAB = MODEL.vocab_size
-SIZES = RowSizes(tokens=128, trained=128, sequences=16, pairs=8)
 CONFIG = Config(
     model=ModelOptions(vocab_chunk=128),
     sft=SftOptions(learning_rate=1e-2, warmup_ratio=0.1, schedule="linear"),
@@ -44,44 +42,6 @@ def _params(seed=0):
 
 def _fresh(seed=0):
     return jax.tree.map(jnp.array, _params(seed))
-
-
-def _dialogues(num_dialogues, num_pairs=3, seed=0):
-    """Pairs of a dialogue: each prompt goes on where the last chosen reply ended; some replies begin alike."""
-    rng = np.random.default_rng(seed)
-    tokens = lambda low, high: rng.integers(3, VOCAB, rng.integers(low, high)).astype(np.int32)  # noqa: E731
-    groups, sequence_id = [], 0
-    for _ in range(num_dialogues):
-        history, group = tokens(2, 8), []
-        for _ in range(num_pairs):
-            chosen, rejected = tokens(1, 9), tokens(1, 9)
-            rejected[0] = chosen[0] if rng.random() < 0.5 else rejected[0]
-            unit = tuple(ScoredSequence(history, reply, sequence_id + i) for i, reply in enumerate((chosen, rejected)))
-            sequence_id += 2
-            group.append(unit)
-            history = np.concatenate([history, chosen, tokens(1, 6)])
-        groups.append(group)
-    return groups
-
-
-def _batch(num_rows, seed=0):
-    """Rows [B, ...] of one dialogue each; their counts of tokens and pairs differ."""
-    groups = [_dialogues(1, num_pairs, seed + num_pairs)[0] for num_pairs in range(1, num_rows + 1)]
-    ids = iter(range(10**6))
-    groups = [
-        [tuple(dataclasses.replace(s, sequence_id=next(ids)) for s in unit) for unit in group] for group in groups
-    ]
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *[_rows([group], "tree")[0] for group in groups])
-
-
-def _rows(groups, packing):
-    """Batches of one row, all of one shape."""
-    rows = pack(groups, packing, row_length=SIZES.tokens)
-    return list(eval_batches(dataclasses.replace(rows, sizes=SIZES), 1))
-
-
-def _with_steps(batch, accumulation_steps):
-    return jax.tree.map(lambda leaf: leaf.reshape(accumulation_steps, -1, *leaf.shape[1:]), batch)
 
 
 @functools.cache
@@ -124,17 +84,17 @@ def _is_bitwise_equal(got, wanted):
 
 @pytest.mark.parametrize("objective", ["sft", "dpo"])
 def test_micro_batches_equal_one_batch_whatever_their_counts(objective):
-    batch = _batch(4)
+    batch = dialogue_batch(4)
     counts = (batch.weight_BM if objective == "sft" else batch.pair_weight_BP).sum(-1)
     assert len(set(counts.tolist())) == 4
     ref_params = _params(1) if objective == "dpo" else None
-    wanted, scalars = _gradients(objective, _with_steps(batch, 1), ref_params)
-    grads, split_scalars = _gradients(objective, _with_steps(batch, 4), ref_params)
+    wanted, scalars = _gradients(objective, with_steps(batch, 1), ref_params)
+    grads, split_scalars = _gradients(objective, with_steps(batch, 4), ref_params)
     assert _distance(grads, wanted) < 1e-6
     for name, value in scalars.items():
         np.testing.assert_allclose(split_scalars[name], value, rtol=2e-6, atol=1e-6, err_msg=name)
     # the error this guards against is large here: a mean of the rows' means
-    rows = [_gradients(objective, _with_steps(_only_row(batch, row), 1), ref_params)[0] for row in range(4)]
+    rows = [_gradients(objective, with_steps(_only_row(batch, row), 1), ref_params)[0] for row in range(4)]
     assert _distance(jax.tree.map(lambda *grads: sum(grads) / 4, *rows), wanted) > 0.05
 
 
@@ -144,14 +104,14 @@ def _only_row(batch, row):
 
 
 def test_the_loss_is_per_token_and_per_pair():
-    batch = _batch(4)
+    batch = dialogue_batch(4)
     eval_step = make_eval_step("sft", MODEL, CONFIG)
     sums = jax.device_get(eval_step(_params(), batch))
     assert sums["tokens"] == batch.weight_BM.sum()
     row_sums = [eval_step(_params(), jax.tree.map(lambda x, i=i: x[i : i + 1], batch)) for i in range(4)]
     merged, whole = metrics.finalize(metrics.total(row_sums)), metrics.finalize(sums)
     assert merged == pytest.approx(whole, rel=1e-5)
-    _, scalars = _gradients("sft", _with_steps(batch, 1))
+    _, scalars = _gradients("sft", with_steps(batch, 1))
     assert float(scalars["loss"]) == pytest.approx(whole["loss"], rel=1e-5)
     assert float(scalars["perplexity"]) == pytest.approx(whole["perplexity"], rel=1e-4)
 
@@ -171,7 +131,7 @@ def test_two_token_reply_by_hand():
 
 @pytest.mark.parametrize("reference", ["resident", "precomputed"])
 def test_step_zero_of_dpo_is_log_two_with_margin_zero(reference):
-    batch = _batch(4)
+    batch = dialogue_batch(4)
     ref_params = _fresh() if reference == "resident" else None
     if reference == "precomputed":
         rows = (jax.tree.map(lambda x, i=i: x[i : i + 1], batch) for i in range(4))
@@ -179,20 +139,20 @@ def test_step_zero_of_dpo_is_log_two_with_margin_zero(reference):
         ids = batch.sequence_id_BS
         batch = batch.replace(ref_logps_BS=np.where(ids >= 0, table[ids], 0.0).astype(np.float32))
     step, state = _start("dpo")
-    _, scalars = step(state, _with_steps(batch, 2), ref_params)
+    _, scalars = step(state, with_steps(batch, 2), ref_params)
     assert abs(float(scalars["loss"]) - math.log(2)) < 1e-6
     assert abs(float(scalars["reward_margin"])) < 1e-6
     assert abs(float(scalars["reward_chosen"])) < 1e-6
 
 
 def test_resident_and_precomputed_references_train_alike_and_stay_frozen():
-    batch = _batch(4)
+    batch = dialogue_batch(4)
     reference = _fresh(1)
     table = precompute(make_score_step(MODEL, CONFIG.model), reference, [batch], int(batch.sequence_id_BS.max()) + 1)
     assert np.isfinite(table).all()
     precomputed = batch.replace(ref_logps_BS=np.where(batch.sequence_id_BS >= 0, table[batch.sequence_id_BS], 0.0))
-    with_params, _ = _gradients("dpo", _with_steps(batch, 1), reference)
-    with_table, _ = _gradients("dpo", _with_steps(precomputed, 1))
+    with_params, _ = _gradients("dpo", with_steps(batch, 1), reference)
+    with_table, _ = _gradients("dpo", with_steps(precomputed, 1))
     assert _distance(with_params, with_table) < 1e-5
     assert _is_bitwise_equal(reference, _params(1))
 
@@ -201,7 +161,7 @@ def test_a_frozen_copy_survives_the_donated_state():
     step, state = _start("dpo")
     reference = frozen_copy(state.params)
     for _ in range(3):
-        state, scalars = step(state, _with_steps(_batch(4), 2), reference)
+        state, scalars = step(state, with_steps(dialogue_batch(4), 2), reference)
     assert _is_bitwise_equal(reference, _params())
     assert float(scalars["reward_margin"]) > 1e-3
 
@@ -210,7 +170,7 @@ def test_a_frozen_copy_survives_the_donated_state():
 def test_training_moves_both_log_probs_apart_in_the_metrics(objective):
     step, state = _start(objective)
     ref_params = _fresh() if objective == "dpo" else None
-    batch, losses = _with_steps(_batch(4), 2), []
+    batch, losses = with_steps(dialogue_batch(4), 2), []
     for _ in range(6):
         state, scalars = step(state, batch, ref_params)
         losses.append(float(scalars["loss"]))
@@ -226,7 +186,7 @@ def test_training_moves_both_log_probs_apart_in_the_metrics(objective):
 @pytest.mark.parametrize("objective", ["sft", "dpo"])
 def test_a_non_finite_step_changes_no_bit_and_is_counted(objective):
     step, state = _start(objective)
-    good = _with_steps(_batch(4), 2)
+    good = with_steps(dialogue_batch(4), 2)
     bad = good.replace(
         weight_BM=np.where(np.arange(good.weight_BM.size).reshape(good.weight_BM.shape) == 0, np.nan, good.weight_BM)
     )
@@ -249,14 +209,14 @@ def test_a_non_finite_step_changes_no_bit_and_is_counted(objective):
 
 def test_a_batch_that_trains_nothing_is_skipped_not_a_loss_of_zero():
     step, state = _start("sft")
-    batch = _with_steps(_batch(4), 2)
+    batch = with_steps(dialogue_batch(4), 2)
     _, scalars = step(state, batch.replace(weight_BM=np.zeros_like(batch.weight_BM)))
     assert math.isnan(float(scalars["loss"]))
     assert float(scalars["skipped"]) == 1.0
 
 
 def test_clipping_bounds_the_update_and_reports_the_norm_before():
-    batch = _with_steps(_batch(4), 1)
+    batch = with_steps(dialogue_batch(4), 1)
     wanted, scalars = _gradients("sft", batch)
     norm = math.sqrt(sum(float((leaf.astype(np.float64) ** 2).sum()) for leaf in jax.tree.leaves(wanted)))
     assert float(scalars["grad_norm"]) == pytest.approx(norm, rel=1e-5)
@@ -267,7 +227,7 @@ def test_clipping_bounds_the_update_and_reports_the_norm_before():
 
 def test_the_learning_rate_follows_the_batches_seen():
     step, state = _start("sft")
-    good = _with_steps(_batch(4), 2)
+    good = with_steps(dialogue_batch(4), 2)
     bad = good.replace(weight_BM=good.weight_BM * np.nan)
     rates = []
     for batch in (good, bad, good):
@@ -279,7 +239,7 @@ def test_the_learning_rate_follows_the_batches_seen():
 def test_bfloat16_parameters_stay_bfloat16_and_accumulate_in_float32():
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), _params())
     step, tx = _compiled("sft")
-    batch = jax.eval_shape(lambda: _with_steps(_batch(4), 2))
+    batch = jax.eval_shape(lambda: with_steps(dialogue_batch(4), 2))
     state, _ = jax.eval_shape(step, jax.eval_shape(lambda: init_state(params, tx)), batch)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("bfloat16")}
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
@@ -287,7 +247,7 @@ def test_bfloat16_parameters_stay_bfloat16_and_accumulate_in_float32():
 
 
 def test_a_mesh_gives_the_same_step():
-    batch = _with_steps(_batch(4), 2)
+    batch = with_steps(dialogue_batch(4), 2)
     step, state = _start("dpo")
     for _ in range(2):  # the first has a learning rate of 0
         state, wanted_scalars = step(state, batch, _fresh(1))
@@ -315,7 +275,7 @@ def test_the_step_lowers_without_arrays():
     tx, schedule = make_optimizer(CONFIG.sft, 10)
     step = make_train_step("sft", MODEL, CONFIG, tx, schedule)
     shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (init_state(_fresh(), tx), _with_steps(_batch(4), 2))
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (init_state(_fresh(), tx), with_steps(dialogue_batch(4), 2))
     )
     text = step.lower(*shapes).as_text()
     assert "tf.aliasing_output" in text or "jax.buffer_donor" in text  # the state is donated
@@ -324,7 +284,7 @@ def test_the_step_lowers_without_arrays():
 def _scores_and_gradients(groups, packing, run):
     """Per-reply log-probs by id, and the gradient of the summed loss, over all rows."""
     logps, total = {}, None
-    for batch in _rows(groups, packing):
+    for batch in one_row_batches(groups, packing):
         grads, (ids, values) = run(batch)
         logps |= {int(i): float(v) for i, v in zip(ids.ravel(), values.ravel(), strict=True) if i >= 0}
         total = grads if total is None else jax.tree.map(np.add, total, grads)
@@ -348,7 +308,7 @@ def _run(objective):
 @settings(max_examples=8, deadline=None)
 @given(num_dialogues=st.integers(1, 2), num_pairs=st.integers(1, 4), seed=st.integers(0, 10**6))
 def test_tree_pair_and_none_train_alike(objective, num_dialogues, num_pairs, seed):
-    groups = _dialogues(num_dialogues, num_pairs, seed)
+    groups = dialogues(num_dialogues, num_pairs, seed)
     wanted_logps, wanted = _scores_and_gradients(groups, "none", _run(objective))
     assert len(wanted_logps) == 2 * num_dialogues * num_pairs
     for packing in ("pair", "tree"):
@@ -360,7 +320,7 @@ def test_tree_pair_and_none_train_alike(objective, num_dialogues, num_pairs, see
 def test_a_reference_is_required():
     step, state = _start("dpo")
     with pytest.raises(ConfigError, match="needs a reference"):
-        step(state, _with_steps(_batch(4), 2))
+        step(state, with_steps(dialogue_batch(4), 2))
 
 
 def test_an_objective_that_does_not_exist_is_an_error():

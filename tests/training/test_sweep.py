@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from empathax.errors import ConfigError
-from empathax.evaluation.record_file import read_record
-from empathax.evaluation.report_files import read_runs
+from empathax.evaluation.report.files import read_runs
+from empathax.evaluation.report.record_file import read_record
 from empathax.models.source import resolve_model
 from empathax.training import sweep
 from empathax.training.checkpoint import latest_checkpoint, read_meta, restore_params
-from tests.evaluation.made_up import plain
+from tests.evaluation.report.made_up import plain
 from tests.training.tiny import tiny_config
 
 CONFIG = """

@@ -1,0 +1,1 @@
+"""Encoders with heads: levels of validation, epitome-style empathy."""

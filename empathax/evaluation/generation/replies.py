@@ -1,0 +1,145 @@
+"""Replies to any number of prompts: batches of one compiled shape, whatever shares a beginning side by side."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from empathax.config import Config
+from empathax.data.chat import ChatTemplate
+from empathax.errors import DataError
+from empathax.evaluation.generation.decoding import Generated, generate
+from empathax.evaluation.generation.prompt_tree import lay_out_prompts
+from empathax.evaluation.generation.sampling import sampling_from
+from empathax.evaluation.generation.stop_tokens import stop_token_ids
+from empathax.models.model_config import ModelConfig
+from empathax.parallel.mesh import compute_dtype
+from empathax.parallel.rules import replicated
+
+Prompts = Sequence[Sequence[int]]
+
+
+def generate_replies(
+    params: Any,
+    model_config: ModelConfig,
+    template: ChatTemplate,
+    prompts: Prompts,
+    config: Config,
+    *,
+    mesh: Mesh | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[str]:
+    """The text of a reply to each prompt (token ids, see `ChatTemplate.encode_prompt`), in the prompts' order.
+
+    `config.eval` says how tokens are chosen and where replies end, how many tokens at most, and how many replies are
+    made at once. With `num_samples` = n the n replies to a prompt stand one after another. A reply depends on
+    (config.seed, the prompt's index, the sample's number) only. On a `mesh`, that of `params`, a batch's replies are
+    split over its data axis. `on_progress` is told the number of replies done after each batch.
+
+    Raises DataError for an empty prompt, or one that leaves no room for the reply, ConfigError for settings that cannot
+    work.
+    """
+    stop_ids = stop_token_ids(template, config.eval.stop_tokens)
+    replies = [""] * (len(prompts) * config.eval.num_samples)
+    answered = generate_ids(params, model_config, stop_ids, prompts, config, mesh=mesh)
+    for num_done, (index, token_ids) in enumerate(answered, start=1):
+        replies[index] = template.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
+        if on_progress and (num_done % config.eval.generation_batch == 0 or num_done == len(replies)):
+            on_progress(num_done)
+    return replies
+
+
+def generate_ids(
+    params: Any,
+    model_config: ModelConfig,
+    stop_ids: Sequence[int],
+    prompts: Prompts,
+    config: Config,
+    *,
+    mesh: Mesh | None = None,
+) -> Iterator[tuple[int, list[int]]]:
+    """(index, new token ids without the stop token) of every reply, in the order in which they are done.
+
+    Sample j of prompt i has the index i * num_samples + j. Replies end at `stop_ids` alone: `config.eval.stop_tokens`
+    are a text's business, see `stop_token_ids`.
+    """
+    options = config.eval
+    sampling = sampling_from(options)
+    check_room(prompts, model_config, options.max_new_tokens)
+    num_shards = mesh.shape["data"] if mesh else 1
+    for indices in _batches(prompts, options.num_samples, options.generation_batch, num_shards):
+        row_ids, sample_ids = np.divmod(indices, options.num_samples)
+        layout = lay_out_prompts([prompts[row] for row in np.where(row_ids < 0, row_ids.max(), row_ids)], num_shards)
+        layout, row_ids, sample_ids = _placed((layout, row_ids, sample_ids), mesh)
+        generated = generate(
+            params,
+            model_config,
+            layout,
+            row_ids,
+            np.int32(config.seed),
+            sample_ids,
+            max_new_tokens=options.max_new_tokens,
+            stop_ids=tuple(stop_ids),
+            sampling=sampling,
+            compute_dtype=compute_dtype(config.model, mesh),
+            # rows of prompts do not always divide into blocks, and lie on no mesh: the kernels are for the steps
+            attention="dense" if config.model.attention == "dense" else "auto",
+        )
+        yield from _new_ids(indices, _fetched(generated, mesh))
+
+
+def check_room(prompts: Prompts, model_config: ModelConfig, max_new_tokens: int) -> None:
+    """Raises DataError for an empty prompt, or one after which `max_new_tokens` go beyond the model's positions."""
+    for number, prompt in enumerate(prompts, start=1):
+        if not len(prompt):
+            raise DataError(f"prompt {number} of {len(prompts)} is empty: there is nothing to continue")
+        if len(prompt) + max_new_tokens > model_config.max_positions:
+            raise DataError(
+                f"prompt {number} of {len(prompts)} has {len(prompt)} tokens; with {max_new_tokens} new ones it passes "
+                f"the model's {model_config.max_positions} positions: shorten it, or generate fewer tokens"
+            )
+
+
+def _batches(prompts: Prompts, num_samples: int, size: int, multiple: int) -> Iterator[np.ndarray]:
+    """Indices of replies, `size` (rounded up to a multiple) at a time, -1 for a place that stays empty.
+
+    Prompts in the order of their token ids: what begins alike, a prompt's samples first of all, meets in a batch and is
+    computed once there.
+    """
+    order = sorted(range(len(prompts)), key=lambda row: tuple(prompts[row]))
+    indices = np.add.outer(np.array(order, np.int32) * num_samples, np.arange(num_samples, dtype=np.int32)).ravel()
+    size = -(-min(size, len(indices)) // multiple) * multiple
+    for start in range(0, len(indices), size or 1):
+        chosen = indices[start : start + size]
+        yield np.pad(chosen, (0, size - len(chosen)), constant_values=-1)
+
+
+def _placed(values: Any, mesh: Mesh | None) -> Any:
+    """Arrays that begin with rows, split over the mesh's data axis; every process has them whole.
+
+    Not over fsdp, as in training: every step would gather all weights for one token a row. Left whole there, rows are
+    multiplied with the part of the weights that each device has.
+    """
+    return jax.device_put(values, NamedSharding(mesh, PartitionSpec("data"))) if mesh else values
+
+
+def _fetched(generated: Generated, mesh: Mesh | None) -> Generated:
+    """The whole of `generated` on every host."""
+    return jax.device_get(_replicate(mesh)(generated) if mesh else generated)
+
+
+@functools.cache
+def _replicate(mesh: Mesh) -> Callable[[Generated], Generated]:
+    return jax.jit(lambda generated: generated, out_shardings=replicated(mesh))
+
+
+def _new_ids(indices: np.ndarray, generated: Generated) -> Iterator[tuple[int, list[int]]]:
+    for place, index in enumerate(indices.tolist()):
+        if index >= 0:
+            length = int(generated.lengths_B[place]) - int(generated.stopped_B[place])
+            yield index, generated.token_ids_BM[place, :length].tolist()

@@ -1,0 +1,1 @@
+"""Chat servers: replies of other models, and LLMs as judges."""

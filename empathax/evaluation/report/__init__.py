@@ -1,0 +1,1 @@
+"""Evaluations as records, their intervals, and the comparison made of them."""

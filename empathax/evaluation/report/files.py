@@ -1,0 +1,71 @@
+"""Records found, checked against each other and put in order; the report's files written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from empathax.errors import DataError, raise_all
+from empathax.evaluation import output
+from empathax.evaluation.report.ordering import orderings
+from empathax.evaluation.report.page import page
+from empathax.evaluation.report.paper import ROWS, PaperModel
+from empathax.evaluation.report.record import EvaluationRecord
+from empathax.evaluation.report.record_file import FILE, read_record
+from empathax.evaluation.report.table import Results
+from empathax.evaluation.report.text import Report, as_json, latex, markdown
+
+
+def read_runs(directories: Sequence[Path]) -> list[EvaluationRecord]:
+    """The records in `directories`, one level below, or in a run's or a sweep's evaluations/.
+
+    base, +SFT, +DPO, +SFT+DPO come first, the others in their order.
+
+    Raises a DataError for a directory without records, two records of one label, or records of different data.
+    """
+    paths = [path for directory in directories for path in _record_paths(directory)]
+    records = [read_record(path) for path in paths]
+    problems = []
+    for number, record in enumerate(records):
+        if record.label in [other.label for other in records[:number]]:
+            problems.append(f"{paths[number]} has the label {record.label!r} again: give every model its own label")
+        problems += [f"{paths[number]} {difference}" for difference in _differences(records[0], record)]
+    raise_all(DataError, "these evaluations cannot stand in one table", problems)
+    return sorted(records, key=lambda record: ROWS.index(record.label) if record.label in ROWS else len(ROWS))
+
+
+def write_report(
+    out: Path, records: Sequence[EvaluationRecord], papers: Sequence[PaperModel], title: str, seed: int
+) -> Report:
+    """Writes table.md, table.tex, table.json and report.html to `out`. Raises a ConfigError if the disk refuses."""
+    results = Results(records, seed)
+    report = Report(title, results, papers, orderings(results, papers))
+    output.write_text(out / "table.md", markdown(report))
+    output.write_text(out / "table.tex", latex(report))
+    output.write_json(out / "table.json", as_json(report))
+    output.write_text(out / "report.html", page(report))
+    return report
+
+
+def _record_paths(directory: Path) -> list[Path]:
+    patterns = (FILE, f"*/{FILE}", f"evaluations/*/{FILE}", f"*/evaluations/*/{FILE}")
+    found = next((paths for pattern in patterns if (paths := sorted(directory.glob(pattern)))), [])
+    if not found:
+        what = "no such directory" if not directory.is_dir() else f"no {FILE} in it or below"
+        raise DataError(f"--runs={directory}: {what}; expected what `python -m empathax.evaluate` writes")
+    return found
+
+
+def _differences(first: EvaluationRecord, record: EvaluationRecord) -> list[str]:
+    """In what the data of two records differ; the path may, since data move."""
+    found = []
+    for name in ("split", "num_turns", "num_dialogues", "num_pairs"):
+        one, other = getattr(first.data, name), getattr(record.data, name)
+        if one != other and not (name == "num_pairs" and 0 in (one, other)):
+            found.append(f"has data.{name} = {other!r}, but {first.label} has {one!r}: evaluate all on the same data")
+    found += [
+        f"has {name} of other dialogues than {first.label}: evaluate all on the same data"
+        for name in sorted(first.per_example.keys() & record.per_example.keys())
+        if first.per_example[name].all_dialogues() != record.per_example[name].all_dialogues()
+    ]
+    return found

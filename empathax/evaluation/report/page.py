@@ -1,0 +1,89 @@
+"""report.html: one self-contained page. Whatever a model or a user wrote is escaped; the page may load nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from empathax.data.records import Message
+from empathax.evaluation.level_shares import LEVELS
+from empathax.evaluation.report import charts
+from empathax.evaluation.report.columns import RECONSTRUCTION, TABLE_1
+from empathax.evaluation.report.paper import CITATION
+from empathax.evaluation.report.record import EvaluationRecord, Reply
+from empathax.evaluation.report.text import BEST, NEAR, NOT_MEASURED, Report
+
+NUM_PROMPTS = 36
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A prompt, its reference, and every model's reply in the order of the rows."""
+
+    prompt: tuple[Message, ...]
+    reference: Reply
+    replies: tuple[tuple[str, Reply], ...]
+
+    @property
+    def last_turn(self) -> str:
+        """What is answered, shortened to a line."""
+        text = " ".join(self.prompt[-1].content.split()) if self.prompt else ""
+        return text if len(text) <= 140 else f"{text[:139].rstrip()}…"
+
+
+def page(report: Report) -> str:
+    """The HTML of a report."""
+    records = report.results.records
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("empathax.evaluation.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(
+        report=report,
+        records=records,
+        sections=report.results.sections(),
+        table_1=TABLE_1,
+        legend=report.legend(),
+        marks={"best": BEST, "near": NEAR, "missing": NOT_MEASURED},
+        reconstruction=RECONSTRUCTION,
+        citation=CITATION,
+        levels=LEVELS,
+        charts=charts,
+        line_charts=charts.line_charts(records),
+        histograms=charts.histograms(records),
+        level_charts=charts.level_charts(records),
+        answers=side_by_side(records),
+    )
+
+
+def side_by_side(records: Sequence[EvaluationRecord], limit: int = NUM_PROMPTS) -> list[Answers]:
+    """Up to `limit` prompts that all records answer, spread evenly over them."""
+    tables = [{(reply.dialogue, reply.prompt): reply for reply in record.replies} for record in records]
+    common = [key for key in tables[0] if all(key in table for table in tables)]
+    picked = np.unique(np.linspace(0, len(common) - 1, min(limit, len(common))).round().astype(int))
+    return [
+        Answers(
+            prompt=common[number][1],
+            reference=tables[0][common[number]],
+            replies=tuple((record.label, table[common[number]]) for record, table in zip(records, tables, strict=True)),
+        )
+        for number in picked.tolist()
+    ]
+
+
+def _printable(value: Any) -> Any:
+    """Text without characters that HTML cannot hold: control characters become U+FFFD."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return _UNPRINTABLE.sub("\ufffd", value)
+    return value

@@ -1,0 +1,115 @@
+"""N-grams in the graph: clipped matches for BLEU, repeats inside a reply, and the table that Distinct counts.
+
+N-grams are compared id by id: there are no hashes, hence no collisions.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, UInt32
+
+from empathax.evaluation.text.match_masks import BITS, before_itself, match_masks, next_ngrams, num_bits
+
+MAX_ORDER = 4  # of BLEU
+MAX_ID = 2**31 - 2
+_EMPTY = np.uint32(0xFFFFFFFF)
+
+
+@flax.struct.dataclass
+class NgramCounts:
+    """Of B pairs, by order n = 1 .. 4 (axis N)."""
+
+    matches_NB: Int[Array, "N B"]  # n-grams of the reply that are in the reference, each at most as often as there
+    totals_NB: Int[Array, "N B"]  # n-grams of the reply
+    distinct_NB: Int[Array, "N B"]  # different n-grams of the reply
+
+
+def count_ngrams(
+    reply_TB: Int[Array, "T B"], masks_TWB: UInt32[Array, "T W B"], lengths_B: Int[Array, " B"]
+) -> NgramCounts:
+    """Counts of replies (-1 past the end) whose `masks_TWB` (match_masks.py) say where the reference has each token.
+
+    The k-th occurrence of an n-gram in a reply is a match if the reference has it at least k times: summed up, these
+    are the clipped counts of Papineni et al. (2002), section 2.1.
+    """
+    own_TWB = match_masks(reply_TB, reply_TB)
+    earlier_T = before_itself(len(reply_TB))
+    single_TWB, same_TWB = masks_TWB, own_TWB
+    matches, distinct = [], []
+    for n in range(1, MAX_ORDER + 1):
+        if n > 1:
+            masks_TWB, same_TWB = next_ngrams(masks_TWB, single_TWB, n), next_ngrams(same_TWB, own_TWB, n)
+        earlier_TB = num_bits(same_TWB & earlier_T)
+        matches.append(jnp.sum(num_bits(masks_TWB) > earlier_TB, axis=0, dtype=jnp.int32))
+        distinct.append(jnp.sum((earlier_TB == 0) & (num_bits(same_TWB) > 0), axis=0, dtype=jnp.int32))
+    totals_NB = jnp.maximum(lengths_B - jnp.arange(MAX_ORDER)[:, None], 0)
+    return NgramCounts(jnp.stack(matches), totals_NB, jnp.stack(distinct))
+
+
+@flax.struct.dataclass
+class NgramTable:
+    """Every n-gram of a set of replies, each packed into W words of 32 bits; merging concatenates, counting sorts."""
+
+    words_WK: UInt32[Array, "W K"]  # all bits set: empty
+
+    def merge(self, other: NgramTable) -> NgramTable:
+        """The n-grams of both, which must be packed alike."""
+        return NgramTable(jnp.concatenate([self.words_WK, other.words_WK], axis=1))
+
+    def sizes(self) -> TableSizes:
+        """How many n-grams there are, how many different ones, and how often the most frequent occurs."""
+        words = jax.lax.sort(tuple(self.words_WK), num_keys=len(self.words_WK), is_stable=False)
+        place_K = jnp.arange(words[0].size, dtype=jnp.int32)
+        changed_K = place_K == 0
+        for word_K in words:
+            changed_K |= word_K != jnp.roll(word_K, 1)
+        seen_K = ~_is_empty(words)
+        run_K = place_K - jax.lax.cummax(jnp.where(changed_K, place_K, 0)) + 1
+        return TableSizes(
+            distinct=jnp.sum(changed_K & seen_K, dtype=jnp.int32),
+            total=jnp.sum(seen_K, dtype=jnp.int32),
+            most=jnp.max(jnp.where(seen_K, run_K, 0), initial=0),
+        )
+
+
+@flax.struct.dataclass
+class TableSizes:
+    """Numbers of n-grams."""
+
+    distinct: Int[Array, ""]
+    total: Int[Array, ""]
+    most: Int[Array, ""]
+
+
+def ngram_table(
+    ids_BT: Int[Array, "B T"], n: int, inside_BT: Bool[Array, "B T"] | None = None, num_ids: int = MAX_ID + 1
+) -> NgramTable:
+    """The n-grams of rows of ids from 0 to `num_ids` - 1; none reaches over a place that is negative or not inside."""
+    ids_BT = ids_BT if inside_BT is None else jnp.where(inside_BT, ids_BT, -1)
+    padded_BT = jnp.pad(ids_BT, ((0, 0), (0, max(n - ids_BT.shape[1], 0))), constant_values=-1)
+    num_starts = padded_BT.shape[1] - n + 1
+    columns = [padded_BT[:, place : place + num_starts].reshape(-1) for place in range(n)]
+    empty_K = functools.reduce(jnp.bitwise_or, columns) < 0  # a sign bit among them
+    words = _packed([column_K.astype(jnp.uint32) for column_K in columns], num_ids.bit_length())
+    return NgramTable(jnp.stack([jnp.where(empty_K, _EMPTY, word_K) for word_K in words]))
+
+
+def _packed(columns: Sequence[Array], bits: int) -> list[Array]:
+    """Numbers of `bits` bits side by side in words of 32; none has all bits set, so that no word row looks empty."""
+    words = [jnp.zeros_like(columns[0]) for _ in range(-(-len(columns) * bits // BITS))]
+    for place, column_K in enumerate(columns):
+        word, offset = divmod(place * bits, BITS)
+        words[word] |= column_K << offset
+        if offset + bits > BITS:
+            words[word + 1] |= column_K >> (BITS - offset)
+    return words
+
+
+def _is_empty(words: Sequence[Array]) -> Array:
+    return functools.reduce(jnp.bitwise_and, words) == _EMPTY
