@@ -115,7 +115,11 @@ def cluster(folder: Path) -> Iterator[Cluster]:
             daemon = subprocess.Popen(command, stdout=output, stderr=output, env=slurm.environment)
             stack.callback(_end, daemon)
         slurm.until(lambda: _is_idle(slurm, host), seconds=60)
-        yield slurm
+        try:
+            yield slurm
+        finally:  # a job's processes outlive the daemons
+            slurm.run("scancel", "--partition=main")
+            slurm.until(lambda: _is_idle(slurm, host), seconds=60)
 
 
 def _is_idle(slurm: Cluster, host: str) -> bool:

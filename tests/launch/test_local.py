@@ -31,6 +31,7 @@ def _stand_in(folder, code=""):
     return [LOCAL, "--processes=2", f"--python={path}", "--", f"--workdir={folder}/run"]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_job(tmp_path):
     """The same mesh, and so the same record, as one process with both devices."""
     options = [f"--python={sys.executable}", f"--port={free_ports(1)[0]}"]

@@ -72,6 +72,7 @@ def test_any_other_code_ends_the_job(slurm, tmp_path):
     assert (fields["JobState"], fields["ExitCode"], fields["Restarts"]) == ("FAILED", "3:0", "0")
 
 
+@pytest.mark.slow
 def test_two_tasks_train_as_one_job(slurm, tmp_path):
     arguments = ["--config=tests/launch/tiny_config.py", f"--workdir={tmp_path}/run"]
     settings = {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
