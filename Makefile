@@ -19,10 +19,11 @@ test: $(EXTRAS)-test $(WEIGHTS)  ## all tests that need no torch
 parity: $(EXTRAS)-parity $(WEIGHTS)  ## against transformers and TRL (installs torch)
 	$(BIN)/python -m pytest -c pyproject.toml --override-ini addopts="-q --strict-markers --import-mode=importlib" tests/parity
 
-lint: $(EXTRAS)-lint  ## ruff and mypy, as CI runs them
+lint: $(EXTRAS)-lint  ## ruff, mypy and shellcheck, as CI runs them
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck -x launch/*.sh launch/slurm.sbatch .ci/run
 
 format: $(EXTRAS)-lint  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix-only .

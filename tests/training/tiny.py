@@ -1,10 +1,12 @@
 """A run small enough for a test: a random model of a few thousand parameters on four packaged dialogues."""
 
+from ml_collections import ConfigDict
+
 from empathax.config import Config, default_config, from_config_dict
 
 
-def tiny_config(**changes: object) -> Config:
-    """SFT, then DPO, three epochs each, a checkpoint every other step; `changes` are dotted names with __ for dots."""
+def tiny_settings() -> ConfigDict:
+    """The model, the data and nothing that takes time."""
     config = default_config()
     config.name = "tiny"
     config.model.path = "random:tiny-llama"
@@ -17,8 +19,14 @@ def tiny_config(**changes: object) -> Config:
     config.mesh.data = -1
     config.eval.num_replies = 1
     config.eval.max_new_tokens = 4
-    config.checkpoint.every_steps = 2
     config.tracking.progress = False
+    return config
+
+
+def tiny_config(**changes: object) -> Config:
+    """SFT, then DPO, three epochs each, a checkpoint every other step; `changes` are dotted names with __ for dots."""
+    config = tiny_settings()
+    config.checkpoint.every_steps = 2
     for stage in (config.sft, config.dpo):
         stage.num_epochs = 3.0
         stage.learning_rate = 1e-3
