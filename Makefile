@@ -6,7 +6,7 @@ EXTRAS := $(VENV)/.extras
 WEIGHTS := $(VENV)/.weights
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test parity lint format typecheck bench clean help
+.PHONY: demo test parity slurm lint format typecheck bench clean help
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -24,6 +24,9 @@ lint: $(EXTRAS)-lint  ## ruff, mypy and shellcheck, as CI runs them
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/shellcheck -x launch/*.sh launch/slurm.sbatch .ci/run
+
+slurm: $(EXTRAS)-test  ## launch/slurm.sbatch on a real SLURM of one node (as root, packages slurm-wlm and munge)
+	EMPATHAX_TEST_SLURM=1 $(BIN)/python -m pytest -n 0 tests/launch/test_slurm.py
 
 format: $(EXTRAS)-lint  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix-only .

@@ -75,7 +75,7 @@ def test_a_judge_of_files(server, tmp_path):
     ("flags", "reason"),
     [
         (["--server=ftp://x", "--server-model=m"], "expected http://"),
-        (["--server=http://127.0.0.1:1/v1"], "no name given"),
+        (["--server=http://127.0.0.1:1/v1"], "belong together"),
         (["--server=http://127.0.0.1:1/v1", "--server-model=m", "--config.eval.top_k=3"], "top_k"),
         (["--judge=http://127.0.0.1:1/v1", "--judge-model=m", "--judge-criteria=warmth"], "no rubric for warmth"),
     ],

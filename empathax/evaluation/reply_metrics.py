@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ from empathax.evaluation.report.statistics import MeanOfValues, Statistic
 from empathax.evaluation.semantic import semantic_values
 from empathax.evaluation.text.dialogue_health import SCALE, dialogue_health, health_columns
 from empathax.evaluation.text.style import count_text, readability_values
-from empathax.evaluation.text.text_metrics import score_texts
+from empathax.evaluation.text.text_metrics import REPLY_DISTINCT, score_texts
 from empathax.evaluation.text.text_statistics import text_statistics
 from empathax.evaluation.validation import NORMALISATIONS, count_levels, validation_gap
 from empathax.models.encoder_files import LoadedEncoder, load_encoder
@@ -106,6 +108,8 @@ class ReplyScorer:
         for found_metrics, found in parts:
             metrics |= found_metrics
             statistics |= found
+        # replies that are all too short for an n-gram leave nothing to take a mean of
+        metrics = {name: value for name, value in metrics.items() if name not in REPLY_DISTINCT or name in statistics}
         if self.levels is None or any(turn.quartile is None for turn in turns):
             return ReplyScores(metrics, statistics)
         levels, reference_levels = self._levels(turns, replies), self._levels_of_references(tuple(turns))
@@ -117,9 +121,11 @@ class ReplyScorer:
         return ReplyScores(metrics | gap, statistics, levels, reference_levels)
 
     def _health(self, owners: tuple[str, ...], turns: Sequence[Turn], replies: Sequence[str]) -> _Part:
-        said = {"histories": [turn.supporter for turn in turns]}
-        metrics = dialogue_health(replies, dialogue_ids=owners, special_tokens=self.special_tokens, **said)
-        columns = health_columns(replies, dialogue_ids=owners, special_tokens=self.special_tokens, **said)
+        said: dict[str, Any] = {}
+        if len(set(owners)) < len(owners) or any(turn.supporter for turn in turns):  # dialogues are known
+            said = {"dialogue_ids": owners, "histories": [turn.supporter for turn in turns]}
+        metrics = dialogue_health(replies, special_tokens=self.special_tokens, **said)
+        columns = health_columns(replies, special_tokens=self.special_tokens, **said)
         return metrics, {name: _mean(owners, SCALE[name] * np.array(column)) for name, column in columns.items()}
 
     def _readability(self, owners: tuple[str, ...], replies: Sequence[str]) -> _Part:
@@ -139,8 +145,11 @@ class ReplyScorer:
     def _judged(self, owners: tuple[str, ...], turns: Sequence[Turn], replies: Sequence[str]) -> _Part:
         if self.judge is None:
             return {}, {}
+        print(f"{self.judge.options.model} judges {len(replies):,} replies ...", file=sys.stderr, flush=True)
         prompts, references = [turn.prompt for turn in turns], [turn.reference for turn in turns]
         found = judge_replies(self.judge, prompts, replies=replies, references=references, criteria=self.criteria)
+        for judgements in found.values():
+            print(judgements.in_words(), file=sys.stderr)
         metrics = {name: value for judgements in found.values() for name, value in judgements.metrics().items()}
         statistics = {name: judgements.statistic(owners) for name, judgements in found.items()}
         return metrics, {name: statistic for name, statistic in statistics.items() if statistic is not None}

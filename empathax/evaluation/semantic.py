@@ -69,13 +69,15 @@ def bertscore(
     """Precision, recall and F1 of greedy matching by cosine.
 
     Weights say how much a token counts in the mean (0 for special tokens); by default every token of the mask counts
-    as 1. A text without weight scores 0.
+    as 1. A pair with a text without weight scores 0, as in the bert-score package.
     """
     cosine_BTS = jnp.einsum("btd,bsd->bts", normalised(reply_BTD), normalised(reference_BSD))
     both_BTS = reply_mask_BT[:, :, None] & reference_mask_BS[:, None, :]
     cosine_BTS = jnp.where(both_BTS, cosine_BTS, _UNSEEN)
     precision_B = _weighted_mean(cosine_BTS.max(axis=2), reply_mask_BT, reply_weights_BT)
     recall_B = _weighted_mean(cosine_BTS.max(axis=1), reference_mask_BS, reference_weights_BS)
+    both_B = _has_weight(reply_mask_BT, reply_weights_BT) & _has_weight(reference_mask_BS, reference_weights_BS)
+    precision_B, recall_B = jnp.where(both_B, precision_B, 0.0), jnp.where(both_B, recall_B, 0.0)
     total_B = precision_B + recall_B
     f1_B = jnp.where(total_B != 0.0, 2.0 * precision_B * recall_B / jnp.where(total_B != 0.0, total_B, 1.0), 0.0)
     return precision_B, recall_B, f1_B
@@ -161,6 +163,10 @@ def _inner(mask_BT: Array) -> Array:
     """1 at the tokens between [CLS] and [SEP]: all of the mask but its first and last."""
     is_last_BT = mask_BT & ~jnp.pad(mask_BT[:, 1:], ((0, 0), (0, 1)))
     return (mask_BT & ~is_last_BT).astype(jnp.float32).at[:, 0].set(0.0)
+
+
+def _has_weight(mask_BT: Array, weights_BT: Array | None) -> Array:
+    return jnp.any(mask_BT if weights_BT is None else mask_BT & (weights_BT > 0), axis=1)
 
 
 def _weighted_mean(values_BT: Array, mask_BT: Array, weights_BT: Array | None) -> Array:

@@ -155,7 +155,7 @@ def _train(
             partial(_batches, job, stage, frozen),
             num_steps,
             evaluate=evaluate,
-            check_first=partial(_check_first_step, job.config.dpo) if stage == "dpo" and start == 0 else None,
+            check_first=_check_first_step(job.config.dpo) if stage == "dpo" and start == 0 else None,
             checkpoints=checkpoints,
             tracker=tracker,
             meta=meta,
@@ -193,18 +193,24 @@ def _reference(job: Job, params: Params, held_out: HeldOut) -> Reference:
     return Reference(train_logps=logps)
 
 
-def _check_first_step(options: DpoOptions, metrics: Mapping[str, float]) -> None:
+def _check_first_step(options: DpoOptions) -> Callable[[Mapping[str, float]], None]:
     """Before its first update the policy is the reference: no margin, and the loss is what it is without one."""
-    if reference_kind(options) == "none":
-        return
-    expected, found = initial_loss(options), metrics.get("loss_pairs", metrics["loss"])
-    is_off = expected is not None and abs(found - expected) > FIRST_STEP_TOLERANCE * max(1.0, abs(expected))
-    if is_off or abs(metrics["reward_margin"]) > FIRST_STEP_TOLERANCE:
-        loss = "" if expected is None else f"loss {expected:.6f}, "
-        raise WeightsError(
-            f"dpo starts with loss {found:.6f} and reward margin {metrics['reward_margin']:.6f}, but policy and "
-            f"reference must be the same model then ({loss}margin 0): delete the run's reference/ directory"
-        )
+    has_reference = reference_kind(options) != "none"
+    expected = initial_loss(options) if has_reference else None  # now: it compiles, which the loop must not
+
+    def check(metrics: Mapping[str, float]) -> None:
+        if not has_reference:
+            return
+        found, margin = metrics.get("loss_pairs", metrics["loss"]), metrics["reward_margin"]
+        is_off = expected is not None and abs(found - expected) > FIRST_STEP_TOLERANCE * max(1.0, abs(expected))
+        if is_off or abs(margin) > FIRST_STEP_TOLERANCE:
+            loss = "" if expected is None else f"loss {expected:.6f}, "
+            raise WeightsError(
+                f"dpo starts with loss {found:.6f} and reward margin {margin:.6f}, but policy and reference must be "
+                f"the same model then ({loss}margin 0): delete the run's reference/ directory"
+            )
+
+    return check
 
 
 def _difference(name: str, before: str, now: str) -> str:

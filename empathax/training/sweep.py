@@ -56,7 +56,9 @@ def run(jobs: Mapping[str, Job], workdir: Path) -> str:
 def left_behind(jobs: Mapping[str, Job]) -> str:
     """What stands in the directory afterwards."""
     if "" in jobs:
-        return "report.md, metrics.jsonl, tensorboard/, checkpoints/"
+        return "report.md, metrics.jsonl, tensorboard/, checkpoints/" + (
+            ", evaluations/" if jobs[""].config.eval.turns else ""
+        )
     return (
         f"report.html, table.md, table.tex, table.json, and a run in each of {', '.join(f'{name}/' for name in jobs)}"
     )

@@ -180,15 +180,15 @@ def test_the_first_step_is_known_for_each_loss(loss):
     right = {"loss": initial_loss(options), "reward_margin": 0.0}
     if loss == "sigmoid,sft":
         right = {"loss_pairs": right["loss"], "loss": 5.0, "reward_margin": 0.0}
-    _check_first_step(options, right)
+    _check_first_step(options)(right)
     key = "loss_pairs" if "loss_pairs" in right else "loss"
     for wrong in ({key: 1.01 * right[key]}, {"reward_margin": 0.1}):
         with pytest.raises(WeightsError, match="must be the same model"):
-            _check_first_step(options, right | wrong)
+            _check_first_step(options)(right | wrong)
 
 
 def test_losses_without_a_reference_have_no_first_step_to_check():
-    _check_first_step(_config("simpo").dpo, {"loss": 3.0, "reward_margin": 2.0})
+    _check_first_step(_config("simpo").dpo)({"loss": 3.0, "reward_margin": 2.0})
 
 
 def test_a_run_without_a_reference_ends_with_its_report(tmp_path, monkeypatch):

@@ -54,6 +54,8 @@ class Ordering:
     def sentences(self) -> list[str]:
         """What to say of it in words."""
         agreed = self.num_pairs - len(self.disagreements)
+        if not agreed and not any(disagreement.lead for disagreement in self.disagreements):
+            return [f"all rows are level here; best first in the paper: {', '.join(self.papers)}."]
         if self.ours == self.papers and not self.disagreements:
             first = f"the order is the paper's, best first: {', '.join(self.ours)}."
         else:

@@ -33,10 +33,10 @@ from empathax.evaluation.text.words import (
 DISTINCT_ORDERS = (1, 2, 3)
 _BLEU = ("bleu4_sentence", "bleu4_corpus")
 _DISTINCT = tuple(f"distinct_{n}" for n in DISTINCT_ORDERS)
-_REPLY_DISTINCT = tuple(f"distinct_{n}_reply" for n in DISTINCT_ORDERS)
+REPLY_DISTINCT = tuple(f"distinct_{n}_reply" for n in DISTINCT_ORDERS)
 # tokenization -> the metrics that it feeds
 METRICS_OF = {
-    "treebank": (*_BLEU, "rouge_l_coco", *_DISTINCT, *_REPLY_DISTINCT),
+    "treebank": (*_BLEU, "rouge_l_coco", *_DISTINCT, *REPLY_DISTINCT),
     "rouge": ("rouge_l",),
     "mteval": ("bleu4_sacre",),
 }
