@@ -69,6 +69,7 @@ def _case(kind: str, seed: int = 0) -> Case:
     squares = -rng.gamma(1.0, 1.0, mask.shape)
     # 64ths, so that sums over tokens are exact in float32, whatever their order
     ref_logps, ratios, squares = (np.round(64 * x) / 64 for x in (ref_logps, ratios, squares))
+    ratios = np.minimum(ratios, -1 / 64 - ref_logps)  # a log-prob is below 0
     return Case(*(x.astype(np.float32) * mask for x in (ref_logps + ratios, ref_logps, squares)), mask)
 
 
