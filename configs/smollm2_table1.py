@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.max_eval_dialogues = 26
     config.data.eval_split = "test"
     config.dpo.reference = "resident"  # few of the rows are trained on: a pass over all of them would take longer
-    config.dpo.max_steps = 24
+    config.dpo.max_steps = 8
     config.eval.objectives = ("sft", "dpo")
     config.eval.turns = -1
     config.eval.every_steps = 25
