@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from empathax.config import EvalOptions
 from empathax.config_flags import load_config
-from empathax.errors import ConfigError, exit_on_error
+from empathax.errors import exit_on_error
 from empathax.parallel.huge_pages import restart_with_huge_pages
 
 if TYPE_CHECKING:
@@ -120,14 +120,9 @@ def _scorer(options: EvalOptions, flags: argparse.Namespace) -> ReplyScorer:
 
 def _server(flags: argparse.Namespace, name: str) -> ChatServer | None:
     """The client of --server or --judge; None without it. Raises a ConfigError for one that cannot work."""
-    url, model, key = (getattr(flags, f"{name}{part}") for part in ("", "_model", "_key_variable"))
-    if bool(url) != bool(model):
-        raise ConfigError(f"--{name}=URL and --{name}-model=NAME belong together: give both")
-    if not url:
-        return None
-    from empathax.evaluation.judging.chat_server import ChatServer, ServerOptions
+    from empathax.evaluation.judging.chat_server import server_of_flags
 
-    return ChatServer(ServerOptions(url, model, key_variable=key), flags.response_cache)
+    return server_of_flags(name, vars(flags))
 
 
 if __name__ == "__main__":

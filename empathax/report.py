@@ -35,12 +35,9 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _judge(flags: argparse.Namespace) -> ChatServer | None:
-    if not flags.judge:
-        return None
-    from empathax.evaluation.judging.chat_server import ChatServer, ServerOptions
+    from empathax.evaluation.judging.chat_server import server_of_flags
 
-    options = ServerOptions(flags.judge, flags.judge_model, key_variable=flags.judge_key_variable)
-    return ChatServer(options, flags.response_cache)
+    return server_of_flags("judge", vars(flags))
 
 
 @exit_on_error

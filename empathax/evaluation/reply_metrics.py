@@ -23,7 +23,7 @@ from empathax.evaluation.reply_set import Turn
 from empathax.evaluation.report.reply_statistics import ReplyLevels
 from empathax.evaluation.report.statistics import MeanOfValues, Statistic
 from empathax.evaluation.semantic import semantic_values
-from empathax.evaluation.text.dialogue_health import SCALE, dialogue_health, health_columns
+from empathax.evaluation.text.dialogue_health import SCALE, health_columns, health_metrics
 from empathax.evaluation.text.style import count_text, readability_values
 from empathax.evaluation.text.text_metrics import REPLY_DISTINCT, score_texts
 from empathax.evaluation.text.text_statistics import text_statistics
@@ -56,7 +56,6 @@ class ReplyScorer:
     readability: bool = False
     judge: ChatServer | None = None
     criteria: tuple[str, ...] = CRITERIA
-    special_tokens: tuple[str, ...] = ()
     normalise: str = NORMALISATIONS[0]
     _reference_levels: dict[tuple[Turn, ...], tuple[int, ...]] = field(default_factory=dict, repr=False)
 
@@ -124,9 +123,9 @@ class ReplyScorer:
         said: dict[str, Any] = {}
         if len(set(owners)) < len(owners) or any(turn.supporter for turn in turns):  # dialogues are known
             said = {"dialogue_ids": owners, "histories": [turn.supporter for turn in turns]}
-        metrics = dialogue_health(replies, special_tokens=self.special_tokens, **said)
-        columns = health_columns(replies, special_tokens=self.special_tokens, **said)
-        return metrics, {name: _mean(owners, SCALE[name] * np.array(column)) for name, column in columns.items()}
+        columns = health_columns(replies, **said)
+        statistics = {name: MeanOfValues.of(owners, SCALE[name] * np.array(column)) for name, column in columns.items()}
+        return health_metrics(replies, columns), dict(statistics)
 
     def _readability(self, owners: tuple[str, ...], replies: Sequence[str]) -> _Part:
         return _means(owners, readability_values(replies) if self.readability else {})
@@ -182,10 +181,6 @@ def _classifier(path: str, setting: str, of_levels: bool) -> Classifier | None:
     return classifier
 
 
-def _mean(owners: tuple[str, ...], values_E: np.ndarray) -> MeanOfValues:
-    return MeanOfValues(owners, tuple(values_E.astype(np.float64).tolist()))
-
-
 def _means(owners: tuple[str, ...], values: Mapping[str, np.ndarray]) -> _Part:
     """Means of columns, without the texts that have no value (NaN)."""
     statistics: dict[str, MeanOfValues] = {}
@@ -193,7 +188,7 @@ def _means(owners: tuple[str, ...], values: Mapping[str, np.ndarray]) -> _Part:
         has_value_E = np.isfinite(values_E)
         if has_value_E.any():
             kept = tuple(owner for owner, has_value in zip(owners, has_value_E.tolist(), strict=True) if has_value)
-            statistics[name] = _mean(kept, values_E[has_value_E])
+            statistics[name] = MeanOfValues.of(kept, values_E[has_value_E])
     return {name: float(np.mean(statistic.values)) for name, statistic in statistics.items()}, dict(statistics)
 
 

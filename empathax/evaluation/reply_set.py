@@ -44,10 +44,15 @@ def pick_turns(examples: Sequence[Example], count: int) -> list[Example]:
     """
     if count < 0 or count >= len(examples):
         return list(examples)
-    by_dialogue: dict[str, list[Example]] = {}
-    for example in examples:
-        by_dialogue.setdefault(example.dialogue_id, []).append(example)
-    dialogues = list(by_dialogue.values())
+    dialogues = by_dialogue(examples)
     wanted = max(1, round(count * len(dialogues) / len(examples))) if count else 0
     places = [int((number + 0.5) * len(dialogues) / wanted) for number in range(wanted)]
     return [example for place in places for example in dialogues[place]]
+
+
+def by_dialogue(examples: Sequence[Example]) -> list[list[Example]]:
+    """The examples of each dialogue, dialogues in the order of their first."""
+    found: dict[str, list[Example]] = {}
+    for example in examples:
+        found.setdefault(example.dialogue_id, []).append(example)
+    return list(found.values())

@@ -17,7 +17,7 @@ from empathax.data.dataset import Example
 from empathax.data.loader import eval_batches
 from empathax.data.packing import PackedRows
 from empathax.evaluation.generation.replies import generate_replies
-from empathax.evaluation.reply_set import Turn, pick_turns, turn_of
+from empathax.evaluation.reply_set import Turn, by_dialogue, pick_turns, turn_of
 from empathax.objectives.pairs import Pairs
 from empathax.objectives.preference import preference_loss, reference_kind
 from empathax.parallel.distributed import put_batch
@@ -172,10 +172,7 @@ def pair_sums(
 
 def pick_examples(examples: Sequence[Example], count: int) -> list[Example]:
     """`count` examples spread over the held-out dialogues, each from the middle of its dialogue."""
-    by_dialogue: dict[str, list[Example]] = {}
-    for example in examples:
-        by_dialogue.setdefault(example.dialogue_id, []).append(example)
-    dialogues = list(by_dialogue.values())
+    dialogues = by_dialogue(examples)
     step = max(1, len(dialogues) // max(1, count))
     return [dialogue[len(dialogue) // 2] for dialogue in dialogues[::step][:count]]
 

@@ -48,10 +48,12 @@ def model_statistics(
         owners = tuple(example.dialogue_id for example in job.datasets["dpo"].eval_examples)
         logps_2P = held_out.by_pair(measured.pair_logps)
         sides = ("chosen", "rejected")
-        found |= {f"logp_{side}": _mean(owners, row_P) for side, row_P in zip(sides, logps_2P, strict=True)}
+        found |= {f"logp_{side}": MeanOfValues.of(owners, row_P) for side, row_P in zip(sides, logps_2P, strict=True)}
         if reference and reference.pair_logps:
             rewards_2P = job.config.dpo.beta * (logps_2P - held_out.by_pair(reference.pair_logps))
-            found |= {f"reward_{side}": _mean(owners, row_P) for side, row_P in zip(sides, rewards_2P, strict=True)}
+            found |= {
+                f"reward_{side}": MeanOfValues.of(owners, row_P) for side, row_P in zip(sides, rewards_2P, strict=True)
+            }
             found["reward_margin"] = RewardMargins(owners, tuple((rewards_2P[0] - rewards_2P[1]).tolist()))
     return found
 
@@ -103,15 +105,5 @@ def in_loop_scores(
     return dict(scores.metrics), level_plot(named, scorer.normalise)
 
 
-def _mean(owners: tuple[str, ...], values_E: np.ndarray) -> MeanOfValues:
-    return MeanOfValues(owners, tuple(values_E.astype(np.float64).tolist()))
-
-
 def _counts(levels: Sequence[int], quartiles: Sequence[int]) -> LevelCounts:
     return count_levels(jnp.array(levels), jnp.array(quartiles))
-
-
-def _has_matplotlib() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("matplotlib") is not None

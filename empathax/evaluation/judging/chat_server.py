@@ -8,9 +8,10 @@ import random
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from empathax.errors import ConfigError, DataError, EmpathaxError, raise_all
 from empathax.evaluation.judging.chat_requests import FAILED, ChatOutcome, ChatRequest, ChatTally
@@ -210,3 +211,14 @@ class ChatServer:
         if self.cache:
             return f"Run the same again to go on: the {num_answered} answers are kept in {self.cache.path.parent}"
         return f"The {num_answered} answers are lost: without a cache nothing is kept"
+
+
+def server_of_flags(name: str, flags: Mapping[str, Any]) -> ChatServer | None:
+    """The server of a command's --NAME, --NAME-model, --NAME-key-variable and --response-cache; None without the first
+    two. Raises a ConfigError if one of them is missing, or the server cannot work."""
+    url, model = flags[name], flags[f"{name}_model"]
+    if bool(url) != bool(model):
+        raise ConfigError(f"--{name}=URL and --{name}-model=NAME belong together: give both")
+    if not url:
+        return None
+    return ChatServer(ServerOptions(url, model, key_variable=flags[f"{name}_key_variable"]), flags["response_cache"])

@@ -59,6 +59,11 @@ class MeanOfValues(Statistic):
     kind = "mean"
     values: tuple[float, ...]
 
+    @classmethod
+    def of(cls, dialogues: tuple[str, ...], values_E: Float[np.ndarray, " E"]) -> MeanOfValues:
+        """The mean of an array, in float64."""
+        return cls(dialogues, tuple(values_E.astype(np.float64).tolist()))
+
     def estimates(self, name: str, order: Sequence[str], weights_RD: Weights) -> Replicates:
         sums_D, counts_D = by_dialogue(self.dialogues, order, np.array(self.values)), _counts(self.dialogues, order)
         return {name: _quotient(weights_RD @ sums_D, weights_RD @ counts_D)}

@@ -6,7 +6,7 @@ Definitions: docs/metrics.md. Shares are in percent.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -57,10 +57,15 @@ def dialogue_health(
     Raises:
         DataError: no replies, or not one dialogue id or history for each.
     """
-    by_reply = health_columns(replies, dialogue_ids=dialogue_ids, histories=histories, special_tokens=special_tokens)
+    columns = health_columns(replies, dialogue_ids=dialogue_ids, histories=histories, special_tokens=special_tokens)
+    return health_metrics(replies, columns)
+
+
+def health_metrics(replies: Sequence[str], columns: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """The numbers of `replies` from their `health_columns`."""
     row_1K = one_row(lower_pieces(replies).ids(treebank_piece))
-    sums, sizes = jax.device_get(_count(jnp.array(list(by_reply.values()), jnp.int32), row_1K))
-    found = {name: SCALE[name] * int(total) / len(replies) for name, total in zip(by_reply, sums, strict=True)}
+    sums, sizes = jax.device_get(_count(jnp.array(list(columns.values()), jnp.int32), row_1K))
+    found = {name: SCALE[name] * int(total) / len(replies) for name, total in zip(columns, sums, strict=True)}
     return found | {"top_4gram_share": 100.0 * int(sizes.most) / max(int(sizes.total), 1)}
 
 

@@ -97,7 +97,7 @@ def _columns(ids: TextIds, num_pairs: int) -> Columns:
 
 
 def _mean(owners: tuple[str, ...], values_E: np.ndarray) -> MeanOfValues:
-    return MeanOfValues(owners, tuple((100.0 * values_E.astype(np.float64)).tolist()))
+    return MeanOfValues.of(owners, 100.0 * values_E.astype(np.float64))
 
 
 def _bleu(owners: tuple[str, ...], columns: Columns, smallest_total: int) -> BleuCounts:
