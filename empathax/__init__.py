@@ -11,6 +11,7 @@ Commands (python -m empathax.NAME; docs/commands.md)
 
 Settings and errors
     config.py            ConfigDict in, frozen and checked dataclasses out
+    config_fields.py     what a setting may hold; checks of all of them at once
     config_flags.py      --config flags to settings: one run, or the variations of a sweep
     losses.py            which preference losses exist and what each takes; what does not fit together
     recipes.py           the two papers' recipes, for the files in configs/

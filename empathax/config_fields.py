@@ -1,0 +1,89 @@
+"""Settings as frozen dataclasses: what a field may hold, and nested dicts checked against it, all problems at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import field
+from typing import Any
+
+
+def option(
+    default: Any,
+    choices: tuple[Any, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    verbatim: bool = False,
+) -> Any:
+    """A field with its allowed values: a set of `choices`, or a closed range [low, high].
+
+    A tuple of strings is split at commas, its names stripped, unless `verbatim`; so is a tuple of numbers.
+    """
+    return field(default=default, metadata={"choices": choices, "low": low, "high": high, "verbatim": verbatim})
+
+
+def plain(value: Any) -> Any:
+    """A dataclass as nested dicts; any other value as it is."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return value
+
+
+def build(cls: type, values: dict[str, Any], prefix: str, problems: list[str]) -> Any:
+    """A `cls` of nested `values`; unknown keys and bad values are added to `problems`, their names after `prefix`."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in values.keys() - fields.keys():
+        close = difflib.get_close_matches(key, fields, n=1)
+        hint = f"; did you mean {prefix}{close[0]}?" if close else f"; known: {', '.join(fields)}"
+        problems.append(f"unknown key {prefix}{key}{hint}")
+    built = {}
+    for key in fields.keys() & values.keys():
+        if dataclasses.is_dataclass(hints[key]):
+            built[key] = build(hints[key], values[key], f"{prefix}{key}.", problems)
+        else:
+            built[key] = _checked(values[key], hints[key], fields[key], f"{prefix}{key}", problems)
+    return cls(**built)
+
+
+def _checked(value: Any, hint: Any, spec: dataclasses.Field, name: str, problems: list[str]) -> Any:
+    if hint == tuple[float, ...]:
+        return _numbers(value, name, problems)
+    if isinstance(hint, types.GenericAlias):  # tuple[str, ...]
+        items = (value,) if isinstance(value, str) else value
+        if isinstance(items, tuple | list) and all(isinstance(item, str) for item in items):
+            if spec.metadata.get("verbatim"):
+                return tuple(items)
+            items = [name.strip() for item in items for name in item.split(",")]  # --config.stages=sft,dpo
+        if not isinstance(items, tuple | list) or not all(isinstance(item, str) for item in items):
+            problems.append(f"{name} = {value!r}: expected a tuple of names")
+            return spec.default
+        return tuple(items)
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint:
+        problems.append(f"{name} = {value!r} is {type(value).__name__}: expected {hint.__name__}")
+        return spec.default
+    choices, low, high = (spec.metadata.get(key) for key in ("choices", "low", "high"))
+    if choices and value not in choices:
+        close = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
+        hint_text = f"; did you mean {close[0]!r}?" if close else ""
+        problems.append(f"{name} = {value!r}: expected one of {', '.join(map(repr, choices))}{hint_text}")
+    if (low is not None and value < low) or (high is not None and value > high) or value != value:
+        problems.append(
+            f"{name} = {value!r}: expected a value {'>= ' + str(low) if high is None else f'in [{low}, {high}]'}"
+        )
+    return value
+
+
+def _numbers(value: Any, name: str, problems: list[str]) -> tuple[float, ...]:
+    items = value.split(",") if isinstance(value, str) else value if isinstance(value, tuple | list) else (value,)
+    try:
+        if any(isinstance(item, bool) for item in items):
+            raise ValueError
+        return tuple(float(item) for item in items)
+    except (TypeError, ValueError):
+        problems.append(f"{name} = {value!r}: expected a tuple of numbers")
+        return ()
