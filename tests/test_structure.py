@@ -12,6 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors"},
     {"losses"},
+    {"config_fields"},
     {"config"},
     {"config_flags"},
     {"models"},
