@@ -120,7 +120,7 @@ class MeshOptions:
     dcn_data: int = option(1, low=1)  # how many of `data` are TPU slices or nodes, with a slow network between them
     dcn_fsdp: int = option(1, low=1)
     preset: str = ""  # hardware by name instead of sizes: "v5e:4x4", "h100:8", "2xv5p:4x4x4" (two slices)
-    rules: tuple[str, ...] = ()  # what lies on which axis, where it differs: "embed=tensor,vocab="
+    rules: str = ""  # what lies on which axis, where it differs: "embed=tensor,vocab="
 
 
 @dataclass(frozen=True)
@@ -242,9 +242,11 @@ def _moment_problem(options: StageOptions) -> str:
         return ""
     if decay is None:
         return f"{options.optimizer} has no first moment; its state is small as it is"
-    if getattr(options, decay) <= BFLOAT16_MAX_DECAY:
+    value = getattr(options, decay)
+    if value <= BFLOAT16_MAX_DECAY:
         return ""
     return (
-        f"with {decay} = {getattr(options, decay):g} a step moves it by less than bfloat16's spacing of 1/256, and it "
-        f"stops; use {decay} <= {BFLOAT16_MAX_DECAY:g} ({options.optimizer}), or float32"
+        f"with {decay} = {value:g} a step moves it by a 1/{1 / (1 - value) if value < 1 else float('inf'):.0f} or so, "
+        f"less than bfloat16 resolves (1/256), and it stays where it is; use {decay} <= {BFLOAT16_MAX_DECAY:g} "
+        f"({options.optimizer}), or float32"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from empathax.errors import ConfigError, raise_all
@@ -43,13 +43,13 @@ def preset_sizes(name: str) -> dict[str, int]:
     return {"data": slices, "fsdp": fsdp, "tensor": tensor, "dcn_data": slices, "dcn_fsdp": 1}
 
 
-def parse_rules(changes: Iterable[str]) -> Rules:
-    """DEFAULT_RULES with `changes` such as "embed=tensor", "embed=fsdp+tensor" (both) or "vocab=" (whole everywhere).
+def parse_rules(changes: str) -> Rules:
+    """DEFAULT_RULES with `changes` such as "embed=tensor,heads=fsdp+data,vocab=": on one mesh axis, on two, on none.
 
     Raises one ConfigError with everything in them that cannot be used.
     """
     rules, problems = dict(DEFAULT_RULES), []
-    for change in changes:
+    for change in filter(None, (part.strip() for part in changes.split(","))):
         logical, equals, places = (part.strip() for part in change.partition("="))
         axes = tuple(axis.strip() for axis in places.split("+")) if places else ()
         if not equals:
