@@ -35,7 +35,6 @@ from empathax.models.remat import rematerialized
 from empathax.models.sharding import split_embedded, split_rows
 
 
-
 class Linear(nnx.Module):
     """One kernel per layer, [L, in, out], and perhaps a bias, [L, out]."""
 

@@ -57,7 +57,9 @@ def _misfits(
         here = f"dim {dim} ({axes[dim]}) has size {size}, mesh axis"
         if size % math.prod(mesh.shape[axis] for axis in place):
             problems.append(f"{here} {' x '.join(f'{axis} {mesh.shape[axis]}' for axis in place)}")
-        problems += [f"{here} {axis} {mesh.shape[axis]}, where dim {taken[axis]} lies" for axis in place if axis in taken]
+        problems += [
+            f"{here} {axis} {mesh.shape[axis]}, where dim {taken[axis]} lies" for axis in place if axis in taken
+        ]
         taken |= dict.fromkeys(place, f"{dim} ({axes[dim]})")
     return problems
 
