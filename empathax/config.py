@@ -27,7 +27,7 @@ class ModelOptions:
     tokenizer_path: str = ""  # another directory or .gguf whose tokenizer is used; "" = the model's own
     param_dtype: str = option("float32", ("float32", "bfloat16"))
     compute_dtype: str = option("auto", ("auto", "float32", "bfloat16"))  # auto: float32 on CPU, else bfloat16
-    # what the backward pass keeps of a layer: all; its input; attention or all matmuls too; offload: in the host's memory
+    # what the backward pass keeps of a layer: all, its input, attention or matmuls too; offload: in the host's memory
     remat: str = option("none", ("none", "full", "attention", "dots", "offload", "offload_dots"))
     # of the steps; auto: the mesh's kernel if there is one and rows of 512 tokens or more fit it, else portable
     attention: str = option("auto", ("auto", "dense", "blockwise", "pallas_tpu", "pallas_gpu"))
@@ -119,7 +119,7 @@ class MeshOptions:
     tensor: int = option(1, low=-1)  # heads, feed-forward and vocabulary split
     dcn_data: int = option(1, low=1)  # how many of `data` are TPU slices or nodes, with a slow network between them
     dcn_fsdp: int = option(1, low=1)
-    preset: str = ""  # hardware by name instead of sizes: "v5e:4x4", "h100:8", "2xv5p:4x4x4" (two slices)
+    preset: str = ""  # hardware by name instead of sizes: "v5e:4x4", "h100:8", "2xv5e:4x4" (two slices)
     rules: str = ""  # what lies on which axis, where it differs: "embed=tensor,vocab="
 
 

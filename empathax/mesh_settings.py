@@ -36,7 +36,7 @@ def preset_sizes(name: str) -> dict[str, int]:
     the sum of the gradients goes from slice to slice.
     """
     hardware = parse_hardware(name)
-    fsdp, tensor = hardware.devices_per_slice, 1
+    fsdp, tensor = hardware.slice_size, 1
     while fsdp > PRESET_MAX_FSDP and fsdp % 2 == 0 and tensor < PRESET_MAX_TENSOR:
         fsdp, tensor = fsdp // 2, 2 * tensor
     slices = hardware.num_slices

@@ -12,11 +12,13 @@ from empathax.mesh_settings import DEFAULT_RULES, parse_rules, preset_sizes
 
 
 def test_hardware_by_name():
-    assert parse_hardware("v5e:4x4") == Hardware("v5e", (4, 4))
-    assert parse_hardware("2xV5p:2x2x4") == Hardware("v5p", (2, 2, 4), 2)
-    assert parse_hardware("4xh100:8").num_devices == 32
+    assert parse_hardware("v5e:4x4") == Hardware("v5e", 16)
+    assert parse_hardware("2xV5p:2x2x4") == Hardware("v5p", 16, 2)
+    assert parse_hardware("h100:4x8").num_devices == 32
     for kind in KINDS.values():
-        assert parse_hardware(kind.example).devices_per_slice <= kind.max_devices
+        one, two = map(parse_hardware, kind.examples)
+        assert (one.num_slices, two.num_slices) == (1, 2)
+        assert one.slice_size <= kind.max_devices
 
 
 @pytest.mark.parametrize(
@@ -25,13 +27,14 @@ def test_hardware_by_name():
         ("v5:4x4", "did you mean 'v5"),
         ("h10:8", "did you mean 'h100:8'"),
         ("v5litepod-16", "is not known"),
-        ("v5e-16", "2 sizes after a colon, such as 'v5e:4x4'"),
-        ("v5e:16", "2 sizes"),
-        ("v5p:4x4", "3 sizes"),
-        ("h100", "1 size after"),
-        ("h100:16", "at most 8 devices side by side; more are several of them, such as '2xh100:8'"),
-        ("v5e:0x4", "2 sizes"),
-        ("0xv5e:4x4", "2 sizes"),
+        ("v5e-16", "v5e is written like 'v5e:4x4', or like '2xv5e:4x4' for two slices"),
+        ("v5e:16", "written like"),
+        ("v5p:4x4", "written like"),
+        ("h100", "written like 'h100:8', or like 'h100:2x8' for two nodes"),
+        ("2xh100:8", "written like"),
+        ("h100:16", "at most 8 devices side by side; more are several nodes, such as 'h100:2x8'"),
+        ("v5e:0x4", "written like"),
+        ("0xv5e:4x4", "written like"),
     ],
 )
 def test_hardware_that_does_not_exist(name, said):
@@ -44,7 +47,7 @@ def test_hardware_that_does_not_exist(name, said):
     [
         ("v5e:4x4", (1, 16, 1, 1)),
         ("h100:8", (1, 8, 1, 1)),
-        ("2xh100:8", (2, 8, 1, 2)),  # parameters repeated on both nodes
+        ("h100:2x8", (2, 8, 1, 2)),  # parameters repeated on both nodes
         ("v5p:4x4x4", (1, 32, 2, 1)),  # 32 rows feed 64 chips
         ("4xv5e:16x16", (4, 32, 8, 4)),
         ("v5p:8x8x16", (1, 128, 8, 1)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -103,4 +102,4 @@ def compute_dtype(options: ModelOptions, mesh: Mesh | None = None) -> jnp.dtype:
 
 
 def _without_preset(options: MeshOptions) -> MeshOptions:
-    return dataclasses.replace(options, preset="", **preset_sizes(options.preset)) if options.preset else options
+    return MeshOptions(rules=options.rules, **preset_sizes(options.preset)) if options.preset else options

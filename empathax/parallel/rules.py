@@ -52,7 +52,8 @@ def _misfits(
     mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...], places: list[tuple[str, ...]]
 ) -> list[str]:
     """The dimensions that their mesh axes do not divide, or whose mesh axis an earlier dimension has."""
-    problems, taken = [], {}
+    problems: list[str] = []
+    taken: dict[str, str] = {}
     for dim, (size, place) in enumerate(zip(shape, places, strict=True)):
         here = f"dim {dim} ({axes[dim]}) has size {size}, mesh axis"
         if size % math.prod(mesh.shape[axis] for axis in place):

@@ -67,7 +67,7 @@ def _direction(options: StageOptions) -> optax.GradientTransformation:
 
 
 def _first_moment_in(dtype: str, tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Stores the field `mu` of the state in `dtype`; the arithmetic stays float32, so that it is rounded once a step."""
+    """Stores the field `mu` of the state in `dtype`; the arithmetic stays float32, rounded once a step."""
 
     def moved(state: Any, dtype: str) -> Any:
         return state._replace(mu=optax.tree.cast(state.mu, dtype))

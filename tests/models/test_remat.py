@@ -99,7 +99,7 @@ class _Mesh:
 
 
 def test_devices_without_the_hosts_memory_are_refused():
-    with pytest.raises(ConfigError, match="'island' do not reach .they have device.: choose 'dots'"):
+    with pytest.raises(ConfigError, match=r"'island' do not reach .they have device.: choose 'dots'"):
         rematerialized(lambda x, _: (x, None), "offload_dots", _Mesh())
     with pytest.raises(ConfigError, match="choose 'full'"):
         rematerialized(lambda x, _: (x, None), "offload", _Mesh())

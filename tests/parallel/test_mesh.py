@@ -131,7 +131,7 @@ def test_virtual_devices_stand_for_slices():
     np.testing.assert_array_equal(ids(mesh.devices), np.arange(8).reshape(2, 2, 2))
     mesh = make_mesh(MeshOptions(data=2, fsdp=4, tensor=1, dcn_fsdp=2))  # slices: devices 0-3 and 4-7
     np.testing.assert_array_equal(ids(mesh.devices)[..., 0], [[0, 1, 4, 5], [2, 3, 6, 7]])
-    with pytest.raises(ConfigError, match="mesh.dcn_data = 2 does not divide the 1 devices along data"):
+    with pytest.raises(ConfigError, match=r"mesh.dcn_data = 2 does not divide the 1 devices along data"):
         make_mesh(MeshOptions(data=-1, fsdp=8, dcn_data=2))
 
 
@@ -142,6 +142,6 @@ def test_processes_are_slices_where_nothing_else_is_said():
 
 
 def test_a_preset_names_the_hardware_that_is_there():
-    assert dict(make_mesh(MeshOptions(preset="2xcpu:4")).shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+    assert dict(make_mesh(MeshOptions(preset="cpu:2x4")).shape) == {"data": 2, "fsdp": 4, "tensor": 1}
     with pytest.raises(ConfigError, match=r"'v5e:4x4' is 16 devices, but there are 8 of kind cpu"):
         make_mesh(MeshOptions(preset="v5e:4x4"))

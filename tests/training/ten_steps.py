@@ -38,7 +38,7 @@ class TenSteps(NamedTuple):
 
 
 def ten_steps(objective: str, sizes: tuple[int, int, int], repeats: int = 1) -> list[TenSteps]:
-    """`repeats` runs from the same parameters over the same batches, on the first devices that a mesh of `sizes` takes."""
+    """`repeats` runs from the same parameters over the same batches, on a mesh of `sizes`."""
     mesh = make_mesh(MeshOptions(*sizes), jax.devices()[: np.prod(sizes)])
     shardings = param_shardings(mesh, abstract_params(MODEL), logical_axes(MODEL))
     tx, schedule = make_optimizer(CONFIG.stage(objective), NUM_STEPS)

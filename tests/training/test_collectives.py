@@ -1,4 +1,4 @@
-"""What devices tell each other in a step: weights and their gradients, never logits, activations only where they must."""
+"""What devices tell each other in a step: weights and gradients, never logits, activations only where they must."""
 
 import math
 import re
