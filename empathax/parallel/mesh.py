@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,4 +104,7 @@ def compute_dtype(options: ModelOptions, mesh: Mesh | None = None) -> jnp.dtype:
 
 
 def _without_preset(options: MeshOptions) -> MeshOptions:
-    return MeshOptions(rules=options.rules, **preset_sizes(options.preset)) if options.preset else options
+    if not options.preset:
+        return options
+    sizes: dict[str, Any] = dict(preset_sizes(options.preset))
+    return dataclasses.replace(options, preset="", **sizes)
