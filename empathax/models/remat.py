@@ -66,9 +66,9 @@ def _policy(remat: str) -> Callable[..., Any]:
 def _check_host_memory(remat: str, device: jax.Device) -> None:
     try:
         memories = [memory.kind for memory in device.addressable_memories()]
-    except (NotImplementedError, jax.errors.JaxRuntimeError):  # hardware that is not attached does not say
+    except (NotImplementedError, jax.errors.JaxRuntimeError):
         return
-    if HOST_MEMORY not in memories:
+    if memories and HOST_MEMORY not in memories:  # hardware that is not attached may say nothing
         raise ConfigError(
             f"model.remat = {remat!r} keeps activations in the host's memory ({HOST_MEMORY}), which devices of kind "
             f"{device.device_kind!r} do not reach (they have {', '.join(memories)}): choose "

@@ -16,8 +16,8 @@ from empathax.errors import ConfigError
 from empathax.mesh_settings import LOGICAL_AXES
 from empathax.models.architecture import PRESETS, RopeConfig, preset
 from empathax.models.layers import embed
+from empathax.models.remat import REMAT
 from empathax.models.transformer import (
-    REMAT,
     Transformer,
     abstract_params,
     hidden_states,
