@@ -35,7 +35,7 @@ def _float_activations(text):
     return [(kind, shape) for kind, dtype, shape in _collectives(text) if SIZES["T"] in shape and dtype == "f32"]
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 2, 4)])
 def test_no_logits_are_passed_around(sizes):
     text = compiled_step(CONFIG, sizes).as_text()
     assert any(_collectives(text))
