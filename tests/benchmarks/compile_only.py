@@ -4,8 +4,8 @@
 
 The three packings lay the same number of preference pairs out in rows of 2,048 tokens. Prompts that pairs share are
 stored once in a tree, once per pair, or once per reply: fewer rows for the same step, and less memory for activations.
-Parameters and Adam's moments are float32 and fully sharded, activations bfloat16 with full rematerialization (or
-another `--remat`), the reference's log-probs come with the batch. Needs the extra `plan`; for GPUs see GPU_INSTALL.
+Parameters and Adam's moments are float32 and fully sharded, activations bfloat16 with full rematerialization, the
+reference's log-probs come with the batch. Needs the extra `plan`; for GPUs see GPU_INSTALL.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def compile_step(topology: str, packing: str, pairs: int, options: dict[str, str
 
     devices = topology_devices(topology)
     rows = rows_for(packing, pairs, len(devices))
-    config, model = Config(model=ModelOptions(**options)), llama3_8b()
+    config, model = Config(model=ModelOptions(**{"remat": "full", **options})), llama3_8b()
     mesh = make_mesh(config.mesh, devices)
     params = abstract_params(model)
     tx, schedule = make_optimizer(config.dpo, num_steps=1000)
@@ -229,12 +229,11 @@ def main() -> None:
     parser.add_argument("--packing", action="append", choices=sorted(TOKENS_PER_PAIR), help="repeatable; default all")
     parser.add_argument("--pairs", type=int, default=296, help="preference pairs of one step, over all devices")
     parser.add_argument("--attention", default="auto")
-    parser.add_argument("--remat", default="full")
     parser.add_argument("--json", type=Path, help="append one JSON object a row to this file")
     args = parser.parse_args()
     rows = []
     for packing in args.packing or ["tree", "pair", "none"]:
-        row = compile_step(args.topology, packing, args.pairs, {"attention": args.attention, "remat": args.remat})
+        row = compile_step(args.topology, packing, args.pairs, {"attention": args.attention})
         rows.append(row)
         if args.json:
             with args.json.open("a") as file:
