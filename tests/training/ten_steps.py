@@ -20,6 +20,7 @@ from empathax.training.state import abstract_state, init_state, state_shardings
 from empathax.training.step import make_train_step
 from tests.training.tiny_rows import MODEL, dialogue_batch, with_steps
 
+MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4))
 NUM_STEPS = 10
 NUM_ROWS = 8
 CONFIG = Config(
@@ -83,3 +84,19 @@ def _rows_of_this_process():
     for number in range(NUM_STEPS):
         batch = with_steps(dialogue_batch(NUM_ROWS, seed=100 * (number % 5)), 1)
         yield jax.tree.map(lambda leaf: leaf[:, own], batch)
+
+
+def main() -> None:
+    """Prints how far each mesh is from one device."""
+    jax.config.update("jax_num_cpu_devices", 8)
+    for objective in ("sft", "dpo"):
+        wanted = ten_steps(objective, (1, 1, 1))[0]
+        for sizes in MESHES:
+            found, again = ten_steps(objective, sizes, repeats=2)
+            losses, norms = (np.abs(np.divide(a, b) - 1).max() for a, b in zip(found[:2], wanted[:2], strict=True))
+            same = found.digest == again.digest
+            print(f"{objective} {'x'.join(map(str, sizes))}: losses {losses:.1e}, norms {norms:.1e}, repeats: {same}")
+
+
+if __name__ == "__main__":
+    main()

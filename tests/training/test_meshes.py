@@ -7,10 +7,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from empathax.training.job import assemble
-from tests.training.ten_steps import ten_steps
+from tests.training.ten_steps import MESHES, ten_steps
 from tests.training.tiny import tiny_config
-
-MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]
 
 
 @functools.cache
