@@ -14,6 +14,8 @@ Settings and errors
     config_fields.py     what a setting may hold; checks of all of them at once
     config_flags.py      --config flags to settings: one run, or the variations of a sweep
     losses.py            which preference losses exist and what each takes; what does not fit together
+    hardware.py          TPU slices and GPU nodes by name
+    mesh_settings.py     what config.mesh may say: sizes, presets by hardware, rules of what lies where
     recipes.py           the two papers' recipes, for the files in configs/
     errors.py            every error a user can meet, and its exit code
 
@@ -23,6 +25,8 @@ models/: what a decoder is, and how it gets its weights
     hf_config.py, hf_fields.py, hf_rope.py, hf_config_writer.py    config.json read and written
     gguf_config.py       GGUF metadata to ModelConfig
     transformer.py       the NNX decoder: parameters declared, forward pass as a pure function
+    remat.py             what the backward pass keeps of a layer, on the device or in the host's memory
+    sharding.py          rows of activations split over the mesh
     layers.py, rope.py   the arithmetic of a layer; rotary positions
     primitives.py        matrix product, norm and gated activation, with backward passes of their own
     attention.py         the door to attention over prefix trees; its dense reference

@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "empathax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors"},
-    {"losses"},
+    {"losses", "hardware"},
+    {"mesh_settings"},
     {"config_fields"},
     {"config"},
     {"config_flags"},

@@ -71,7 +71,7 @@ def cases(quick: bool) -> list[Case]:
     smol, llama = "SmolLM2-135M", "Llama-3.2-1B"
     return [
         *(Case(smol, packing) for packing in PACKINGS),
-        *(Case(llama, packing, "dots") for packing in ("tree", "none")),
+        *(Case(llama, packing, "attention") for packing in ("tree", "none")),
     ]
 
 
