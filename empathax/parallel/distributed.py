@@ -1,37 +1,90 @@
-"""One process or many: finding each other, who leads, host arrays to global arrays."""
+"""One process or many: finding each other, leaving together, who leads, host arrays to global arrays."""
 
 from __future__ import annotations
 
 import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Sharding
+from jax._src import distributed as _jax_distributed
+from jax.sharding import Mesh, Sharding
 
-from empathax.errors import ConfigError
+from empathax.errors import ConfigError, EmpathaxError, exit_code
+from empathax.parallel.exchange import PATIENCE_MS, num_processes, process_number
+
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_GOODBYE_MS = 10_000  # how long a process that fails waits to hear that all others fail too
+
+
+@contextmanager
+def joined(is_multihost: bool) -> Iterator[None]:
+    """A command's work, as one process of a job if `is_multihost`.
+
+    Whoever fails does not wait for the others: processes that wait for this one in a collective operation would wait
+    for ever. They are ended by jax when this one is gone.
+    """
+    if not is_multihost:
+        yield
+        return
+    initialize()
+    try:
+        yield
+        _meet("done", PATIENCE_MS)  # jax itself waits five minutes here, and the leader may still be writing
+    except BaseException as error:
+        if isinstance(error, EmpathaxError | SystemExit) and _all_fail():
+            jax.distributed.shutdown()
+            raise
+        code = _code_of(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def initialize() -> None:
     """Joins the processes of a job, before any other use of jax.
 
     Where they are comes from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID if set, else from what jax
-    finds by itself (TPU pods, SLURM, Open MPI, Kubernetes). Raises ConfigError if it finds nothing.
+    finds by itself (TPU pods, SLURM, Open MPI, Kubernetes). Raises ConfigError if it finds nothing, or not all of them.
     """
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    address, count, index = (os.environ.get(name) for name in names)
+    address, count, index = (os.environ.get(name) for name in VARIABLES)
+    timeout = int(os.environ.get("EMPATHAX_JOIN_SECONDS", "300"))
     try:
         if address and count and index:
-            jax.distributed.initialize(address, int(count), int(index))
+            jax.distributed.initialize(address, int(count), int(index), initialization_timeout=timeout)
         else:
-            jax.distributed.initialize()
+            jax.distributed.initialize(initialization_timeout=timeout)
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"--multihost: {error}; start every process by the job's launcher, or set {names}") from error
+        raise ConfigError(
+            f"--multihost: {error}; start every process by the job's launcher, or set {', '.join(VARIABLES)}"
+        ) from error
 
 
 def is_leader() -> bool:
     """True on the one process that writes logs and reports."""
-    return jax.process_index() == 0
+    return process_number() == 0
+
+
+def rows_of_process(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): this process holds part `index` of `count` equal parts of a batch's rows, in their order.
+
+    Processes that share rows (a tensor axis across hosts) have the same part. Raises ConfigError if a process's devices
+    hold rows that do not follow each other.
+    """
+    num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    devices = mesh.devices.reshape(num_shards, -1)
+    own = [i for i, row in enumerate(devices) if any(device.process_index == jax.process_index() for device in row)]
+    count, rest = divmod(num_shards, len(own))
+    if rest or own[0] % len(own) or own != list(range(own[0], own[0] + len(own))):
+        raise ConfigError(
+            f"process {jax.process_index()} holds the parts {own} of {num_shards} of a batch's rows, expected parts that "
+            "follow each other: choose mesh sizes of which each process gets a block"
+        )
+    return own[0] // len(own), count
 
 
 def put_batch(batch: Any, sharding: Sharding) -> Any:
@@ -43,3 +96,26 @@ def put_batch(batch: Any, sharding: Sharding) -> Any:
         return jax.make_array_from_process_local_data(sharding, value)
 
     return jax.tree.map(put, batch)
+
+
+def _meet(name: str, timeout_ms: int) -> None:
+    if num_processes() > 1:
+        _jax_distributed.global_state.client.wait_at_barrier(f"empathax/{name}", timeout_ms)
+
+
+def _all_fail() -> bool:
+    """True if every process comes here in time."""
+    try:
+        _meet("failed", _GOODBYE_MS)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _code_of(error: BaseException) -> int:
+    if isinstance(error, EmpathaxError):
+        return exit_code(error)
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    traceback.print_exception(error)
+    return 1

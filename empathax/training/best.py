@@ -10,6 +10,7 @@ from typing import Any
 
 from empathax.errors import ConfigError
 from empathax.evaluation.report.columns import better_way
+from empathax.parallel.exchange import process_number, together
 from empathax.training.checkpoint import StageCheckpoints, restore_params
 from empathax.training.state import TrainState
 
@@ -22,8 +23,9 @@ class BestEvaluation:
     """
 
     def __init__(self, directory: Path, metric: str, is_new: bool) -> None:
-        if is_new:
-            shutil.rmtree(directory, ignore_errors=True)
+        with together():
+            if is_new and process_number() == 0:
+                shutil.rmtree(directory, ignore_errors=True)
         self.metric = metric
         self._is_lower_better = better_way(metric) == "lower"
         self._checkpoints = StageCheckpoints(directory, keep=1)
