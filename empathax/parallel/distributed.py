@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax._src import distributed as _jax_distributed
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh, NamedSharding
 
 from empathax.errors import ConfigError, EmpathaxError, exit_code
 from empathax.parallel.exchange import PATIENCE_MS, num_processes, process_number
@@ -69,31 +69,35 @@ def is_leader() -> bool:
     return process_number() == 0
 
 
-def rows_of_process(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): this process holds part `index` of `count` equal parts of a batch's rows, in their order.
+def rows_of_process(mesh: Mesh) -> tuple[tuple[int, ...], int]:
+    """(parts, number of parts): which of the equal parts of a batch's rows this process's devices hold, in order.
 
-    Processes that share rows (a tensor axis across hosts) have the same part. Raises ConfigError if a process's devices
-    hold rows that do not follow each other.
+    They need not follow each other: a mesh is laid out as the network is. Processes that share a tensor axis hold the
+    same parts.
     """
-    num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    devices = mesh.devices.reshape(num_shards, -1)
-    own = [i for i, row in enumerate(devices) if any(device.process_index == jax.process_index() for device in row)]
-    count, rest = divmod(num_shards, len(own))
-    if rest or own[0] % len(own) or own != list(range(own[0], own[0] + len(own))):
-        raise ConfigError(
-            f"process {jax.process_index()} holds the parts {own} of {num_shards} of a batch's rows, expected parts that "
-            "follow each other: choose mesh sizes of which each process gets a block"
-        )
-    return own[0] // len(own), count
+    num_parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    devices = mesh.devices.reshape(num_parts, -1)
+    own = (any(device.process_index == jax.process_index() for device in row) for row in devices)
+    return tuple(part for part, is_own in enumerate(own) if is_own), num_parts
 
 
-def put_batch(batch: Any, sharding: Sharding) -> Any:
-    """Puts this process's rows of `batch` (a tree of numpy arrays) onto the mesh as one global array each."""
+def put_batch(batch: Any, sharding: NamedSharding) -> Any:
+    """Puts this process's rows of `batch` (a tree of numpy arrays, see `rows_of_process`) onto the mesh as one global
+    array each."""
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    parts, num_parts = rows_of_process(sharding.mesh)
+    axis = next(axis for axis, name in enumerate(sharding.spec) if name)
 
     def put(value: np.ndarray) -> jax.Array:
-        if jax.process_count() == 1:
-            return jax.device_put(value, sharding)
-        return jax.make_array_from_process_local_data(sharding, value)
+        rows = value.shape[axis] // len(parts)
+        shape = (*value.shape[:axis], rows * num_parts, *value.shape[axis + 1 :])
+
+        def local(index: tuple[slice, ...]) -> np.ndarray:
+            place = parts.index((index[axis].start or 0) // rows) * rows
+            return value[(slice(None),) * axis + (slice(place, place + rows),)]
+
+        return jax.make_array_from_callback(shape, sharding, local)
 
     return jax.tree.map(put, batch)
 

@@ -43,7 +43,7 @@ def listening(give_up_seconds: float | None = None) -> Iterator[None]:
     limit = STOP_SECONDS if give_up_seconds is None else give_up_seconds
     inbox, outbox = socket.socketpair()
     outbox.setblocking(False)
-    handler_before = signal.signal(signal.SIGTERM, lambda signum, frame: None)  # Python's own writes to the socket
+    handler_before = signal.signal(signal.SIGTERM, lambda signum, frame: _requested.set())
     wakeup_before = signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
     watcher = threading.Thread(target=_watch, args=(inbox, limit), name="sigterm", daemon=True)
     watcher.start()
@@ -94,7 +94,7 @@ class StopVote:
 
 def _watch(inbox: socket.socket, limit: float) -> None:
     """Reads the numbers of signals as they come, until the other end is closed."""
-    inbox.settimeout(None)
+    count = 0
     while True:
         try:
             received = inbox.recv(1)
@@ -104,7 +104,8 @@ def _watch(inbox: socket.socket, limit: float) -> None:
             return
         if received[0] != signal.SIGTERM:
             continue
-        if _requested.is_set():
+        count += 1
+        if count > 1:
             os._exit(128 + signal.SIGTERM)
         _requested.set()
         if jax.process_count() > 1:

@@ -137,10 +137,8 @@ class HeldOut:
         return {name: values.tolist() for name, values in found.items()}
 
     def _batches(self, rows: PackedRows) -> Iterator[Batch]:
-        index, count = rows_of_process(self._job.mesh)
-        batches = eval_batches(
-            rows, self._job.config.eval.rows_per_batch, process_index=index, process_count=count
-        )
+        parts, num_parts = rows_of_process(self._job.mesh)
+        batches = eval_batches(rows, self._job.config.eval.rows_per_batch, parts=parts, num_parts=num_parts)
         sharding = batch_sharding(self._job.mesh)
         return (put_batch(batch, sharding) for batch in batches)
 

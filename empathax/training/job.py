@@ -76,14 +76,14 @@ class Job:
     def loader(self, stage: str, ref_logps: Float32[np.ndarray, " sequences"] | None = None) -> Loader:
         """This process's training batches of a stage, with reference log-probs by sequence id if given."""
         options, dataset = self.config.stage(stage), self.datasets[stage]
-        process_index, process_count = rows_of_process(self.mesh)
+        parts, num_parts = rows_of_process(self.mesh)
         return Loader(
             dataset.train,
             rows_per_batch=options.rows_per_batch,
             accumulation_steps=options.accumulation_steps,
             seed=self.config.seed,
-            process_index=process_index,
-            process_count=process_count,
+            parts=parts,
+            num_parts=num_parts,
             ref_logps=ref_logps,
         )
 

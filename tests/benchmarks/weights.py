@@ -20,7 +20,7 @@ from pathlib import Path
 SHARDS = 5
 
 
-def _model_config(num_bytes: float) -> dict:
+def llama_settings(num_bytes: float) -> dict:
     """config.json of a Llama of about so many bytes in bfloat16."""
     layer, head = 2 * (2 * 2048 * 2048 + 2 * 1024 * 2048 + 3 * 8192 * 2048), 2 * 2 * 32000 * 2048
     return {
@@ -32,8 +32,8 @@ def _model_config(num_bytes: float) -> dict:
     }  # fmt: skip
 
 
-def write_checkpoint(directory: Path, num_bytes: float) -> int:
-    """Writes config.json, SHARDS safetensors files and their index; returns the bytes of the weights."""
+def write_checkpoint(directory: Path, settings: dict) -> int:
+    """Writes `settings` as config.json, SHARDS safetensors files and their index; returns the bytes of the weights."""
     import ml_dtypes
     import numpy as np
     import safetensors.numpy
@@ -43,7 +43,6 @@ def write_checkpoint(directory: Path, num_bytes: float) -> int:
     from empathax.models.weight_names import Naming, stored_parameters
     from empathax.models.weights import _at, _file_shape
 
-    settings = _model_config(num_bytes)
     (directory / "config.json").write_text(json.dumps(settings))
     config = from_hf_config(settings)
     shapes = abstract_params(config)
@@ -122,7 +121,7 @@ def main() -> None:
         return load(flags.load)
     folder = Path(tempfile.mkdtemp(prefix="weights-"))
     try:
-        total = write_checkpoint(folder, flags.gb * 1e9)
+        total = write_checkpoint(folder, llama_settings(flags.gb * 1e9))
         print(f"{total / 1e9:.2f} GB in {SHARDS} safetensors files, bfloat16; 8 virtual devices, fsdp=8")
         for processes in (1, 2):
             for number, found in enumerate(measure(folder, processes)):

@@ -12,8 +12,18 @@ from tests.launch.dry_runs import ROOT
 from tests.launch.slurm_cluster import free_ports
 
 
-def start(arguments: Sequence[str], log: Path, count: int = 2, devices: int = 4, **settings: str) -> list[subprocess.Popen]:
-    """`count` processes of `python ARGUMENTS`; process N writes to LOG.N."""
+def start(
+    arguments: Sequence[str],
+    log: Path,
+    count: int = 2,
+    devices: int = 4,
+    last: tuple[Sequence[str], dict[str, str]] = ((), {}),
+    **settings: str,
+) -> list[subprocess.Popen]:
+    """`count` processes of `python ARGUMENTS`; process N writes to LOG.N.
+
+    The last one also gets the arguments and environment in `last`.
+    """
     port = free_ports(1)[0]
     common = os.environ | {
         "PYTHONPATH": str(ROOT),
@@ -26,8 +36,9 @@ def start(arguments: Sequence[str], log: Path, count: int = 2, devices: int = 4,
     started = []
     for number in range(count):
         with Path(f"{log}.{number}").open("w") as output:
-            environment = common | settings | {"JAX_PROCESS_ID": str(number)}
-            command = [sys.executable, *arguments]
+            more, environment = last if number == count - 1 else ((), {})
+            environment = common | settings | {"JAX_PROCESS_ID": str(number)} | environment
+            command = [sys.executable, *arguments, *more]
             started.append(
                 subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
             )
