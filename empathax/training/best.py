@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from empathax.errors import ConfigError
@@ -34,8 +35,10 @@ class BestEvaluation:
     def __enter__(self) -> BestEvaluation:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._checkpoints.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._checkpoints.__exit__(kind, value, trace)
 
     @property
     def step(self) -> int | None:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from empathax.errors import CheckpointError, raise_all
+from empathax.errors import CheckpointError, NonFiniteError, Preempted, raise_all
 from empathax.training.state import TrainState
 
 ITEMS = ("params", "rest", "meta")
@@ -40,8 +40,10 @@ class StageCheckpoints:
     def __enter__(self) -> StageCheckpoints:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # after an error of this process alone, the others will not come to where a save waits for them
+        if kind in (None, Preempted, NonFiniteError) or jax.process_count() == 1:
+            self.close()
 
     def latest_step(self) -> int | None:
         """The newest committed step on disk, or None. The disk is read: the manager also counts saves that failed."""
