@@ -119,7 +119,9 @@ def _of_model(flags: argparse.Namespace, rest: Sequence[str]) -> EvaluationRecor
             f"{len(evaluation.held_out.turns):,} held-out turns go to {flags.server_model} at {flags.server}",
             flush=True,
         )
-        record = evaluate_model.evaluate_server(evaluation, server, flags.label or flags.server_model)
+        record: EvaluationRecord | None = evaluate_model.evaluate_server(
+            evaluation, server, flags.label or flags.server_model
+        )
     else:
         if is_leader():
             print(evaluation.describe(), flush=True)

@@ -28,7 +28,7 @@ PREFETCH_BATCHES = 4
 
 
 class Loader:
-    """Training batches [A, B, ...] of A = accumulation_steps micro-batches of B = rows_per_batch * len(parts) / num_parts
+    """Training batches [A, B, ...]: A = accumulation_steps micro-batches of B = rows_per_batch * len(parts) / num_parts
     rows.
 
     Args:

@@ -50,13 +50,15 @@ class RangeFile:
             found = self._pread(start, num_bytes)
         self.bytes_read += len(found)
         if len(found) < num_bytes:
-            raise WeightsError(f"{self.path} ends at byte {start + len(found):,}: expected {num_bytes:,} from {start:,}")
+            raise WeightsError(
+                f"{self.path} ends at byte {start + len(found):,}: expected {num_bytes:,} from {start:,}"
+            )
         return found
 
     def _pread(self, start: int, num_bytes: int) -> np.ndarray:
         assert self._descriptor is not None
         values, done = np.empty(num_bytes, np.uint8), 0
-        view = memoryview(values)  # type: ignore[arg-type]
+        view = memoryview(values)
         while done < num_bytes:
             count = os.preadv(self._descriptor, [view[done:]], start + done)  # at most 2 GB at a time
             if count == 0:

@@ -52,7 +52,9 @@ def load_params(
         read = functools.partial(_read_part, reader, stored, shape, nonfinite)
         _put(params, stored.path, _load_leaf(shape, sharding, stored, read))
     nonfinite = _of_all_processes(nonfinite, reader)
-    problems = [f"{name}: found {count:,} NaN or infinite values, expected none" for name, count in nonfinite.items()]
+    problems = [
+        f"{name}: found {count:,} NaN or infinite values (or more), expected none" for name, count in nonfinite.items()
+    ]
     raise_all(WeightsError, f"{source} holds weights that are not finite", problems)
     return params
 
@@ -143,10 +145,10 @@ def _load_leaf(
     axes = (0, rows_axis) if stored.stacked else (rows_axis,)
     shape = _piece_shape(leaf, sharding, axes, 1 if reading is sharding else len(sharding.device_set))
     if shape == leaf.shape:
-        whole = jax.make_array_from_callback(leaf.shape, reading, read)
-        return whole if reading is sharding else _exchange(sharding)(whole)
+        read_as = jax.make_array_from_callback(leaf.shape, reading, read)
+        return read_as if reading is sharding else _exchange(sharding)(read_as)
     empty, put = _placers(leaf.shape, np.dtype(leaf.dtype), sharding)
-    whole = empty()
+    whole: jax.Array = empty()
     for starts in _starts(leaf.shape, shape):
         piece = jax.make_array_from_callback(shape, reading, functools.partial(_read_shifted, read, starts, shape))
         whole = put(whole, piece, starts)

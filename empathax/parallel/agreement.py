@@ -18,7 +18,7 @@ from empathax.config import Config, to_dict
 from empathax.errors import ConfigError, raise_all
 from empathax.parallel.exchange import from_leader, num_processes, process_number, settle, together
 
-HEADING = "the processes of this job do not run the same thing; start all of them with the same code, settings and files"
+HEADING = "the processes of this job differ; start all of them with the same code, settings and files"
 _SIGHT_SECONDS = 60.0  # network file systems show a new file to other hosts after a while
 
 

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -86,14 +86,14 @@ def put_batch(batch: Any, sharding: NamedSharding) -> Any:
     array each."""
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    parts, num_parts = rows_of_process(sharding.mesh)
+    parts, num_parts = rows_of_process(cast(Mesh, sharding.mesh))
     axis = next(axis for axis, name in enumerate(sharding.spec) if name)
 
     def put(value: np.ndarray) -> jax.Array:
         rows = value.shape[axis] // len(parts)
         shape = (*value.shape[:axis], rows * num_parts, *value.shape[axis + 1 :])
 
-        def local(index: tuple[slice, ...]) -> np.ndarray:
+        def local(index: Any) -> np.ndarray:
             place = parts.index((index[axis].start or 0) // rows) * rows
             return value[(slice(None),) * axis + (slice(place, place + rows),)]
 
@@ -103,8 +103,9 @@ def put_batch(batch: Any, sharding: NamedSharding) -> Any:
 
 
 def _meet(name: str, timeout_ms: int) -> None:
+    client: Any = _jax_distributed.global_state.client
     if num_processes() > 1:
-        _jax_distributed.global_state.client.wait_at_barrier(f"empathax/{name}", timeout_ms)
+        client.wait_at_barrier(f"empathax/{name}", timeout_ms)
 
 
 def _all_fail() -> bool:

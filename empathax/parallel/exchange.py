@@ -1,4 +1,4 @@
-"""Words between the processes of a job, over its coordinator: no device takes part, so they pass when nothing else does.
+"""Words between the processes of a job, over its coordinator: no device takes part, so they always get through.
 
 All processes must call these functions in the same order. A process that waits here for one that died is ended by jax.
 """

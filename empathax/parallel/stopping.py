@@ -31,10 +31,9 @@ def is_requested() -> bool:
 def listening(give_up_seconds: float | None = None) -> Iterator[None]:
     """Inside, the first SIGTERM is noted (`is_requested`) and a second one ends the process at once.
 
-    With several processes a thread ends this one with exit code 75, after it has printed where every thread is, if it is
-    still there `give_up_seconds` (STOP_SECONDS) after the first: a process that is stuck must not hold up the job. It
-    needs the thread: a main thread that waits for a device runs no signal handler. Inside another `listening` it does
-    nothing.
+    If a process of several is still there `give_up_seconds` (STOP_SECONDS) after the first, a thread prints where all
+    threads are and ends it with exit code 75: one that is stuck must not hold up the job. It takes a thread because a
+    main thread that waits for a device runs no signal handler. Inside another `listening` this does nothing.
     """
     global _is_listening
     if _is_listening:

@@ -170,4 +170,3 @@ def _profile(config: Config, workdir: Path, steps_done: int) -> None:
         jax.profiler.start_trace(str(workdir / "profile"))
     if steps_done == first + count + 1:
         jax.profiler.stop_trace()
-

@@ -111,6 +111,15 @@ def measure(directory: Path, processes: int, devices: int = 8) -> list[dict]:
     return [json.loads(line) for output in lines for line in output if line.startswith("{")]
 
 
+def in_words(found: dict, total: int) -> str:
+    """One line of a result."""
+    return (
+        f"{found['seconds']:.1f} s, peak {found['peak'] / 1e9:.2f} GB = {found['peak'] / total:.2f} x the weights "
+        f"({found['before'] / 1e9:.2f} GB before, {found['parameters'] / 1e9:.2f} GB of parameters here)"
+        + (f", read {found['read'] / total:.1%} of them" if found["read"] else "")
+    )
+
+
 def main() -> None:
     """Writes the checkpoint, loads it in the ways that are to be compared, and prints a line for each."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -125,11 +134,7 @@ def main() -> None:
         print(f"{total / 1e9:.2f} GB in {SHARDS} safetensors files, bfloat16; 8 virtual devices, fsdp=8")
         for processes in (1, 2):
             for number, found in enumerate(measure(folder, processes)):
-                print(
-                    f"{processes} process(es), number {number}: {found['seconds']:.1f} s, peak {found['peak'] / 1e9:.2f} GB = "
-                    f"{found['peak'] / total:.2f} x the file ({found['before'] / 1e9:.2f} GB before the load, "
-                    f"{found['parameters'] / 1e9:.2f} GB of parameters here), read {found['read'] / total:.1%} of the file"
-                )
+                print(f"{processes} process(es), number {number}: {in_words(found, total)}")
     finally:
         shutil.rmtree(folder)
     return None

@@ -8,7 +8,22 @@ import ml_collections
 
 from tests.training.tiny import tiny_settings
 
-WORDS = "I you feel hear alone tired today work home glad sorry mother friend and but so then why how".split()
+WORDS = [
+    "I",
+    "you",
+    "feel",
+    "hear",
+    "alone",
+    "tired",
+    "today",
+    "work",
+    "home",
+    "glad",
+    "mother",
+    "friend",
+    "why",
+    "how",
+]
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -1,4 +1,4 @@
-"""`python -m tests.parallel.stopped_job PROCESS STEP SIGNAL ARGS...`: train ARGS; that process signals itself at a step."""
+"""`python -m tests.parallel.stopped_job PROCESS STEP SIGNAL ARGS...`: train, with a signal to one process at a step."""
 
 import os
 import signal
