@@ -80,6 +80,12 @@ def test_processes_read_slices_of_the_same_global_batch():
     assert same(whole, jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1), *parts))
 
 
+def test_parts_need_not_follow_each_other():
+    whole = Loader(ROWS, rows_per_batch=4, seed=5).batch_at(1)
+    own = Loader(ROWS, rows_per_batch=4, seed=5, parts=(1, 3), num_parts=4).batch_at(1)
+    assert same(own, jax.tree.map(lambda array: array[:, [1, 3]], whole))
+
+
 def test_a_batch_that_does_not_divide_by_the_processes():
     with pytest.raises(ConfigError, match="does not divide by 2"):
         Loader(ROWS, rows_per_batch=3, num_parts=2)
