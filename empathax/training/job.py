@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -93,6 +94,11 @@ def prepare(config: Config, workdir: Path, overwrite: bool = False) -> Job:
 
     Raises an EmpathaxError of the kind that failed. Nothing is compiled and no weights are read.
     """
+    if re.match(r"\w+:/", str(workdir)):
+        raise ConfigError(
+            f"--workdir={workdir} is in a store, but a run appends to its files: name a directory on a disk or a mounted "
+            "file system that all hosts share (Filestore, NFS)"
+        )
     job = assemble(config, workdir)
     with together():
         for stage in config.stages:

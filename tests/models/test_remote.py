@@ -44,9 +44,9 @@ def test_a_model_in_a_store(store, original):
 
 
 def test_a_shard_that_is_cut_short(store):
-    name = next(path for path in store.ls("/bucket/tiny", detail=False) if path.endswith("00002-of-00004.safetensors"))
+    name = next(path for path in store.ls("/bucket/tiny", detail=False) if "-00002-of-" in path)
     store.pipe_file(name, store.cat_file(name)[:-8])
-    with pytest.raises(WeightsError, match="00002-of-00004.safetensors: cut short or damaged"):
+    with pytest.raises(WeightsError, match=r"-00002-of-\d+.safetensors: cut short or damaged"):
         resolve_model(URL).check()
 
 
