@@ -62,7 +62,7 @@ def export_orbax(
 ) -> Path:
     """The same directory with the parameters as Orbax arrays, in their own dtype, in place of safetensors.
 
-    Orbax stores them in chunks that follow their shards, so that every host later reads just its own.
+    They are stored in small chunks, so that each host later reads its own part, in whatever layout.
     """
     with whole_directory(out_dir, dtype) as directory:
         write_params(directory, params)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,9 @@ from empathax.models.transformer import abstract_params
 
 ITEMS = ("params", "rest", "meta")  # of a run's checkpoint
 PARAMS = ITEMS[0]
+_CHUNK_BYTES = 16 << 20  # of converted parameters: what is read at once, whatever part of it is wanted
+_LARGEST_ITEM = 4  # bytes of a float32
+_UNLIMITED_GB = 96.0  # as good as none: Orbax's own
 
 
 def is_orbax(path: Path) -> bool:
@@ -60,18 +64,39 @@ def restore_params(directory: Path, like: Any) -> Any:
 
     Raises CheckpointError for another tree or other shapes.
     """
-    with ocp.StandardCheckpointer() as reader:
+    wanted, place = abstract(like), Path(directory).absolute() / PARAMS
+    try:
         try:
-            return reader.restore(Path(directory).absolute() / PARAMS, abstract(like))
-        except (ValueError, FileNotFoundError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"{directory} cannot be read into this model: {reason}") from error
+            return _restore(place, wanted, _in_flight_gb(wanted))
+        except ValueError as error:
+            if "Requested more bytes" not in str(error):
+                raise
+            return _restore(place, wanted, _UNLIMITED_GB)  # chunks that are larger than what a device wants of them
+    except (ValueError, FileNotFoundError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{directory} cannot be read into this model: {reason}") from error
+
+
+def _restore(place: Path, wanted: Any, in_flight_gb: float) -> Any:
+    handler = ocp.StandardCheckpointHandler(restore_concurrent_gb=cast(Any, in_flight_gb))  # a fraction will do
+    with ocp.Checkpointer(handler) as reader:
+        return reader.restore(place, args=ocp.args.StandardRestore(wanted))
+
+
+def _in_flight_gb(wanted: Any) -> float:
+    """How much may be on its way to the devices: a few of the largest shards, not everything at once."""
+    sizes = (
+        math.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape) * _LARGEST_ITEM
+        for leaf in jax.tree.leaves(wanted)
+    )
+    return max(_CHUNK_BYTES * 8, 2 * max(sizes)) / 1e9
 
 
 def write_params(directory: Path, params: Any) -> None:
     """Writes `directory`/params. Raises OSError if the disk refuses."""
+    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params)
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
-        writer.save(Path(directory).absolute() / PARAMS, args=ocp.args.StandardSave(params))
+        writer.save(Path(directory).absolute() / PARAMS, args=ocp.args.StandardSave(params, save_args=chunks))
 
 
 def check_params(directory: Path, config: ModelConfig) -> None:
@@ -89,9 +114,10 @@ def check_params(directory: Path, config: ModelConfig) -> None:
 
 def check_finite(directory: Path, params: Any) -> None:
     """Raises a WeightsError with every parameter that holds NaN or infinite values."""
-    are_finite = jax.device_get(jax.jit(lambda tree: jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), tree))(params))
-    leaves = jax.tree_util.tree_leaves_with_path(are_finite)
-    problems = [f"{_name(path)}: found NaN or infinite values" for path, is_finite in leaves if not is_finite]
+    is_finite = jax.jit(lambda leaf: jnp.isfinite(leaf).all())
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    # one after another: what is compared may be in memory too
+    problems = [f"{_name(path)}: found NaN or infinite values" for path, leaf in leaves if not bool(is_finite(leaf))]
     raise_all(WeightsError, f"{directory} holds weights that are not finite", problems)
 
 

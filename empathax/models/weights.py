@@ -22,7 +22,7 @@ from empathax.models.transformer import abstract_params
 from empathax.models.weight_names import Naming, Stored, stored_parameters
 
 Params = dict[str, Any]
-_PIECE_BYTES = 16 << 20  # of a parameter, on the host at one time (or one layer of it, if that is more)
+_PIECE_BYTES = 8 << 20  # of a parameter, on the host at one time (or one layer of it, if that is more)
 _SHARED_BYTES = 1 << 20  # from this size on the devices share the reading of a parameter
 
 
@@ -37,7 +37,7 @@ def load_params(
     """The parameter tree of `abstract_params(config, param_dtype)`, each leaf laid out as `shardings` says.
 
     Raises one WeightsError with every tensor that is missing, left over, of a wrong shape or type, or not finite.
-    `source` names the file or directory in it. The host holds one piece of a parameter at a time (16 MB, or one layer).
+    `source` names the file or directory in it. The host holds one piece of a parameter at a time (8 MB, or one layer).
     However the parameters are laid out, each device reads other rows of the file's tensors, which lie together there,
     and the devices exchange what they have read: of n hosts each reads 1/n of the bytes, and none twice.
     """

@@ -96,7 +96,7 @@ def prepare(config: Config, workdir: Path, overwrite: bool = False) -> Job:
     """
     if re.match(r"\w+:/", str(workdir)):
         raise ConfigError(
-            f"--workdir={workdir} is in a store, but a run appends to its files: name a directory on a disk or a mounted "
+            f"--workdir={workdir} is in a store, but a run appends to its files: name a directory on a disk, or on a "
             "file system that all hosts share (Filestore, NFS)"
         )
     job = assemble(config, workdir)

@@ -63,8 +63,9 @@ def write_checkpoint(directory: Path, settings: dict) -> int:
     return total
 
 
-def load(directory: str) -> None:
-    """The child: loads onto all devices, sharded over fsdp, and prints what it took as JSON."""
+def load(directory: str, convert_to: str) -> None:
+    """The child: loads onto all devices, sharded over fsdp, and prints what it took as JSON. With `convert_to` the
+    parameters are also written there by Orbax."""
     import jax
     import jax.numpy as jnp
 
@@ -73,6 +74,7 @@ def load(directory: str) -> None:
         jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, number)
 
     from empathax.config import MeshOptions
+    from empathax.models.orbax_files import write_params
     from empathax.models.source import resolve_model
     from empathax.models.transformer import abstract_params, logical_axes
     from empathax.parallel.mesh import make_mesh
@@ -83,6 +85,9 @@ def load(directory: str) -> None:
     shardings = param_shardings(mesh, abstract, logical_axes(source.config))
     before, started = _memory(), time.perf_counter()
     params = jax.block_until_ready(source.load_params(jnp.bfloat16, shardings))
+    if convert_to:
+        write_params(Path(convert_to), params)
+        shutil.copy(Path(directory) / "config.json", convert_to)
     local = sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards)
     found = {"seconds": time.perf_counter() - started, "before": before, "peak": _memory(), "parameters": local}
     reader = getattr(source, "_weights", None)
@@ -94,7 +99,7 @@ def _memory() -> int:
     return int(text.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def measure(directory: Path, processes: int, devices: int = 8) -> list[dict]:
+def measure(directory: Path, processes: int, devices: int = 8, convert_to: str = "") -> list[dict]:
     """What each process of a load took."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -102,7 +107,7 @@ def measure(directory: Path, processes: int, devices: int = 8) -> list[dict]:
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices // processes)}
     if processes > 1:
         environment |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(processes)}
-    command = [sys.executable, "-m", "tests.benchmarks.weights", f"--load={directory}"]
+    command = [sys.executable, "-m", "tests.benchmarks.weights", f"--load={directory}", f"--convert-to={convert_to}"]
     started = [
         subprocess.Popen(command, env=environment | {"JAX_PROCESS_ID": str(number)}, stdout=subprocess.PIPE, text=True)
         for number in range(processes)
@@ -124,19 +129,27 @@ def main() -> None:
     """Writes the checkpoint, loads it in the ways that are to be compared, and prints a line for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gb", type=float, default=2.0)
-    parser.add_argument("--load", default="", help=argparse.SUPPRESS)
+    for name in ("--load", "--convert-to"):
+        parser.add_argument(name, default="", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.load:
-        return load(flags.load)
-    folder = Path(tempfile.mkdtemp(prefix="weights-"))
+        return load(flags.load, flags.convert_to)
+    folder, converted = (Path(tempfile.mkdtemp(prefix="weights-")) for _ in range(2))
     try:
         total = write_checkpoint(folder, llama_settings(flags.gb * 1e9))
         print(f"{total / 1e9:.2f} GB in {SHARDS} safetensors files, bfloat16; 8 virtual devices, fsdp=8")
         for processes in (1, 2):
             for number, found in enumerate(measure(folder, processes)):
                 print(f"{processes} process(es), number {number}: {in_words(found, total)}")
+        print(
+            f"converted to Orbax, loading included: {in_words(measure(folder, 1, convert_to=str(converted))[0], total)}"
+        )
+        for processes in (1, 2):
+            for number, found in enumerate(measure(converted, processes)):
+                print(f"from Orbax, {processes} process(es), number {number}: {in_words(found, total)}")
     finally:
         shutil.rmtree(folder)
+        shutil.rmtree(converted)
     return None
 
 
