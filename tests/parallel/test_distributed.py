@@ -133,6 +133,18 @@ def test_processes_that_differ_all_stop(folder, data, last, message):
     assert not (folder / "never").exists()
 
 
+def test_a_directory_that_is_not_shared(folder, data):
+    command = ["-m", "tests.parallel.impatient_job", CONFIG, *data, "--multihost"]
+    (folder / "own").mkdir()
+    codes, outputs = run(
+        [*command, f"--workdir={folder}/shared"], folder / "log", last=([f"--workdir={folder}/own"], {})
+    )
+    assert codes == [2, 2], outputs
+    message = f"process 1 of 2: {folder}/own is not the directory that process 0 has under this name"
+    assert all(message in output for output in outputs), outputs
+    assert not any((folder / "shared").iterdir())
+
+
 def test_each_process_reads_its_part_of_the_weights(folder):
     directory = folder / "weights"
     directory.mkdir()
