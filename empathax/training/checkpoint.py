@@ -18,7 +18,7 @@ from empathax.errors import CheckpointError, NonFiniteError, Preempted, raise_al
 from empathax.models.orbax_files import ITEMS, abstract, latest_checkpoint, latest_step, read_meta, restore_params
 from empathax.training.state import TrainState
 
-__all__ = ["StageCheckpoints", "latest_checkpoint", "read_meta", "restore_params"]
+__all__ = ["StageCheckpoints", "latest_checkpoint", "latest_step", "read_meta", "restore_params"]
 
 
 class StageCheckpoints:

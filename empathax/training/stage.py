@@ -24,7 +24,7 @@ from empathax.parallel.rules import batch_sharding
 from empathax.parallel.stopping import StopVote
 from empathax.training import reference, report
 from empathax.training.best import BestEvaluation, measured_value
-from empathax.training.checkpoint import StageCheckpoints, restore_params
+from empathax.training.checkpoint import StageCheckpoints, latest_step, read_meta, restore_params
 from empathax.training.held_out import HeldOut, Logps
 from empathax.training.job import Job, Params
 from empathax.training.loop import train_stage
@@ -268,11 +268,9 @@ def _meta(job: Job, stage: str, num_steps: int) -> dict[str, Any]:
 def check_resume(job: Job, stage: str) -> None:
     """Raises CheckpointError if the directory holds a checkpoint of `stage` that this job may not continue."""
     directory = job.workdir / "checkpoints" / stage
-    if not directory.is_dir():
-        return
-    with StageCheckpoints(directory) as checkpoints:
-        found = checkpoints.meta()
-    if found is not None:
+    step = latest_step(directory)  # not StageCheckpoints: two that clean up at a time stand in each other's way
+    if step is not None:
+        found = read_meta(directory / str(step))
         _check_same_run(found, _meta(job, stage, job.num_steps(stage)), str(directory))
 
 
