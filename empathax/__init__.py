@@ -41,6 +41,8 @@ models/: what a decoder is, and how it gets its weights
     weights.py           files to parameters, checked as a whole, read into shards
     weight_names.py      the one name table, read both ways
     hf_files.py, gguf_file.py, mapped_file.py    the files themselves
+    range_file.py, remote.py    files by byte range, on disks and in stores such as gs://
+    orbax_files.py       parameters in Orbax directories: converted ones, and those of runs
     tokenizer.py         text to ids and back
     tokenizer_hf.py, tokenizer_gguf.py, tokenizer_sentencepiece.py, tokenizer_bytes.py, tokenizer_backend.py
                          where it comes from
@@ -67,7 +69,9 @@ data/: from files to rows of prefix trees
 
 parallel/
     mesh.py, rules.py    devices along data, fsdp, tensor; which parameter dim lies where
-    distributed.py       many processes
+    distributed.py       many processes: found, left together, each with its rows
+    exchange.py, agreement.py    what they tell each other; what they must have in common before they start
+    stopping.py          SIGTERM granted by all of them at the same step
     compilation.py, huge_pages.py    where compiled programs are kept; memory in large pages
 
 objectives/

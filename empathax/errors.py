@@ -71,7 +71,12 @@ def exit_on_error(main: Callable[P, int | None]) -> Callable[P, int]:
         try:
             return main(*args, **kwargs) or 0
         except EmpathaxError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return error.exit_code
+            return exit_code(error)
 
     return run
+
+
+def exit_code(error: EmpathaxError) -> int:
+    """Says what went wrong on stderr; returns what the command ends with."""
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code

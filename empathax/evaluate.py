@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from empathax.config import EvalOptions
 from empathax.config_flags import load_config
-from empathax.errors import exit_on_error
+from empathax.errors import ConfigError, exit_on_error
 from empathax.parallel.huge_pages import restart_with_huge_pages
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         add(f"--{name}-model", default="", help="the model's name there")
         add(f"--{name}-key-variable", default="OPENAI_API_KEY", help="the environment variable with its API key")
     add("--judge-criteria", default="empathy,politeness,factuality", help="what is judged, with commas between")
+    add("--multihost", action="store_true", help="one of several processes: find the others, then start")
     add("--response-cache", type=Path, help="directory in which servers' answers are kept: a rerun pays for none twice")
     return parser
 
@@ -59,43 +60,74 @@ def main(argv: Sequence[str]) -> int:
     if flags.predictions and (flags.model or rest):
         parser.error(f"--predictions takes no model and no config: leave out {' '.join([flags.model, *rest]).strip()}")
 
+    if flags.multihost and (flags.server or flags.predictions):
+        parser.error("--multihost is for a model of several processes: leave it out with --server and --predictions")
+
+    from empathax.parallel.distributed import is_leader, joined
+    from empathax.parallel.exchange import together
+
+    with joined(flags.multihost):
+        with together():
+            if is_leader():
+                _check_outputs(flags)
+        record = _of_files(flags) if flags.predictions else _of_model(flags, rest)
+        if record is not None:
+            _write(flags, record)
+    return 0
+
+
+def _check_outputs(flags: argparse.Namespace) -> None:
     from empathax.evaluation import output
-    from empathax.evaluation.report import record_file
 
     if flags.out:
         output.check_writable(flags.out)
     if flags.record:
         output.make_directory(flags.record)
-    record = _of_files(flags) if flags.predictions else _of_model(parser, flags, rest)
+
+
+def _write(flags: argparse.Namespace, record: EvaluationRecord) -> None:
+    from empathax.evaluation import output
+    from empathax.evaluation.report import record_file
+
     if flags.out:
         output.write_json(flags.out, dict(record.metrics))
     if flags.record:
         record_file.write_record(flags.record / record_file.FILE, record)
-    return 0
 
 
-def _of_model(parser: argparse.ArgumentParser, flags: argparse.Namespace, rest: Sequence[str]) -> EvaluationRecord:
-    config, unknown = load_config(rest)
-    if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
-
+def _of_model(flags: argparse.Namespace, rest: Sequence[str]) -> EvaluationRecord | None:
+    """The model's record; None on all processes but the first."""
     from empathax.evaluation.judging.server_replies import check_options
+    from empathax.parallel.agreement import check_code_and_settings
+    from empathax.parallel.distributed import is_leader
+    from empathax.parallel.exchange import together
     from empathax.training import evaluate_model
 
-    server = _server(flags, "server")
-    if server:
-        check_options(config.eval)
-    evaluation = evaluate_model.prepare(config, flags.model, _scorer(config.eval, flags))
+    with together():
+        config, unknown = load_config(rest)
+        if unknown:
+            raise ConfigError(f"unknown arguments: {' '.join(unknown)}; see --help and docs/commands.md")
+        server = _server(flags, "server")
+        if server:
+            check_options(config.eval)
+    check_code_and_settings({"": config})
+    with together():
+        scorer = _scorer(config.eval, flags)
+    evaluation = evaluate_model.prepare(config, flags.model, scorer)
     if server:
         print(
             f"{len(evaluation.held_out.turns):,} held-out turns go to {flags.server_model} at {flags.server}",
             flush=True,
         )
-        record = evaluate_model.evaluate_server(evaluation, server, flags.label or flags.server_model)
+        record: EvaluationRecord | None = evaluate_model.evaluate_server(
+            evaluation, server, flags.label or flags.server_model
+        )
     else:
-        print(evaluation.describe(), flush=True)
+        if is_leader():
+            print(evaluation.describe(), flush=True)
         record = evaluate_model.evaluate(evaluation, flags.label or flags.model or "base")
-    print(evaluate_model.in_words(record))
+    if record is not None:
+        print(evaluate_model.in_words(record), flush=True)
     return record
 
 

@@ -1,4 +1,4 @@
-"""`python -m empathax.export --checkpoint=DIR --out=DIR`: a trained model as a Hugging Face directory."""
+"""`python -m empathax.export --checkpoint=DIR --out=DIR`: a model as a Hugging Face or an Orbax directory."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from empathax.errors import exit_on_error
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m empathax.export", description=__doc__)
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="a run's --workdir (its latest stage), a stage, or a step")
+    add("--checkpoint", default="", help="a run's --workdir (its latest stage), a stage, or a step")
     add("--out", type=Path, required=True, help="a directory that does not exist yet, or is empty")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the written weights")
-    add("--model", default="", help="where the model that the run began with is now, if it was moved")
-    return parser.parse_args(argv)
+    add("--model", default="", help="where the run's first model is now, if it was moved; with orbax, what to convert")
+    add("--to", choices=("huggingface", "orbax"), default="huggingface", help="orbax: many hosts load it faster")
+    flags = parser.parse_args(argv)
+    if flags.to == "orbax" and bool(flags.checkpoint) == bool(flags.model):
+        parser.error("--to=orbax converts one model: name it by --checkpoint or by --model")
+    if flags.to != "orbax" and not flags.checkpoint:
+        parser.error("--checkpoint=DIR is missing: a run's --workdir, a stage, or a step")
+    return flags
 
 
 @exit_on_error
@@ -27,7 +33,13 @@ def main(argv: Sequence[str]) -> int:
     from empathax.training import checkpoint_export
 
     checkpoint_export.check_out_dir(flags.out)
-    checkpoint = checkpoint_export.open_checkpoint(flags.checkpoint, flags.model)
+    if flags.to == "orbax":
+        path = flags.checkpoint or flags.model
+        print(f"converting {path}, as {flags.dtype} to {flags.out}", flush=True)
+        checkpoint_export.convert_to_orbax(path, flags.out, flags.dtype)
+        print(f"wrote {flags.out}")
+        return 0
+    checkpoint = checkpoint_export.open_checkpoint(Path(flags.checkpoint), flags.model)
     print(f"exporting {checkpoint.describe()}, as {flags.dtype} to {flags.out}", flush=True)
     checkpoint_export.export_checkpoint(checkpoint, flags.out, flags.dtype)
     print(f"wrote {flags.out}")

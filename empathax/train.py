@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from empathax.config_flags import load_sweep
-from empathax.errors import exit_on_error
+from empathax.errors import ConfigError, exit_on_error
 from empathax.parallel.huge_pages import restart_with_huge_pages
 
 
@@ -24,21 +24,24 @@ def main(argv: Sequence[str]) -> int:
         "--multihost", action="store_true", help="one of several processes: find the others, then start"
     )
     flags, rest = parser.parse_known_args(argv)
-    variations, unknown = load_sweep(rest)
-    if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
 
-    from empathax.parallel.distributed import initialize, is_leader
-    from empathax.training import sweep
+    from empathax.parallel.distributed import is_leader, joined
+    from empathax.parallel.exchange import together
 
-    if flags.multihost:
-        initialize()
-    jobs = sweep.prepare(variations, flags.workdir, flags.overwrite)
-    if is_leader():
-        print(sweep.describe(jobs), flush=True)
-    text = sweep.run(jobs, flags.workdir)
-    if is_leader():
-        print(f"\n{text}\n{flags.workdir}: {sweep.left_behind(jobs)}")
+    with joined(flags.multihost):
+        with together():
+            variations, unknown = load_sweep(rest)
+            if unknown:
+                raise ConfigError(f"unknown arguments: {' '.join(unknown)}; see --help and docs/commands.md")
+
+        from empathax.training import sweep
+
+        jobs = sweep.prepare(variations, flags.workdir, flags.overwrite)
+        if is_leader():
+            print(sweep.describe(jobs), flush=True)
+        text = sweep.run(jobs, flags.workdir)
+        if is_leader():
+            print(f"\n{text}\n{flags.workdir}: {sweep.left_behind(jobs)}", flush=True)
     return 0
 
 

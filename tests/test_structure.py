@@ -23,7 +23,7 @@ LAYERS = [
 ]
 COMMANDS = {"train", "evaluate", "score", "chat", "export", "report", "train_classifier"}
 ROOMS = {
-    "orbax": {"training/checkpoint.py"},
+    "orbax": {"training/checkpoint.py", "models/orbax_files.py"},
     "ml_collections": {"config.py", "config_flags.py", "recipes.py"},
     "transformers": {"data/chat.py", "models/"},
     "tokenizers": {"data/chat.py", "models/"},

@@ -2,7 +2,7 @@
 
 Grain's order: source, seed, shuffle, repeat with a new order in each epoch, batch (data/passes.py has the order of
 data with a limit to a dialogue's pairs in a step). A step's rows do not depend on how
-many processes read them: each takes its slice of the global batch.
+many processes read them: each takes its parts of the global batch.
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ PREFETCH_BATCHES = 4
 
 
 class Loader:
-    """Training batches [A, B, ...] of A = accumulation_steps micro-batches of B = rows_per_batch / process_count rows.
+    """Training batches [A, B, ...]: A = accumulation_steps micro-batches of B = rows_per_batch * len(parts) / num_parts
+    rows.
 
     Args:
         rows: packed rows; every step takes A * rows_per_batch of them.
         rows_per_batch: rows of one micro-batch over all processes.
         accumulation_steps: micro-batches of one step.
         seed: order of the rows; with `shuffle=False` they come in their own order.
-        process_index, process_count: which slice of each micro-batch this process reads.
+        parts, num_parts: which of the equal parts of each micro-batch this process reads.
         ref_logps: reference log-probability of each reply by sequence id; put into `ref_logps_BS`.
 
     Raises:
         DataError: fewer rows than one step takes.
-        ConfigError: rows_per_batch does not divide by process_count; a pass of data/passes.py is shorter than a step.
+        ConfigError: rows_per_batch does not divide by num_parts; a pass of data/passes.py is shorter than a step.
     """
 
     def __init__(
@@ -51,12 +52,11 @@ class Loader:
         accumulation_steps: int = 1,
         seed: int = 0,
         shuffle: bool = True,
-        process_index: int = 0,
-        process_count: int = 1,
+        parts: Sequence[int] = (0,),
+        num_parts: int = 1,
         ref_logps: Float32[np.ndarray, " sequences"] | None = None,
     ) -> None:
-        if rows_per_batch % process_count:
-            raise ConfigError(f"rows_per_batch = {rows_per_batch} does not divide by {process_count} processes")
+        self._own = _rows_of(parts, num_parts, rows_per_batch, "rows_per_batch")
         self.rows = rows
         self.rows_per_step = rows_per_batch * accumulation_steps
         if len(rows) < self.rows_per_step:
@@ -66,8 +66,6 @@ class Loader:
                 "data.row_length, or add data"
             )
         self._shape = (accumulation_steps, rows_per_batch)
-        local = rows_per_batch // process_count
-        self._slice = slice(process_index * local, (process_index + 1) * local)
         self._order = {"seed": seed, "shuffle": shuffle}
         self._ref_logps = ref_logps
         self._row_ids = self._ordered(seed, shuffle).batch(self.rows_per_step, drop_remainder=True)
@@ -137,7 +135,7 @@ class Loader:
         return grain.MapDataset.source(order)
 
     def _assemble(self, row_ids: Int[np.ndarray, " AB"]) -> Batch:
-        local_ids = np.asarray(row_ids).reshape(self._shape)[:, self._slice]
+        local_ids = np.asarray(row_ids).reshape(self._shape)[:, self._own]
         flat = _stack([_read(self.rows, int(row), self._ref_logps) for row in local_ids.ravel()])
         return jax.tree.map(lambda array: array.reshape(*local_ids.shape, *array.shape[1:]), flat)
 
@@ -146,17 +144,24 @@ def eval_batches(
     rows: PackedRows,
     rows_per_batch: int,
     *,
-    process_index: int = 0,
-    process_count: int = 1,
+    parts: Sequence[int] = (0,),
+    num_parts: int = 1,
     ref_logps: Float32[np.ndarray, " sequences"] | None = None,
 ) -> Iterator[Batch]:
-    """One pass over `rows` in their own order, leading dim [B]; the last batch is filled up with empty rows."""
-    if rows_per_batch % process_count:
-        raise ConfigError(f"eval.rows_per_batch = {rows_per_batch} does not divide by {process_count} processes")
-    local = rows_per_batch // process_count
+    """One pass over `rows` in their own order, leading dim [B]; the last batch is filled up with empty rows.
+
+    `parts` of `num_parts` are read, as by Loader.
+    """
+    own = _rows_of(parts, num_parts, rows_per_batch, "eval.rows_per_batch")
     for start in range(0, len(rows), rows_per_batch):
-        first = start + process_index * local
-        yield _stack([_read(rows, row, ref_logps) for row in range(first, first + local)])
+        yield _stack([_read(rows, start + int(row), ref_logps) for row in own])
+
+
+def _rows_of(parts: Sequence[int], num_parts: int, rows_per_batch: int, name: str) -> Int[np.ndarray, " B"]:
+    """The places of a batch's rows that lie in `parts`."""
+    if rows_per_batch % num_parts:
+        raise ConfigError(f"{name} = {rows_per_batch} does not divide by {num_parts}: processes read equal parts of it")
+    return np.arange(rows_per_batch).reshape(num_parts, -1)[list(parts)].ravel()
 
 
 def _read(rows: PackedRows, row: int, ref_logps: np.ndarray | None) -> Batch:

@@ -29,6 +29,8 @@ def open_source(path: str, objective: str, eval_split: str = "valid") -> dict[st
         kind = "preferences" if objective == "dpo" else "dialogues"
         folder = Path(__file__).with_name("samples")
         return {"train": _read([folder / f"{kind}_train.jsonl"]), "eval": _read([folder / f"{kind}_heldout.jsonl"])}
+    if "://" in path:
+        raise DataError(f"{path} is in a store: data are read from a disk or the hub, so copy them first (gsutil cp)")
     place = Path(path).expanduser()
     if place.is_dir():
         return {name: _read(files) for name, files in _directory_splits(place, eval_split).items()}

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -20,6 +21,7 @@ from empathax.errors import CheckpointError, ConfigError
 from empathax.models.architecture import to_hf_config
 from empathax.models.hf_files import INDEX_NAME, SINGLE_NAME
 from empathax.models.model_config import ModelConfig
+from empathax.models.orbax_files import write_params
 from empathax.models.tokenizer import Tokenizer
 from empathax.models.weight_names import Naming, Stored, stored_parameters
 
@@ -49,20 +51,40 @@ def export_model(
     `out_dir` must not exist, or be empty. Files are written beside it and moved in one step. One layer of one
     parameter is on the host at a time. `dtype` is "float32" or "bfloat16".
     """
+    with whole_directory(out_dir, dtype) as directory:
+        _write_weights(directory, params, list(_tensors(params, config)), dtype, max_shard_bytes)
+        _write_settings(directory, config, tokenizer, dtype)
+    return Path(out_dir).absolute()
+
+
+def export_orbax(
+    params: dict[str, Any], config: ModelConfig, tokenizer: Tokenizer, out_dir: str | Path, *, dtype: str = "float32"
+) -> Path:
+    """The same directory with the parameters as Orbax arrays, in their own dtype, in place of safetensors.
+
+    They are stored in small chunks, so that each host later reads its own part, in whatever layout.
+    """
+    with whole_directory(out_dir, dtype) as directory:
+        write_params(directory, params)
+        _write_settings(directory, config, tokenizer, dtype)
+    return Path(out_dir).absolute()
+
+
+@contextmanager
+def whole_directory(out_dir: str | Path, dtype: str) -> Iterator[Path]:
+    """A directory to write to, which becomes `out_dir` at the end of the block, or is removed if that fails.
+
+    Raises ConfigError if `out_dir` is not new or empty, CheckpointError if the disk refuses.
+    """
     target = Path(out_dir).absolute()
     _check_target(target, dtype)
-    tokenizer = tokenizer.fitted_to(config.vocab_size)
-    written = to_hf_config(dataclasses.replace(config, file_dtype=dtype))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     except OSError as error:
         raise ConfigError(f"{target} cannot be written: {error.strerror}; choose another directory") from error
     try:
-        _write_weights(partial, params, list(_tensors(params, config)), dtype, max_shard_bytes)
-        _write_json(partial / "config.json", written)
-        _write_json(partial / "generation_config.json", _generation_config(config, tokenizer))
-        tokenizer.save(partial)
+        yield partial
         partial.chmod(0o755)  # mkdtemp's own mode keeps other users out
         os.replace(partial, target)
     except OSError as error:
@@ -71,7 +93,13 @@ def export_model(
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return target
+
+
+def _write_settings(directory: Path, config: ModelConfig, tokenizer: Tokenizer, dtype: str) -> None:
+    tokenizer = tokenizer.fitted_to(config.vocab_size)
+    _write_json(directory / "config.json", to_hf_config(dataclasses.replace(config, file_dtype=dtype)))
+    _write_json(directory / "generation_config.json", _generation_config(config, tokenizer))
+    tokenizer.save(directory)
 
 
 def _check_target(target: Path, dtype: str) -> None:

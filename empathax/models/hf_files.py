@@ -6,6 +6,7 @@ safetensors: https://github.com/huggingface/safetensors#format. Pickled weights 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ import numpy as np
 import safetensors
 
 from empathax.errors import WeightsError, raise_all
-from empathax.models.mapped_file import FLOAT_TYPES, MappedFile, TensorInfo
+from empathax.models.mapped_file import FLOAT_TYPES, TensorInfo
+from empathax.models.range_file import RangeFile, is_url
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 _NUMPY_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+_CUT_BYTES = 16 << 20  # read at a time where only a part of each row is wanted
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -37,12 +40,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 class SafetensorsFiles:
-    """The tensors of one or several safetensors files, read from memory maps."""
+    """The tensors of one or several safetensors files, read by byte range."""
 
-    def __init__(self, paths: Iterable[Path], expected_files: dict[str, str] | None = None):
+    def __init__(self, paths: Iterable[Path | str], expected_files: dict[str, str] | None = None):
         """`expected_files` is the index's tensor -> file name; it must agree with what the files hold."""
         self.tensors: dict[str, TensorInfo] = {}
-        self._places: dict[str, tuple[MappedFile, int, int]] = {}
+        self._places: dict[str, tuple[RangeFile, int]] = {}
+        self._files: list[RangeFile] = []
         problems: list[str] = []
         for path in paths:
             self._add(path, problems)
@@ -52,43 +56,82 @@ class SafetensorsFiles:
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """A copy of the values at `index`, in the file's own float type."""
         info = self.tensors[name]
-        file, start, num_bytes = self._places[name]
-        values = file.view(start, num_bytes, _NUMPY_TYPES[info.dtype]).reshape(info.shape)[index].copy()
-        file.forget(start, num_bytes)
-        return values
+        file, start = self._places[name]
+        dtype = np.dtype(_NUMPY_TYPES[info.dtype])
+        if not info.shape:
+            return file.read(start, dtype.itemsize).view(dtype).reshape(())
+        first, last, _ = index[0].indices(info.shape[0])
+        row_bytes = math.prod(info.shape[1:]) * dtype.itemsize
 
-    def _add(self, path: Path, problems: list[str]) -> None:
+        def rows(low: int, high: int) -> np.ndarray:
+            found = file.read(start + low * row_bytes, (high - low) * row_bytes)
+            return found.view(dtype).reshape(high - low, *info.shape[1:])
+
+        columns = index[1:]
+        if all(range(*part.indices(size)) == range(size) for part, size in zip(columns, info.shape[1:], strict=False)):
+            return rows(first, last)
+        # a part of each row: they are read whole, some at a time, because many small reads take longer
+        step = max(1, _CUT_BYTES // row_bytes)
+        parts = [rows(low, min(low + step, last))[:, *columns].copy() for low in range(first, last, step)]
+        return np.concatenate(parts)
+
+    @property
+    def bytes_read(self) -> int:
+        """How much was read of all files so far, headers included."""
+        return sum(file.bytes_read for file in self._files)
+
+    def _add(self, path: Path | str, problems: list[str]) -> None:
+        parent, _, file_name = str(path).rpartition("/")
+        size = 0
         try:
-            with safetensors.safe_open(path, framework="numpy"):  # checks sizes and offsets against the file
-                pass
-            file = MappedFile(path)
+            file = RangeFile(path)
+            size = len(file)
+            if is_url(str(path)):
+                _check_size(file)
+            else:
+                with safetensors.safe_open(path, framework="numpy"):  # checks sizes and offsets against the file
+                    pass
         except FileNotFoundError:
-            problems.append(f"{path.name}: found no such file in {path.parent}, expected a weight shard")
+            problems.append(f"{file_name}: found no such file in {parent}, expected a weight shard")
             return
-        except (safetensors.SafetensorError, WeightsError, OSError) as error:
-            size = path.stat().st_size if path.is_file() else 0
-            problems.append(f"{path.name}: cut short or damaged ({size:,} bytes: {error}); download it again")
+        except (safetensors.SafetensorError, WeightsError, OSError, ValueError) as error:
+            problems.append(f"{file_name}: cut short or damaged ({size:,} bytes: {error}); download it again")
             return
-        length = int.from_bytes(file.buffer[:8], "little")
+        self._files.append(file)
+        length = int.from_bytes(file.read(0, 8).tobytes(), "little")
         header = json.loads(
-            file.buffer[8 : 8 + length], object_pairs_hook=lambda pairs: _unique(pairs, path.name, problems)
+            file.read(8, length).tobytes(), object_pairs_hook=lambda pairs: _unique(pairs, file_name, problems)
         )
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
-            first, last = entry["data_offsets"]
+            first, _ = entry["data_offsets"]
             shape, dtype = tuple(entry["shape"]), entry["dtype"]
             if name in self.tensors:
-                problems.append(f"{name}: found in {self.tensors[name].file} and in {path.name}, expected once")
-            self.tensors[name] = TensorInfo(shape, dtype, path.name, dtype in FLOAT_TYPES)
-            self._places[name] = (file, 8 + length + first, last - first)
+                problems.append(f"{name}: found in {self.tensors[name].file} and in {file_name}, expected once")
+            self.tensors[name] = TensorInfo(shape, dtype, file_name, dtype in FLOAT_TYPES)
+            self._places[name] = (file, 8 + length + first)
 
 
-def open_weights(directory: Path) -> SafetensorsFiles:
-    """The weights of a directory: by its index, or its one .safetensors file. Never opens pickles."""
+def _check_size(file: RangeFile) -> None:
+    """Raises a ValueError unless the tensors of a file in a store end where it ends."""
+    length = int.from_bytes(file.read(0, 8).tobytes(), "little")
+    entries = [entry for name, entry in json.loads(file.read(8, length).tobytes()).items() if name != "__metadata__"]
+    end = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
+    if end != len(file):
+        raise ValueError(f"its tensors end at byte {end:,}")
+
+
+def open_weights(directory: Path, url: str = "") -> SafetensorsFiles:
+    """The weights of a directory: by its index, or its one .safetensors file. Never opens pickles.
+
+    With `url` they are in the store there, and the directory holds the index only.
+    """
     index = read_json(directory / INDEX_NAME)
     if index is not None:
-        return _open_index(directory, index)
+        return _open_index(directory, index, url)
+    if url:
+        return SafetensorsFiles([f"{url}/{SINGLE_NAME}"])
     found = sorted(directory.glob("*.safetensors"))
     if (directory / SINGLE_NAME) in found:
         return SafetensorsFiles([directory / SINGLE_NAME])
@@ -102,7 +145,7 @@ def open_weights(directory: Path) -> SafetensorsFiles:
     raise WeightsError(_no_weights(directory, found))
 
 
-def _open_index(directory: Path, index: dict[str, Any]) -> SafetensorsFiles:
+def _open_index(directory: Path, index: dict[str, Any], url: str) -> SafetensorsFiles:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise WeightsError(f"{directory / INDEX_NAME} has no 'weight_map' of tensor names to file names")
@@ -119,7 +162,8 @@ def _open_index(directory: Path, index: dict[str, Any]) -> SafetensorsFiles:
         f"{directory / INDEX_NAME} names files that are not safetensors, so nothing was read",
         [f"found {name!r}, expected *.safetensors" for name in pickles],
     )
-    return SafetensorsFiles([directory / name for name in files], weight_map)
+    places = [f"{url}/{name}" if url else directory / name for name in files]
+    return SafetensorsFiles(places, weight_map)
 
 
 def _index_problems(tensors: dict[str, TensorInfo], expected: dict[str, str] | None) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
 
 from empathax.errors import WeightsError
@@ -18,11 +19,21 @@ from empathax.models.gguf_file import GgufFile, config_of
 from empathax.models.hf_files import SafetensorsFiles, open_weights, read_json
 from empathax.models.installed_weights import weights_in_package
 from empathax.models.model_config import ModelConfig
+from empathax.models.orbax_files import (
+    check_finite,
+    check_params,
+    is_orbax,
+    latest_checkpoint,
+    read_meta,
+    restore_params,
+)
+from empathax.models.range_file import is_url
+from empathax.models.remote import local_settings
 from empathax.models.tokenizer import Tokenizer
 from empathax.models.tokenizer_bytes import byte_tokenizer
 from empathax.models.tokenizer_gguf import tokenizer_from_gguf
 from empathax.models.tokenizer_hf import tokenizer_from_directory
-from empathax.models.transformer import init_params
+from empathax.models.transformer import abstract_params, init_params
 from empathax.models.weight_names import gguf_naming, hf_naming
 from empathax.models.weights import check_tensors, load_params
 
@@ -62,7 +73,8 @@ class ModelSource(Protocol):
 
 
 def resolve_model(path: str | Path) -> ModelSource:
-    """What `path` names: a directory, a .gguf file, `package:NAME`, `random:PRESET[:SEED]`, or a hub name "org/model".
+    """What `path` names: a directory, a run's directory, a .gguf file, `package:NAME`, `random:PRESET[:SEED]`, the URL
+    of a directory in a store ("gs://bucket/model"), or a hub name "org/model".
 
     Raises a WeightsError that says what was tried; the config is read and checked here, weights and tokenizer later.
     """
@@ -74,6 +86,8 @@ def resolve_model(path: str | Path) -> ModelSource:
         return RandomModel(name, int(seed or 0))
     if text.startswith("package:"):
         return _open(weights_in_package(text.removeprefix("package:")))
+    if is_url(text):
+        return DirectoryModel(local_settings(text), text)
     place = Path(text).expanduser()
     if place.exists():
         return _open(place)
@@ -90,9 +104,10 @@ class DirectoryModel:
 
     kind = "directory"
 
-    def __init__(self, directory: Path):
-        self.path = str(directory)
-        self._directory = directory
+    def __init__(self, directory: Path, url: str = ""):
+        """`url` is where the weights are, if they are not in `directory` too."""
+        self.path = url or str(directory)
+        self._directory, self._url = directory, url
         settings = read_json(directory / "config.json")
         if settings is None:
             raise WeightsError(
@@ -102,7 +117,7 @@ class DirectoryModel:
 
     @functools.cached_property
     def _weights(self) -> SafetensorsFiles:
-        return open_weights(self._directory)
+        return open_weights(self._directory, self._url)
 
     def load_params(self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None) -> Params:
         """See ModelSource."""
@@ -120,7 +135,53 @@ class DirectoryModel:
     def fingerprint(self) -> str:
         """See ModelSource."""
         names = sorted({info.file for info in self._weights.tensors.values()})
+        if self._url:
+            return _digest_of_headers(self.config, self._weights)
         return _digest([self._directory / "config.json", *(self._directory / name for name in names)])
+
+
+class OrbaxModel:
+    """Parameters that Orbax wrote: a run's checkpoint, or a directory of `export --to=orbax` with config.json and
+    tokenizer beside them."""
+
+    kind = "orbax"
+
+    def __init__(self, path: Path):
+        self.path = str(path)
+        self._is_of_run = not (path / "config.json").is_file() or (path / "checkpoints").is_dir()
+        self._directory = latest_checkpoint(path) if self._is_of_run else path
+        self._meta = read_meta(self._directory) if self._is_of_run else {}
+        self._settings = resolve_model(self._meta["model_path"]) if self._is_of_run else DirectoryModel(path)
+        self.config = self._settings.config
+
+    def load_params(self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None) -> Params:
+        """See ModelSource."""
+        default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            abstract_params(self.config, param_dtype),
+            shardings or jax.tree.map(lambda _: default, abstract_params(self.config)),
+        )
+        params = restore_params(self._directory, like)
+        check_finite(self._directory, params)
+        return params
+
+    def check(self) -> None:
+        """See ModelSource."""
+        check_params(self._directory, self.config)
+
+    def tokenizer(self) -> Tokenizer:
+        """See ModelSource."""
+        if not self._is_of_run:
+            return self._settings.tokenizer()
+        found = load_tokenizer(self._meta["tokenizer_path"]).fitted_to(self.config.vocab_size)
+        found.chat_template = self._meta.get("chat_template") or found.chat_template
+        return found
+
+    def fingerprint(self) -> str:
+        """See ModelSource."""
+        files = sorted(path for path in (self._directory / "params").rglob("*") if path.is_file())
+        return hashlib.sha256(f"{self.config!r}{_digest(files)}".encode()).hexdigest()
 
 
 class GgufModel:
@@ -188,6 +249,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 def _open(place: Path) -> ModelSource:
     if place.is_dir():
+        if is_orbax(place):
+            return OrbaxModel(place)
         ggufs = sorted(place.glob("*.gguf"))
         if not (place / "config.json").is_file() and len(ggufs) == 1:
             return GgufModel(ggufs[0])
@@ -218,6 +281,11 @@ def _named(path: Path, read: Callable[[Any], ModelConfig], value: Any) -> ModelC
         return read(value)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
+
+
+def _digest_of_headers(config: ModelConfig, weights: SafetensorsFiles) -> str:
+    """Of weights in a store, which are too far away to be read for this: names, shapes, types and files."""
+    return hashlib.sha256(f"{config!r}{sorted(weights.tensors.items())}".encode()).hexdigest()
 
 
 def _digest(paths: Sequence[Path]) -> str:

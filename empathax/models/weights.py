@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
 from empathax.errors import WeightsError, raise_all
 from empathax.models.mapped_file import TensorReader
@@ -20,7 +22,8 @@ from empathax.models.transformer import abstract_params
 from empathax.models.weight_names import Naming, Stored, stored_parameters
 
 Params = dict[str, Any]
-_PIECE_BYTES = 16 << 20  # of a parameter, on the host at one time (or one layer of it, if that is more)
+_PIECE_BYTES = 8 << 20  # of a parameter, on the host at one time (or one layer of it, if that is more)
+_SHARED_BYTES = 1 << 20  # from this size on the devices share the reading of a parameter
 
 
 def load_params(
@@ -34,8 +37,9 @@ def load_params(
     """The parameter tree of `abstract_params(config, param_dtype)`, each leaf laid out as `shardings` says.
 
     Raises one WeightsError with every tensor that is missing, left over, of a wrong shape or type, or not finite.
-    `source` names the file or directory in it. Each device is sent only its own slice; the host holds one piece of a
-    parameter at a time (16 MB, or one layer).
+    `source` names the file or directory in it. The host holds one piece of a parameter at a time (8 MB, or one layer).
+    However the parameters are laid out, each device reads other rows of the file's tensors, which lie together there,
+    and the devices exchange what they have read: of n hosts each reads 1/n of the bytes, and none twice.
     """
     check_tensors(reader, config, naming, source)
     shapes = abstract_params(config, param_dtype)
@@ -46,8 +50,11 @@ def load_params(
         shape = _at(shapes, stored.path)
         sharding = default if shardings is None else _at(shardings, stored.path)
         read = functools.partial(_read_part, reader, stored, shape, nonfinite)
-        _put(params, stored.path, _load_leaf(shape, sharding, read))
-    problems = [f"{name}: found {count:,} NaN or infinite values, expected none" for name, count in nonfinite.items()]
+        _put(params, stored.path, _load_leaf(shape, sharding, stored, read))
+    nonfinite = _of_all_processes(nonfinite, reader)
+    problems = [
+        f"{name}: found {count:,} NaN or infinite values (or more), expected none" for name, count in nonfinite.items()
+    ]
     raise_all(WeightsError, f"{source} holds weights that are not finite", problems)
     return params
 
@@ -128,42 +135,93 @@ def _read_part(
 
 
 def _load_leaf(
-    leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding, read: Callable[..., np.ndarray]
+    leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding, stored: Stored, read: Callable[..., np.ndarray]
 ) -> jax.Array:
-    """Fills one array with pieces along its first axis (layers, or vocabulary rows), in place on the devices."""
-    num_rows = leaf.shape[0]
-    row_bytes = math.prod(leaf.shape[1:]) * np.dtype(leaf.dtype).itemsize
-    step = max(1, _PIECE_BYTES // row_bytes)
-    if step >= num_rows or sharding.shard_shape(leaf.shape)[0] != num_rows:
-        return jax.make_array_from_callback(leaf.shape, sharding, read)
+    """Fills one array piece by piece, in place on the devices."""
+    rows_axis = len(leaf.shape) - 1 if stored.transposed else int(stored.stacked)  # the first axis of a tensor's file
+    reading = sharding
+    if math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize >= _SHARED_BYTES:
+        reading = _reading_sharding(leaf, sharding, rows_axis)
+    axes = (0, rows_axis) if stored.stacked else (rows_axis,)
+    shape = _piece_shape(leaf, sharding, axes, 1 if reading is sharding else len(sharding.device_set))
+    if shape == leaf.shape:
+        read_as = jax.make_array_from_callback(leaf.shape, reading, read)
+        return read_as if reading is sharding else _exchange(sharding)(read_as)
     empty, put = _placers(leaf.shape, np.dtype(leaf.dtype), sharding)
-    whole = empty()
-    for start in range(0, num_rows, step):
-        start = min(start, num_rows - step)  # the last piece overlaps rather than have a size of its own to compile
-        read_piece = functools.partial(_read_shifted, read, start, step)
-        whole = put(whole, jax.make_array_from_callback((step, *leaf.shape[1:]), sharding, read_piece), start)
-    return whole.block_until_ready()
+    whole: jax.Array = empty()
+    for starts in _starts(leaf.shape, shape):
+        piece = jax.make_array_from_callback(shape, reading, functools.partial(_read_shifted, read, starts, shape))
+        whole = put(whole, piece, starts)
+        whole.block_until_ready()  # else pieces pile up on the host
+    return whole
+
+
+def _piece_shape(
+    leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding, axes: tuple[int, ...], multiple: int
+) -> tuple[int, ...]:
+    """The shape of a piece of about _PIECE_BYTES: less along `axes` in this order, never along one that is split.
+
+    The last of `axes`, the rows of a file, stays a multiple of `multiple`.
+    """
+    shape, shard = list(leaf.shape), sharding.shard_shape(leaf.shape)
+    for axis in axes:
+        num_bytes = math.prod(shape) * np.dtype(leaf.dtype).itemsize
+        if shard[axis] == shape[axis] and num_bytes > _PIECE_BYTES:
+            unit = multiple if axis == axes[-1] else 1
+            step = max(1, _PIECE_BYTES * shape[axis] // num_bytes // unit) * unit
+            shape[axis] = min(step, shape[axis])
+    return tuple(shape)
+
+
+def _starts(whole: tuple[int, ...], piece: tuple[int, ...]) -> Iterable[tuple[int, ...]]:
+    """Where pieces begin; the last ones overlap others rather than have a size of their own to compile."""
+    sides = zip(whole, piece, strict=True)
+    return itertools.product(*([min(start, size - step) for start in range(0, size, step)] for size, step in sides))
+
+
+def _reading_sharding(
+    leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding, rows_axis: int
+) -> jax.sharding.Sharding:
+    """Which device reads what: the rows of the file in equal parts; its own slice if they do not divide."""
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1 or leaf.shape[rows_axis] % sharding.mesh.size:
+        return sharding
+    spec: list[Any] = [None] * len(leaf.shape)
+    spec[rows_axis] = sharding.mesh.axis_names
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+
+
+@functools.lru_cache(maxsize=64)
+def _exchange(sharding: jax.sharding.Sharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda array: array, out_shardings=sharding)
 
 
 @functools.lru_cache(maxsize=64)
 def _placers(
     shape: tuple[int, ...], dtype: np.dtype, sharding: jax.sharding.Sharding
-) -> tuple[Callable[[], jax.Array], Callable[[jax.Array, jax.Array, int], jax.Array]]:
+) -> tuple[Callable[[], jax.Array], Callable[[jax.Array, jax.Array, tuple[int, ...]], jax.Array]]:
     empty = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
-
-    def put(whole: jax.Array, piece: jax.Array, start: int) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(whole, piece, start, axis=0)
-
-    return empty, jax.jit(put, donate_argnums=0, out_shardings=sharding)
+    return empty, jax.jit(jax.lax.dynamic_update_slice, donate_argnums=0, out_shardings=sharding)
 
 
 def _read_shifted(
-    read: Callable[..., np.ndarray], start: int, num_rows: int, index: tuple[slice, ...] | None
+    read: Callable[..., np.ndarray], starts: tuple[int, ...], shape: tuple[int, ...], index: tuple[slice, ...] | None
 ) -> np.ndarray:
-    """`read` at an index into the piece of `num_rows` rows that begins at `start`."""
+    """`read` at an index into the piece of `shape` that begins at `starts`."""
     assert index is not None  # None is for arrays of no dimensions
-    first, last, _ = index[0].indices(num_rows)
-    return read((slice(start + first, start + last), *index[1:]))
+    ranges = [part.indices(size) for part, size in zip(index, shape, strict=True)]
+    return read(
+        tuple(slice(start + first, start + last) for start, (first, last, _) in zip(starts, ranges, strict=True))
+    )
+
+
+def _of_all_processes(counts: dict[str, int], reader: TensorReader) -> dict[str, int]:
+    """The same counts by tensor on every process, each of which has read another part: the largest of them."""
+    if jax.process_count() == 1:
+        return counts
+    names = sorted(reader.tensors)
+    own = np.array([counts.get(name, 0) for name in names], np.int32)
+    largest = multihost_utils.process_allgather(own).max(axis=0)
+    return {name: int(count) for name, count in zip(names, largest, strict=True) if count}
 
 
 def _file_shape(stored: Stored, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -186,7 +244,8 @@ def _tied_head_problems(reader: TensorReader, embedding: str, head: str) -> list
     if info.shape != reader.tensors[embedding].shape or not info.is_float:
         return [f"{head}: found shape {list(info.shape)}, expected none (tied to {embedding})"]
     step = max(1, _PIECE_BYTES // (4 * info.shape[1]))
-    for start in range(0, info.shape[0], step):
+    # each process compares a part; `check` is where all hear of a difference
+    for start in range(jax.process_index() * step, info.shape[0], jax.process_count() * step):
         rows = (slice(start, start + step), slice(None))
         if not np.array_equal(reader.read(head, rows), reader.read(embedding, rows), equal_nan=True):
             return [

@@ -6,10 +6,12 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from empathax.errors import ConfigError
 from empathax.evaluation.report.columns import better_way
+from empathax.parallel.exchange import process_number, together
 from empathax.training.checkpoint import StageCheckpoints, restore_params
 from empathax.training.state import TrainState
 
@@ -22,8 +24,9 @@ class BestEvaluation:
     """
 
     def __init__(self, directory: Path, metric: str, is_new: bool) -> None:
-        if is_new:
-            shutil.rmtree(directory, ignore_errors=True)
+        with together():
+            if is_new and process_number() == 0:
+                shutil.rmtree(directory, ignore_errors=True)
         self.metric = metric
         self._is_lower_better = better_way(metric) == "lower"
         self._checkpoints = StageCheckpoints(directory, keep=1)
@@ -32,8 +35,10 @@ class BestEvaluation:
     def __enter__(self) -> BestEvaluation:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._checkpoints.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._checkpoints.__exit__(kind, value, trace)
 
     @property
     def step(self) -> int | None:

@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from empathax.errors import CheckpointError, raise_all
+from empathax.errors import CheckpointError, NonFiniteError, Preempted, raise_all
+from empathax.models.orbax_files import ITEMS, abstract, latest_checkpoint, latest_step, read_meta, restore_params
 from empathax.training.state import TrainState
 
-ITEMS = ("params", "rest", "meta")
+__all__ = ["StageCheckpoints", "latest_checkpoint", "latest_step", "read_meta", "restore_params"]
 
 
 class StageCheckpoints:
@@ -40,12 +41,14 @@ class StageCheckpoints:
     def __enter__(self) -> StageCheckpoints:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # after an error of this process alone, the others will not come to where a save waits for them
+        if kind in (None, Preempted, NonFiniteError) or jax.process_count() == 1:
+            self.close()
 
     def latest_step(self) -> int | None:
         """The newest committed step on disk, or None. The disk is read: the manager also counts saves that failed."""
-        return _latest_step(self.directory)
+        return latest_step(self.directory)
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Starts a background save of `state` at its step. `meta` must be JSON; `step` is added to it."""
@@ -74,8 +77,8 @@ class StageCheckpoints:
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(_abstract(like.params)),
-                rest=ocp.args.StandardRestore(_abstract(rest)),
+                params=ocp.args.StandardRestore(abstract(like.params)),
+                rest=ocp.args.StandardRestore(abstract(rest)),
                 meta=ocp.args.JsonRestore(),
             ),
         )
@@ -100,60 +103,9 @@ class StageCheckpoints:
         self._manager.close()
 
 
-def latest_checkpoint(path: Path) -> Path:
-    """The newest step directory at or below `path`: a run's workdir, its checkpoints/, a stage, or a step itself.
-
-    Of several stages the one written last is taken. Raises CheckpointError if there is none.
-    """
-    path = Path(path).absolute()
-    if (path / "meta").is_dir():
-        return path
-    for stages in (path / "checkpoints", path):
-        found = [(stage, _latest_step(stage)) for stage in (stages, *_subdirectories(stages))]
-        steps = [stage / str(step) for stage, step in found if step is not None]
-        if steps:
-            return max(steps, key=lambda step: step.stat().st_mtime)
-    raise CheckpointError(
-        f"{path} holds no finished checkpoint: expected a run's --workdir, its checkpoints/, or a stage in it"
-    )
-
-
-def read_meta(step_dir: Path) -> dict[str, Any]:
-    """The meta of one checkpoint."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        return reader.restore(step_dir / "meta")
-
-
-def restore_params(step_dir: Path, abstract_params: Any) -> Any:
-    """The parameters alone of one checkpoint, in the shapes, dtypes and shardings of `abstract_params`."""
-    with ocp.StandardCheckpointer() as reader:
-        try:
-            return reader.restore(Path(step_dir) / "params", _abstract(abstract_params))
-        except (ValueError, FileNotFoundError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"{step_dir} cannot be read into this model: {reason}") from error
-
-
 def _rest(state: TrainState) -> dict[str, Any]:
     values = {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "params"}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _subdirectories(path: Path) -> list[Path]:
-    return sorted(child for child in path.iterdir() if child.is_dir()) if path.is_dir() else []
-
-
-def _latest_step(directory: Path) -> int | None:
-    steps = [int(child.name) for child in _subdirectories(directory) if child.name.isdigit()]
-    finished = [step for step in steps if all((directory / str(step) / item).is_dir() for item in ITEMS)]
-    return max(finished, default=None)
-
-
-def _abstract(tree: Any) -> Any:
-    def leaf(value: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=getattr(value, "sharding", None))
-
-    return jax.tree.map(leaf, tree)
 
 
 def _check_layout(step_dir: Path, wanted: dict[str, Any]) -> None:

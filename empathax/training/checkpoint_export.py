@@ -12,13 +12,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from empathax.config import MeshOptions
 from empathax.data.chat import ChatTemplate
 from empathax.errors import CheckpointError, ConfigError, raise_all
-from empathax.models.export import export_model
+from empathax.models.export import export_model, export_orbax
 from empathax.models.model_config import ModelConfig
 from empathax.models.source import load_tokenizer, resolve_model
 from empathax.models.tokenizer import Tokenizer
-from empathax.models.transformer import abstract_params
+from empathax.models.transformer import abstract_params, logical_axes
+from empathax.parallel.mesh import make_mesh
+from empathax.parallel.rules import param_shardings
 from empathax.training.checkpoint import latest_checkpoint, read_meta, restore_params
 
 
@@ -59,6 +62,19 @@ def export_checkpoint(checkpoint: Checkpoint, out_dir: Path, dtype: str) -> Path
     """Writes the directory, whole or not at all; returns it."""
     params = restore_params(checkpoint.step_dir, _on_one_device(abstract_params(checkpoint.model_config, jnp.float32)))
     return export_model(params, checkpoint.model_config, checkpoint.tokenizer, out_dir, dtype=dtype)
+
+
+def convert_to_orbax(path: str, out_dir: Path, dtype: str) -> Path:
+    """Writes any model that `resolve_model` knows as an Orbax directory, whole or not at all; returns it.
+
+    It is loaded onto all devices of this machine, sharded where they are several.
+    """
+    source, mesh = resolve_model(path), make_mesh(MeshOptions())
+    source.check()
+    abstract = abstract_params(source.config, jnp.dtype(dtype))
+    shardings = param_shardings(mesh, abstract, logical_axes(source.config))
+    params = source.load_params(jnp.dtype(dtype), shardings)
+    return export_orbax(params, source.config, source.tokenizer(), out_dir, dtype=dtype)
 
 
 def check_out_dir(out_dir: Path) -> None:

@@ -14,6 +14,8 @@ from empathax.evaluation.prediction_files import read_predictions
 from empathax.evaluation.reply_metrics import ReplyScorer
 from empathax.evaluation.reply_record import make_record
 from empathax.evaluation.report.record import EvaluationRecord
+from empathax.parallel.distributed import is_leader
+from empathax.parallel.exchange import together
 from empathax.training import report
 from empathax.training.held_out import HeldOut
 from empathax.training.job import Job, assemble
@@ -63,12 +65,21 @@ def prepare(config: Config, model_path: str = "", scorer: ReplyScorer | None = N
     return Evaluation(model, reference, scorer, HeldOut(model))
 
 
-def evaluate(evaluation: Evaluation, label: str) -> EvaluationRecord:
-    """Every metric of docs/metrics.md that the config asks for, of greedy (or sampled: `config.eval`) replies."""
+def evaluate(evaluation: Evaluation, label: str) -> EvaluationRecord | None:
+    """Every metric of docs/metrics.md that the config asks for, of greedy (or sampled: `config.eval`) replies.
+
+    Several processes generate together; the first alone scores, and the others get None.
+    """
     job, held_out = evaluation.model, evaluation.held_out
     reference = _reference(evaluation)
     measured = held_out.measure(job.load_params(), job.datasets.keys())
     against = measured if evaluation.model is evaluation.reference else reference
+    with together():
+        return _record(evaluation, label, measured, against) if is_leader() else None
+
+
+def _record(evaluation: Evaluation, label: str, measured: Measured, against: Measured | None) -> EvaluationRecord:
+    job, held_out = evaluation.model, evaluation.held_out
     return make_record(
         label,
         job.config.model.path,
@@ -119,11 +130,12 @@ def _reference(evaluation: Evaluation) -> Measured | None:
     if model is reference or "dpo" not in model.datasets:
         return None
     if not _same_tokens(model, reference):
-        print(
-            f"rewards are not measured: {reference.config.model.path} (the config's model) reads the held-out pairs as "
-            f"other tokens than {model.config.model.path}",
-            file=sys.stderr,
-        )
+        if is_leader():
+            print(
+                f"rewards are not measured: {reference.config.model.path} (the config's model) reads the held-out "
+                f"pairs as other tokens than {model.config.model.path}",
+                file=sys.stderr,
+            )
         return None
     logps = HeldOut(reference).row_logps(reference.load_params(), reference.datasets["dpo"].eval)
     return Measured(reply_sums=None, pair_logps=logps.tolist(), prompts=(), replies=())

@@ -20,7 +20,7 @@ from empathax.evaluation.generation.replies import generate_replies
 from empathax.evaluation.reply_set import Turn, by_dialogue, pick_turns, turn_of
 from empathax.objectives.pairs import Pairs
 from empathax.objectives.preference import preference_loss, reference_kind
-from empathax.parallel.distributed import put_batch
+from empathax.parallel.distributed import put_batch, rows_of_process
 from empathax.parallel.rules import batch_sharding
 from empathax.training import metrics
 from empathax.training.job import Job, Params
@@ -137,12 +137,8 @@ class HeldOut:
         return {name: values.tolist() for name, values in found.items()}
 
     def _batches(self, rows: PackedRows) -> Iterator[Batch]:
-        batches = eval_batches(
-            rows,
-            self._job.config.eval.rows_per_batch,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        parts, num_parts = rows_of_process(self._job.mesh)
+        batches = eval_batches(rows, self._job.config.eval.rows_per_batch, parts=parts, num_parts=num_parts)
         sharding = batch_sharding(self._job.mesh)
         return (put_batch(batch, sharding) for batch in batches)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -26,8 +28,10 @@ from empathax.mesh_settings import parse_rules
 from empathax.models.source import ModelSource, load_tokenizer, resolve_model
 from empathax.models.tokenizer import Tokenizer
 from empathax.models.transformer import abstract_params, logical_axes
+from empathax.parallel.agreement import check_agreement, check_shared_directory
 from empathax.parallel.compilation import use_compilation_cache
-from empathax.parallel.distributed import is_leader
+from empathax.parallel.distributed import is_leader, rows_of_process
+from empathax.parallel.exchange import from_leader, together
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import check_batch, param_shardings
 from empathax.training.best import check_best_metric
@@ -57,6 +61,11 @@ class Job:
             self.param_shardings,
         )
 
+    @functools.cached_property
+    def weights_digest(self) -> str:
+        """The digest of config and weights, which the first process reads for all."""
+        return from_leader(self.source.fingerprint)
+
     def load_params(self) -> Params:
         """The base model's parameters on the mesh."""
         return self.source.load_params(jnp.dtype(self.config.model.param_dtype), self.param_shardings)
@@ -69,13 +78,14 @@ class Job:
     def loader(self, stage: str, ref_logps: Float32[np.ndarray, " sequences"] | None = None) -> Loader:
         """This process's training batches of a stage, with reference log-probs by sequence id if given."""
         options, dataset = self.config.stage(stage), self.datasets[stage]
+        parts, num_parts = rows_of_process(self.mesh)
         return Loader(
             dataset.train,
             rows_per_batch=options.rows_per_batch,
             accumulation_steps=options.accumulation_steps,
             seed=self.config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            parts=parts,
+            num_parts=num_parts,
             ref_logps=ref_logps,
         )
 
@@ -85,18 +95,36 @@ def prepare(config: Config, workdir: Path, overwrite: bool = False) -> Job:
 
     Raises an EmpathaxError of the kind that failed. Nothing is compiled and no weights are read.
     """
+    if re.match(r"\w+:/", str(workdir)):
+        raise ConfigError(
+            f"--workdir={workdir} is in a store, but a run appends to its files: name a directory on a disk, or on a "
+            "file system that all hosts share (Filestore, NFS)"
+        )
     job = assemble(config, workdir)
-    for stage in config.stages:
-        if metric := config.stage(stage).best_metric:
-            check_best_metric(f"{stage}.best_metric", metric, config.eval.every_steps)
-        check_batch(job.mesh, config.stage(stage).rows_per_batch, f"{stage}.rows_per_batch")
-        job.loader(stage)  # too few rows for one step are refused here
-    _open_workdir(workdir, overwrite)
+    with together():
+        for stage in config.stages:
+            if metric := config.stage(stage).best_metric:
+                check_best_metric(f"{stage}.best_metric", metric, config.eval.every_steps)
+            check_batch(job.mesh, config.stage(stage).rows_per_batch, f"{stage}.rows_per_batch")
+            job.loader(stage)  # too few rows for one step are refused here
+        _open_workdir(workdir, overwrite)
+    check_shared_directory(workdir)
     return job
 
 
 def assemble(config: Config, workdir: Path = Path()) -> Job:
-    """Mesh, weights' header, tokenizer and data of a config, without what only training needs."""
+    """Mesh, weights' header, tokenizer and data of a config, without what only training needs.
+
+    Raises a ConfigError too if processes find another model or other data under the same names.
+    """
+    with together():
+        job = _assemble(config, workdir)
+    facts = {f"{name} {part}": value for name, data in job.datasets.items() for part, value in data.fingerprint.items()}
+    check_agreement({"model": repr(job.source.config), **facts})
+    return job
+
+
+def _assemble(config: Config, workdir: Path) -> Job:
     sampling_from(config.eval)
     use_compilation_cache(config.compilation_cache)
     mesh = make_mesh(config.mesh)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import resource
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from empathax.config import Config, StageOptions
 from empathax.errors import NonFiniteError, Preempted
+from empathax.parallel.distributed import is_leader
+from empathax.parallel.stopping import StopVote
 from empathax.training.checkpoint import StageCheckpoints
 from empathax.training.state import TrainState
 from empathax.training.tracking import ProgressBar, Tracker
@@ -62,17 +62,19 @@ def train_stage(
     tracker: Tracker,
     meta: dict[str, Any],
     workdir: Path,
+    mesh: Mesh,
 ) -> TrainState:
     """Trains from `state.step` to `num_steps` and returns the last state; every due checkpoint has been started.
 
     Metrics of step n-1 are read after step n was dispatched, so that the device never waits for the host. Raises
-    NonFiniteError after too many skipped updates in a row, Preempted after SIGTERM (with the state saved), and what
-    `check_first` raises at the metrics of the first step.
+    NonFiniteError after too many skipped updates in a row, Preempted after SIGTERM (with the state saved, at the same
+    step on every process), and what `check_first` raises at the metrics of the first step.
     """
     options = config.stage(stage)
     start = int(state.step)
-    recorder = _Recorder(stage, config, options, tracker, check_first)
-    with ProgressBar(stage, num_steps, start, enabled=config.tracking.progress) as bar, _stop_on_sigterm() as stopping:
+    recorder, stop = _Recorder(stage, config, options, tracker, check_first), StopVote(mesh)
+    shows_progress = config.tracking.progress and is_leader()
+    with ProgressBar(stage, num_steps, start, enabled=shows_progress) as bar:
         recorder.bar = bar
         for step, batch in enumerate(batches(start, num_steps), start=start + 1):
             _profile(config, workdir, step - start)
@@ -82,10 +84,11 @@ def train_stage(
                 recorder.flush()
                 evaluate(state)
                 recorder.clock.read()
-            if step < num_steps and (stopping() or _is_due(step, config.checkpoint.every_steps)):
+            is_stopping = stop.vote() if step < num_steps else stop.last_vote()
+            if is_stopping or (step < num_steps and _is_due(step, config.checkpoint.every_steps)):
                 recorder.flush()
                 checkpoints.save(state, {**meta, "finished": False})
-            if stopping() and step < num_steps:
+            if is_stopping:
                 checkpoints.wait()
                 raise Preempted(f"stopped by SIGTERM after step {step} of {stage}; run the same command again to go on")
         recorder.flush()
@@ -136,7 +139,7 @@ class _Recorder:
             self.bar.update(step, {**shown, "GB": memory_gb()})
 
     def _check_finite(self, step: int, metrics: Mapping[str, float]) -> None:
-        if metrics["skipped"]:
+        if metrics["skipped"] and is_leader():
             print(f"step {step}: loss or gradient is not finite; the update was skipped", file=sys.stderr)
         if metrics["nonfinite_streak"] >= self._options.max_nonfinite_steps:
             raise NonFiniteError(
@@ -167,20 +170,3 @@ def _profile(config: Config, workdir: Path, steps_done: int) -> None:
         jax.profiler.start_trace(str(workdir / "profile"))
     if steps_done == first + count + 1:
         jax.profiler.stop_trace()
-
-
-@contextmanager
-def _stop_on_sigterm() -> Iterator[Callable[[], bool]]:
-    """Turns the first SIGTERM into a flag that the loop reads; a second one ends the process as usual."""
-    received = False
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        nonlocal received
-        received = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    before = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield lambda: received
-    finally:
-        signal.signal(signal.SIGTERM, before)

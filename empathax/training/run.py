@@ -14,6 +14,8 @@ from empathax.evaluation.reply_record import make_record, slug
 from empathax.evaluation.report.record_file import FILE, write_record
 from empathax.objectives.preference import reference_kind
 from empathax.parallel.distributed import is_leader
+from empathax.parallel.exchange import together
+from empathax.parallel.stopping import listening
 from empathax.training import report
 from empathax.training.held_out import HeldOut
 from empathax.training.job import Job, Params, record_settings
@@ -34,14 +36,19 @@ def run(job: Job, labels: Mapping[str, str] | None = None, bases: dict[str, Meas
     Returns report.md's text: metrics and replies of the base model and of every stage's result. With `eval.turns` each
     of them also leaves evaluations/NAME/evaluation.json, under the label that `labels` gives it (its own name, by
     default); rows that `labels` lacks leave none. `bases` holds what earlier runs measured of base models, by
-    fingerprint, and takes this one's.
+    fingerprint, and takes this one's. Of several processes the first writes and returns the text, the others "".
     """
+    with listening():
+        return _run(job, labels, {} if bases is None else bases)
+
+
+def _run(job: Job, labels: Mapping[str, str] | None, bases: dict[str, Measured]) -> str:
     for stage in job.config.stages:
         check_resume(job, stage)
     scorer = ReplyScorer.of(job.config.eval)
     record_settings(job)
     held_out = HeldOut(job)
-    fingerprint, bases = _fingerprint(job), {} if bases is None else bases
+    fingerprint = _fingerprint(job)
     known = Evaluations(job.workdir, fingerprint)
     source: Callable[[], Params] = job.load_params
     if "base" not in known.measured:
@@ -55,10 +62,12 @@ def run(job: Job, labels: Mapping[str, str] | None = None, bases: dict[str, Meas
             known.add(name, measured, write=is_leader())
         before = known.measured[name]
         source = partial(_same, result.params)
-    scores = _scores(job, held_out, scorer, known)
-    if is_leader():
+    with together():  # replies are scored once, also where a judge is paid for it
+        if not is_leader():
+            return ""
+        scores = _scores(job, held_out, scorer, known)
         _write_records(job, held_out, scorer, known, scores, labels)
-    return _report(job, held_out, known, scores)
+        return _report(job, held_out, known, scores)
 
 
 def row_names(stages: Sequence[str]) -> list[str]:
@@ -72,7 +81,7 @@ def _same(params: Params) -> Params:
 
 def _fingerprint(job: Job) -> str:
     parts = {stage: dataset.fingerprint for stage, dataset in job.datasets.items()}
-    text = json.dumps([job.source.fingerprint(), parts, to_dict(job.config)["eval"]], sort_keys=True)
+    text = json.dumps([job.weights_digest, parts, to_dict(job.config)["eval"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -126,8 +135,7 @@ def _report(job: Job, held_out: HeldOut, known: Evaluations, scores: Mapping[str
     if scores:
         notes.append(f"B-4, R-L, Dist-2, validation_gap: replies to {len(held_out.turns):,} held-out turns")
     text = report.markdown(f"{job.config.name}: before and after", rows, notes)
-    if is_leader():
-        (job.workdir / "report.md").write_text(text, encoding="utf-8")
+    (job.workdir / "report.md").write_text(text, encoding="utf-8")
     return text
 
 

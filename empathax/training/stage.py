@@ -14,15 +14,17 @@ import jax
 
 from empathax.config import DpoOptions, to_dict
 from empathax.data.batch import Batch
-from empathax.errors import CheckpointError, WeightsError, raise_all
+from empathax.errors import CheckpointError, Preempted, WeightsError, raise_all
 from empathax.evaluation.reply_metrics import ReplyScorer
 from empathax.objectives.preference import initial_loss, reference_kind
 from empathax.parallel.distributed import is_leader, put_batch
+from empathax.parallel.exchange import from_leader
 from empathax.parallel.mesh import compute_dtype
 from empathax.parallel.rules import batch_sharding
+from empathax.parallel.stopping import StopVote
 from empathax.training import reference, report
 from empathax.training.best import BestEvaluation, measured_value
-from empathax.training.checkpoint import StageCheckpoints, restore_params
+from empathax.training.checkpoint import StageCheckpoints, latest_step, read_meta, restore_params
 from empathax.training.held_out import HeldOut, Logps
 from empathax.training.job import Job, Params
 from empathax.training.loop import train_stage
@@ -97,6 +99,8 @@ def run_stage(job: Job, stage: str, source: Callable[[], Params], evaluator: Eva
                 state, meta = state.replace(params=result.params), {**meta, "best_step": best.step}
         checkpoints.save(state, {**meta, "finished": True})
         checkpoints.wait()
+    if StopVote(job.mesh).last_vote():
+        raise Preempted(f"stopped by SIGTERM after {stage} was finished; run the same command again to go on")
     return result
 
 
@@ -123,8 +127,14 @@ def _train(
     with Tracker(job.workdir, stage, start, tensorboard=tensorboard, enabled=is_leader()) as tracker:
 
         def record(step: int, measured: Measured, answers: Sequence[str]) -> dict[str, float]:
-            scores, picture = in_loop_scores(held_out, evaluator.scorer, answers, f"{stage} step {step}")
-            values = _stage_metrics(stage, measured, before, held_out) | scores
+            picture = None
+
+            def score() -> dict[str, float]:
+                nonlocal picture
+                scores, picture = in_loop_scores(held_out, evaluator.scorer, answers, f"{stage} step {step}")
+                return scores
+
+            values = _stage_metrics(stage, measured, before, held_out) | from_leader(score)
             tracker.scalars(step, "eval", values)
             tracker.text(
                 step, "replies", report.replies_text({"reply": report.Row(values, measured.prompts, measured.replies)})
@@ -160,6 +170,7 @@ def _train(
             tracker=tracker,
             meta=meta,
             workdir=job.workdir,
+            mesh=job.mesh,
         )
         measured = held_out.measure(state.params, job.datasets.keys())
         values = record(int(state.step), measured, held_out.in_loop_answers(measured.answers))
@@ -246,7 +257,7 @@ def _meta(job: Job, stage: str, num_steps: int) -> dict[str, Any]:
         "model_config": dataclasses.asdict(job.source.config),
         "chat_template": job.datasets[stage].template.source,
         "same_run": {
-            "weights": job.source.fingerprint(),
+            "weights": job.weights_digest,
             "num_steps": str(num_steps),
             **job.loader(stage).fingerprint(),
             **job.datasets[stage].fingerprint,
@@ -257,11 +268,9 @@ def _meta(job: Job, stage: str, num_steps: int) -> dict[str, Any]:
 def check_resume(job: Job, stage: str) -> None:
     """Raises CheckpointError if the directory holds a checkpoint of `stage` that this job may not continue."""
     directory = job.workdir / "checkpoints" / stage
-    if not directory.is_dir():
-        return
-    with StageCheckpoints(directory) as checkpoints:
-        found = checkpoints.meta()
-    if found is not None:
+    step = latest_step(directory)  # not StageCheckpoints: two that clean up at a time stand in each other's way
+    if step is not None:
+        found = read_meta(directory / str(step))
         _check_same_run(found, _meta(job, stage, job.num_steps(stage)), str(directory))
 
 

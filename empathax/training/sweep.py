@@ -14,7 +14,9 @@ from empathax.errors import ConfigError
 from empathax.evaluation.report.files import read_runs, write_report
 from empathax.evaluation.report.paper import paper_models
 from empathax.evaluation.report.text import markdown
+from empathax.parallel.agreement import check_code_and_settings
 from empathax.parallel.distributed import is_leader
+from empathax.parallel.exchange import together
 from empathax.training import job as jobs_of
 from empathax.training.job import Job
 from empathax.training.report import Measured
@@ -26,8 +28,10 @@ BASE = "base"
 
 def prepare(variations: Mapping[str, Config], workdir: Path, overwrite: bool = False) -> dict[str, Job]:
     """The job of every variation in a directory of its name; see `job.prepare`. All are checked before any begins."""
-    if len(variations) > 1 or "" not in variations:
-        _check(variations)
+    with together():
+        if len(variations) > 1 or "" not in variations:
+            _check(variations)
+    check_code_and_settings(variations)
     return {name: jobs_of.prepare(config, workdir / name, overwrite) for name, config in variations.items()}
 
 
@@ -46,8 +50,11 @@ def run(jobs: Mapping[str, Job], workdir: Path) -> str:
     labels, bases = row_labels(jobs), dict[str, Measured]()
     for name, job in jobs.items():
         run_one(job, labels[name], bases)
-    if not is_leader():
-        return ""
+    with together():
+        return _report(jobs, labels, workdir) if is_leader() else ""
+
+
+def _report(jobs: Mapping[str, Job], labels: Mapping[str, Mapping[str, str]], workdir: Path) -> str:
     config = next(iter(jobs.values())).config
     records = read_runs([job.workdir / "evaluations" for name, job in jobs.items() if labels[name]])
     return markdown(write_report(workdir, records, paper_models(config.compare_with), config.name, config.seed))

@@ -74,15 +74,21 @@ def test_leaving_early_leaves_no_reader_behind():
 def test_processes_read_slices_of_the_same_global_batch():
     whole = Loader(ROWS, rows_per_batch=4, accumulation_steps=2, seed=5).batch_at(3)
     parts = [
-        Loader(ROWS, rows_per_batch=4, accumulation_steps=2, seed=5, process_index=i, process_count=2).batch_at(3)
+        Loader(ROWS, rows_per_batch=4, accumulation_steps=2, seed=5, parts=(i,), num_parts=2).batch_at(3)
         for i in range(2)
     ]
     assert same(whole, jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1), *parts))
 
 
+def test_parts_need_not_follow_each_other():
+    whole = Loader(ROWS, rows_per_batch=4, seed=5).batch_at(1)
+    own = Loader(ROWS, rows_per_batch=4, seed=5, parts=(1, 3), num_parts=4).batch_at(1)
+    assert same(own, jax.tree.map(lambda array: array[:, [1, 3]], whole))
+
+
 def test_a_batch_that_does_not_divide_by_the_processes():
     with pytest.raises(ConfigError, match="does not divide by 2"):
-        Loader(ROWS, rows_per_batch=3, process_count=2)
+        Loader(ROWS, rows_per_batch=3, num_parts=2)
 
 
 def test_fewer_rows_than_a_step_takes():
@@ -101,7 +107,7 @@ def test_evaluation_is_one_pass_filled_up_with_empty_rows():
     ids = np.concatenate([batch.sequence_id_BS[:, 0] for batch in batches])
     assert ids.tolist() == [*range(10), -1, -1]
     assert not batches[-1].weight_BM[2:].any()
-    halves = [list(eval_batches(ROWS, 4, process_index=i, process_count=2)) for i in range(2)]
+    halves = [list(eval_batches(ROWS, 4, parts=(i,), num_parts=2)) for i in range(2)]
     assert same(batches[2], jax.tree.map(lambda *arrays: np.concatenate(arrays), halves[0][2], halves[1][2]))
 
 

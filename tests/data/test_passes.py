@@ -127,7 +127,7 @@ def test_hosts_read_slices_of_one_batch(hosts):
     rows = pack(dialogues(turns), "tree", 256, max_units=2)
 
     def loader(host=0, count=1):
-        return Loader(rows, rows_per_batch=4, accumulation_steps=2, seed=5, process_index=host, process_count=count)
+        return Loader(rows, rows_per_batch=4, accumulation_steps=2, seed=5, parts=(host,), num_parts=count)
 
     for step in (0, 3, 11):
         parts = [loader(host, hosts).batch_at(step) for host in range(hosts)]
