@@ -18,7 +18,7 @@ from empathax.training.reference import precompute
 from empathax.training.state import Tree, init_state
 from empathax.training.step import make_score_step, make_train_step
 from tests.benchmarks.corpus import work_config, work_dataset
-from tests.benchmarks.flops import train_flops, tree_counts
+from empathax.planning.flops import train_flops, tree_counts
 from tests.benchmarks.task import Task, Turns, task_from_argv
 
 
