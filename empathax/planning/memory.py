@@ -70,7 +70,5 @@ def _memory(lowered: Lowered, known: dict[str, int], rest: int, refused: bool = 
 
 
 def _gradient_bytes(params: Any) -> int:
-    float32 = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, "float32", sharding=leaf.sharding), params
-    )
+    float32 = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, "float32", sharding=leaf.sharding), params)
     return device_bytes(float32)

@@ -8,7 +8,7 @@ from empathax.config import Config
 from empathax.data.dataset import build_dataset
 from empathax.data.packing import SEQUENCE_MULTIPLE, TRAINED_MULTIPLE, PackedRows, RowSizes
 from empathax.data.row_plan import ROW_MULTIPLE, round_up
-from empathax.errors import EmpathaxError
+from empathax.errors import DataError, WeightsError
 from empathax.planning.flops import tree_counts
 from empathax.planning.model import PlannedModel
 
@@ -43,9 +43,20 @@ def find_rows(config: Config, stage: str, model: PlannedModel) -> tuple[Rows, st
     try:
         if config.model.tokenizer_path or model.tokenizer:
             return _from_data(config, stage, model), f"rows of {config.data.path}"
-    except EmpathaxError as error:
+    except (DataError, WeightsError) as error:  # not here, or not to be read; wrong settings are errors of the plan too
         reason = str(error).splitlines()[0]
     return assumed_rows(config, stage), f"rows assumed to be like ESConv's, see docs/plan.md ({reason})"
+
+
+def check_enough_rows(config: Config, stage: str, rows: Rows) -> None:
+    """Raises DataError if the data fill fewer rows than a step takes, as training would."""
+    options = config.stage(stage)
+    needed = options.rows_per_batch * options.accumulation_steps
+    if 0 < rows.num_rows < needed:
+        raise DataError(
+            f"the data fill {rows.num_rows} row(s) of {rows.sizes.tokens} tokens, but one step of {stage} takes "
+            f"rows_per_batch * accumulation_steps = {needed}: lower these or data.row_length, or add data"
+        )
 
 
 def measured_rows(packed: PackedRows) -> Rows:

@@ -31,7 +31,7 @@ def answer(request: Request) -> dict[str, Any]:
     from empathax.planning.compile import Subject, compile_plan
     from empathax.planning.hardware import parse_topology
     from empathax.planning.model import find_model
-    from empathax.planning.rows import find_rows
+    from empathax.planning.rows import check_enough_rows, find_rows
 
     config: Config = from_config_dict(request.config)
     model = find_model(config.model.path, request.model_config)
@@ -39,6 +39,7 @@ def answer(request: Request) -> dict[str, Any]:
     subject = Subject(config, request.stage, model, rows, origin)
     if request.search:
         return _search(subject, request)
+    check_enough_rows(config, request.stage, rows)
     return compile_plan(subject, parse_topology(request.topology), request.parts, _say)
 
 
