@@ -32,7 +32,8 @@ def run_plan(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, text=True
         )
-        assert child.stdin is not None and child.stdout is not None
+        assert child.stdin is not None
+        assert child.stdout is not None
         try:
             json.dump(dataclasses.asdict(request), child.stdin)
             child.stdin.close()

@@ -76,7 +76,8 @@ def _rows(dims: tuple[int, ...], trained_slots: int) -> int:
 def _collective(kind: str, is_start: bool, instruction: Instruction, times: int) -> Collective:
     arrays = [(dtype, _dims(dims)) for dtype, dims in _ARRAY.findall(instruction.shape)]
     arrays = [(dtype, dims) for dtype, dims in arrays if not (is_start and dtype == "u32" and dims == ())]  # contexts
-    total, group = sum(_size(dtype) * math.prod(dims) for dtype, dims in arrays), _group_size(instruction.attributes)
+    total = sum(_num_bytes(dtype, dims) for dtype, dims in arrays)
+    group = _group_size(instruction.attributes)
     whole = total
     if is_start and kind in ("all-gather", "reduce-scatter"):  # operand and result, one of them a share of the other
         whole = total * group // (group + 1)
@@ -95,10 +96,9 @@ def _dims(text: str) -> tuple[int, ...]:
     return tuple(int(size) for size in text.split(",") if size)
 
 
-def _size(dtype: str) -> float:
-    if dtype == "pred" or dtype.startswith("f8"):
-        return 1
-    return int(re.sub(r"\D", "", dtype)) / 8
+def _num_bytes(dtype: str, dims: tuple[int, ...]) -> int:
+    bits = 8 if dtype == "pred" or dtype.startswith("f8") else int(re.sub(r"\D", "", dtype))
+    return math.prod(dims) * bits // 8
 
 
 def _group_size(attributes: str) -> int:

@@ -40,8 +40,8 @@ class Subject:
 
     def with_rows_per_batch(self, rows_per_batch: int) -> Subject:
         """The same with larger or smaller micro-batches."""
-        options = replace(self.config.stage(self.stage), rows_per_batch=rows_per_batch)
-        return replace(self, config=replace(self.config, **{self.stage: options}))
+        options: dict[str, Any] = {self.stage: replace(self.config.stage(self.stage), rows_per_batch=rows_per_batch)}
+        return replace(self, config=replace(self.config, **options))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """GPUs as XLA describes them to itself (stream_executor.GpuTargetConfigProto, as text), to compile for them from afar.
 
-Figures: openxla/xla, xla/backends/gpu/target_config/specs; of the L40S: CUDA's device properties and NVIDIA's data sheet.
+Figures: openxla/xla, xla/backends/gpu/target_config/specs; of the L40S: CUDA's device properties, NVIDIA's data sheet.
 """
 
 from __future__ import annotations

@@ -48,8 +48,9 @@ def _subject(plan: Plan) -> str:
             f"{plan['name']}: {plan['stage']} on {plan['topology']}, {plan['num_devices']} devices of "
             f"{gib(plan['hbm_bytes'])} GiB for XLA, mesh {mesh}",
             f"model    {plan['model']}: {plan['num_parameters'] / 1e6:,.1f}M parameters ({plan['model_from']})",
-            f"step     {plan['rows_per_batch']} rows{micro} of {plan['row_length']:,} tokens, {plan['trained_slots']:,} "
-            f"trained slots a row; about {plan['units_per_step']:,} {units}; reference {plan['reference']}",
+            f"step     {plan['rows_per_batch']} rows{micro} of {plan['row_length']:,} tokens and "
+            f"{plan['trained_slots']:,} trained slots; about {plan['units_per_step']:,} {units}; "
+            f"reference {plan['reference']}",
             f"         {plan['rows_from']}",
         ]
     )

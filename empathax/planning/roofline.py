@@ -1,4 +1,4 @@
-"""The least time a step can take: its arithmetic, its memory traffic and its network traffic at the hardware's rates."""
+"""The least time a step can take: its arithmetic, memory traffic and network traffic at the hardware's rates."""
 
 from __future__ import annotations
 

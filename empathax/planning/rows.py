@@ -91,8 +91,13 @@ def assumed_rows(config: Config, stage: str) -> Rows:
         sequences=scaled(measured.sizes.sequences, SEQUENCE_MULTIPLE),
         pairs=scaled(measured.sizes.pairs, SEQUENCE_MULTIPLE),
     )
-    figures = (measured.tokens, measured.trained, measured.visible_pairs, measured.units)
-    return Rows(sizes, *(figure * ratio for figure in figures))
+    return Rows(
+        sizes,
+        tokens=measured.tokens * ratio,
+        trained=measured.trained * ratio,
+        visible_pairs=measured.visible_pairs * ratio,
+        units=measured.units * ratio,
+    )
 
 
 def _from_data(config: Config, stage: str, model: PlannedModel) -> Rows:

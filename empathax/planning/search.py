@@ -51,7 +51,8 @@ def smallest_topology(
     if not usable:
         rows = subject.config.stage(subject.stage).rows_per_batch
         raise ConfigError(f"{subject.stage}.rows_per_batch = {rows} divides over no topology of this kind")
-    low, high, plans = -1, len(usable), []
+    plans: list[Plan] = []
+    low, high = -1, len(usable)
     while high - low > 1 and len(plans) < MAX_COMPILES:
         middle = (low + high) // 2
         plans.append(attempt(subject, usable[middle]))

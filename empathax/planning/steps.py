@@ -196,7 +196,7 @@ def _optimizer(setup: Setup) -> Any:
     return make_optimizer(setup.config.stage(setup.stage), _ANY_NUM_STEPS)
 
 
-def _array(sharding: NamedSharding, *shape: int) -> jax.ShapeDtypeStruct:
+def _array(sharding: NamedSharding, *shape: int) -> Any:
     return jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
 
 

@@ -34,11 +34,12 @@ def child_environment(hardware: Hardware, num_devices: int, base: Mapping[str, s
     elif hardware.platform == "tpu":
         _require("libtpu", TPU_INSTALL)
         environment["TPU_SKIP_MDS_QUERY"] = "1"
+        environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # beside others that compile, or a run: no chip is touched
     elif hardware.platform == "cuda":
         install = GPU_INSTALL.format(version=importlib.metadata.version("jax"))
         _require("jax_plugins.xla_cuda12", install)
         places = _require("nvidia.cuda_nvcc", install).submodule_search_locations
-        nvcc = Path(list(places or [])[0])
+        nvcc = Path(next(iter(places or [])))
         environment["PATH"] = f"{nvcc / 'bin'}{os.pathsep}{environment.get('PATH', '')}"  # ptxas
         # nothing can be tuned by running it; and where the device code libraries lie
         ours = f"--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={nvcc}"

@@ -15,7 +15,6 @@ from empathax.training.job import prepare
 from empathax.training.run import run
 from tests.training.tiny import tiny_config
 
-
 MONTHS = ("January", "March", "May", "July", "September", "November")
 
 
