@@ -28,20 +28,14 @@ def run_plan(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
     topology = smaller_to_larger(request.topology)[-1] if is_kind else parse_topology(request.topology)
     environment = child_environment(topology.hardware, topology.num_devices, os.environ)
     command = [sys.executable, "-m", "empathax.planning.worker"]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with tempfile.TemporaryFile("w+", errors="replace") as log:
-        child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, text=True
-        )
-        assert child.stdin is not None
-        assert child.stdout is not None
-        try:
-            json.dump(dataclasses.asdict(request), child.stdin)
-            child.stdin.close()
-            message = _last_message(child.stdout, say)
-        finally:
-            if sys.exc_info()[0] is not None:
+        with subprocess.Popen(command, stderr=log, env=environment, **pipes) as child:
+            try:
+                message = _conversation(child, request, say)
+            except BaseException:  # Ctrl-C above all: the compiler would go on for minutes
                 child.kill()
-            child.wait()
+                raise
         if "plan" in message:
             return message["plan"]
         if "error" in message:
@@ -49,14 +43,21 @@ def run_plan(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
         raise ConfigError(_how_it_ended(child.returncode, log))
 
 
-def _last_message(lines: IO[str], say: Callable[[str], None]) -> dict[str, Any]:
+def _conversation(child: subprocess.Popen[str], request: Request, say: Callable[[str], None]) -> dict[str, Any]:
+    """Sends the request, passes progress on; the last message, {} if the child said nothing of ours."""
+    assert child.stdin is not None
+    assert child.stdout is not None
     message: dict[str, Any] = {}
-    for line in lines:
-        if not line.startswith(MARK):
-            continue
-        message = json.loads(line.removeprefix(MARK))
-        if "progress" in message:
-            say(message["progress"])
+    try:
+        json.dump(dataclasses.asdict(request), child.stdin)
+        child.stdin.close()
+    except BrokenPipeError:
+        return message
+    for line in child.stdout:
+        if line.startswith(MARK):
+            message = json.loads(line.removeprefix(MARK))
+            if "progress" in message:
+                say(message["progress"])
     return message
 
 

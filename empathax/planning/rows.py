@@ -83,7 +83,7 @@ def assumed_rows(config: Config, stage: str) -> Rows:
     ratio = tokens / _MEASURED_LENGTH
 
     def scaled(size: int, multiple: int) -> int:
-        return round_up(round(size * ratio), multiple)
+        return round_up(round(size * ratio), multiple) if size else 0
 
     sizes = RowSizes(
         tokens=tokens,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,10 @@ from empathax.errors import ConfigError
 from empathax.planning.gpu_specs import target_config
 from empathax.planning.hardware import Hardware, Topology
 
-TPU_INSTALL = "pip install -e '.[plan]' (libtpu, of the version that jax asks for)"
+TPU_INSTALL = "pip install -e '.[plan]', or 'jax[tpu]'"
 GPU_INSTALL = (
-    "pip install --no-deps jax-cuda12-plugin=={version} jax-cuda12-pjrt=={version} nvidia-cuda-nvcc-cu12 "
-    "(the plugin without CUDA's libraries, and its assembler)"
+    "pip install -e '.[plan]', or 'jax[cuda12-local]' nvidia-cuda-nvcc-cu12 (jax's plugin without CUDA's libraries, and "
+    "their assembler)"
 )
 
 
@@ -36,9 +35,8 @@ def child_environment(hardware: Hardware, num_devices: int, base: Mapping[str, s
         environment["TPU_SKIP_MDS_QUERY"] = "1"
         environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # beside others that compile, or a run: no chip is touched
     elif hardware.platform == "cuda":
-        install = GPU_INSTALL.format(version=importlib.metadata.version("jax"))
-        _require("jax_plugins.xla_cuda12", install)
-        places = _require("nvidia.cuda_nvcc", install).submodule_search_locations
+        _require("jax_plugins.xla_cuda12", GPU_INSTALL)
+        places = _require("nvidia.cuda_nvcc", GPU_INSTALL).submodule_search_locations
         nvcc = Path(next(iter(places or [])))
         environment["PATH"] = f"{nvcc / 'bin'}{os.pathsep}{environment.get('PATH', '')}"  # ptxas
         # nothing can be tuned by running it; and where the device code libraries lie

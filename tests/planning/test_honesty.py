@@ -1,7 +1,5 @@
 """The plan's bytes against those of the step that a real run calls: same function, shapes and shardings."""
 
-import json
-
 import jax
 import pytest
 
@@ -13,9 +11,8 @@ from empathax.planning.rows import find_rows
 from empathax.training import stage
 from empathax.training.job import prepare
 from empathax.training.run import run
+from tests.planning.short_rows import short_pairs
 from tests.training.tiny import tiny_config
-
-MONTHS = ("January", "March", "May", "July", "September", "November")
 
 
 class Stopped(Exception):
@@ -42,14 +39,6 @@ def _called_step(monkeypatch, config, workdir):
     return found[0]
 
 
-def _pairs(path) -> str:
-    """Short pairs that fill some rows of 128 tokens."""
-    losses = [f"I lost {thing} in {month}." for thing in ("a job", "a friend", "a dog") for month in MONTHS]
-    rows = [{"prompt": loss, "chosen": "That hurts. What happened?", "rejected": "Find another."} for loss in losses]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 @pytest.mark.parametrize("reference", ["precomputed", "resident"])
 def test_bytes_are_those_of_the_step_that_train_runs(monkeypatch, tmp_path, reference):
     config = tiny_config(
@@ -62,7 +51,7 @@ def test_bytes_are_those_of_the_step_that_train_runs(monkeypatch, tmp_path, refe
         mesh__tensor=4,
         eval__num_replies=0,
         eval__rows_per_batch=2,
-        data__path=_pairs(tmp_path / "pairs.jsonl"),
+        data__path=short_pairs(tmp_path / "pairs.jsonl"),
         data__system_prompt="none",
         data__eval_fraction=0.3,
         data__max_train_dialogues=0,
