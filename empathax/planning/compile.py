@@ -13,12 +13,12 @@ from typing import Any
 import jax
 
 from empathax.config import Config
-from empathax.parallel.mesh import make_mesh
+from empathax.parallel.mesh import compute_dtype, make_mesh
 from empathax.planning.collectives import Collective, by_kind, collectives_of, moved_logits
 from empathax.planning.flops import Counts, forward_flops, train_flops
 from empathax.planning.hardware import Topology
 from empathax.planning.hlo import parse_program
-from empathax.planning.memory import Memory, device_bytes, memory_of, refused_memory
+from empathax.planning.memory import Memory, as_dtype, device_bytes, memory_of, refused_memory
 from empathax.planning.model import PlannedModel
 from empathax.planning.roofline import Roofline, roofline, train_hardware_flops
 from empathax.planning.rows import Rows
@@ -132,7 +132,8 @@ def _part(
         sent = sum(entry["bytes"] for entry in collectives.values())
         temporary = memory.by_kind["gradients"] + memory.by_kind["temporaries"]
         arguments = sum(map(device_bytes, part.arguments.values()))
-        estimate = roofline(topology, _hardware_flops(setup, rows, name), arguments, temporary, sent)
+        flops = _hardware_flops(setup, rows, name)
+        estimate = roofline(topology, flops, arguments, temporary, sent, _read_again(setup, part))
     return {
         "fits": memory.total <= hbm_bytes and not memory.refused,
         "missing_bytes": max(0, memory.total - hbm_bytes),
@@ -186,6 +187,14 @@ def _decode_flops(setup: Setup) -> float:
     new, end = options.max_new_tokens, prompt + options.max_new_tokens
     counts = Counts(tokens=end, trained=new, visible_pairs=math.comb(end + 1, 2))
     return options.generation_batch * forward_flops(setup.model, counts)
+
+
+def _read_again(setup: Setup, part: Lowered) -> int:
+    """Bytes of the parameters, in the compute dtype, that the rounds of a decode loop read after the first one."""
+    if part.unknown_trips == 1:
+        return 0
+    dtype = compute_dtype(setup.config.model, setup.mesh)
+    return part.unknown_trips * device_bytes(as_dtype(part.arguments["parameters"], dtype))
 
 
 def _host_memory() -> int:

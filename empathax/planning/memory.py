@@ -40,6 +40,11 @@ def device_bytes(tree: Any) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
+def as_dtype(tree: Any, dtype: Any) -> Any:
+    """The same abstract arrays of another dtype."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding), tree)
+
+
 def compiled_bytes(stats: Any) -> int:
     """The bytes that XLA's `memory_analysis()` says a device must have for a program."""
     own_results = stats.output_size_in_bytes - stats.alias_size_in_bytes
@@ -65,10 +70,7 @@ def _memory(lowered: Lowered, known: dict[str, int], rest: int, refused: bool = 
     by_kind = dict.fromkeys(KINDS, 0)
     for kind, size in [*known.items(), *((kind, device_bytes(tree)) for kind, tree in lowered.held.items())]:
         by_kind[kind] += size
-    gradients = min(rest, _gradient_bytes(lowered.arguments["parameters"])) if "optimizer" in known else 0
+    gradients = (
+        min(rest, device_bytes(as_dtype(lowered.arguments["parameters"], "float32"))) if "optimizer" in known else 0
+    )
     return Memory(by_kind | {"gradients": gradients, "temporaries": rest - gradients}, refused)
-
-
-def _gradient_bytes(params: Any) -> int:
-    float32 = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, "float32", sharding=leaf.sharding), params)
-    return device_bytes(float32)

@@ -9,7 +9,8 @@ from empathax.planning.hardware import GIB
 
 ASSUMPTIONS = (
     "compute: what the step computes, unused tokens of rows and recomputation included, at the peak bfloat16 rate",
-    "memory: arguments and results once, temporaries and what collectives bring written and read once",
+    "memory: arguments and results once, temporaries and what collectives bring written and read once; in decode the "
+    "parameters once a token",
     "network: the bytes that a device sends, over all its links at their full rate in one direction",
     "between the longest of the three (all overlap) and their sum (none do); a real step takes longer",
 )

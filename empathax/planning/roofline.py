@@ -29,16 +29,22 @@ class Roofline:
 
 
 def roofline(
-    topology: Topology, hardware_flops: float, argument_bytes: int, temporary_bytes: int, sent_bytes: int
+    topology: Topology,
+    hardware_flops: float,
+    argument_bytes: int,
+    temporary_bytes: int,
+    sent_bytes: int,
+    read_again_bytes: int = 0,
 ) -> Roofline | None:
     """The estimate of a function by the bytes of one device (report.ASSUMPTIONS); None where rates are not known.
 
-    Arguments and results are moved once each, temporaries and what collectives bring are written and read.
+    Arguments and results are moved once each, temporaries and what collectives bring are written and read;
+    `read_again_bytes` are read once more.
     """
     hardware = topology.hardware
     if not hardware.peak_flops:
         return None
-    traffic = 2 * (argument_bytes + temporary_bytes + sent_bytes)
+    traffic = 2 * (argument_bytes + temporary_bytes + sent_bytes) + read_again_bytes
     return Roofline(
         compute=hardware_flops / topology.num_devices / hardware.peak_flops,
         memory=traffic / hardware.memory_bandwidth,

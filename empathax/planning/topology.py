@@ -15,7 +15,7 @@ from empathax.planning.hardware import Hardware, Topology
 
 TPU_INSTALL = "pip install -e '.[plan]', or 'jax[tpu]'"
 GPU_INSTALL = (
-    "pip install -e '.[plan]', or 'jax[cuda12-local]' nvidia-cuda-nvcc-cu12 (jax's plugin without CUDA's libraries, and "
+    "pip install -e '.[plan]', or 'jax[cuda12-local]' nvidia-cuda-nvcc-cu12 (the plugin without CUDA's libraries, and "
     "their assembler)"
 )
 
