@@ -18,25 +18,25 @@ Try = Callable[[Subject, Topology], Plan]  # compiles the train step
 def largest_rows(subject: Subject, topology: Topology, attempt: Try) -> tuple[int, list[Plan]]:
     """The largest rows_per_batch that fits, 0 if none does, and the plans that were made to find it.
 
-    Doubles or halves from the config's value, then bisects in multiples of what the mesh asks for: the answer is right
-    if more rows never take less memory. Stops at what the data have for one step, where that is known.
+    Doubles or halves from the config's value, then narrows down in multiples of what the mesh asks for, guessing that
+    memory grows evenly with rows: the answer is right if more rows never take less. Stops at what the data have for one
+    step, where that is known.
     """
     data, fsdp, _ = mesh_shape(subject.config.mesh, topology.num_devices)
     options = subject.config.stage(subject.stage)
     unit = data * fsdp
     limit = subject.rows.num_rows // options.accumulation_steps // unit or MAX_COMPILES * 10**6
-    plans: list[Plan] = []
+    plans: dict[int, Plan] = {}
 
     def fits(units: int) -> bool:
-        plans.append(attempt(subject.with_rows_per_batch(units * unit), topology))
-        return plans[-1]["fits"]
+        plans[units] = attempt(subject.with_rows_per_batch(units * unit), topology)
+        return plans[units]["fits"]
 
-    start = min(max(1, options.rows_per_batch // unit), limit)
-    low, high = _bracket(fits, start, limit, plans)
+    low, high = _bracket(fits, min(max(1, options.rows_per_batch // unit), limit), limit)
     while high - low > 1 and len(plans) < MAX_COMPILES:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low * unit, plans
+        guess = _guess(low, high, plans)
+        low, high = (guess, high) if fits(guess) else (low, guess)
+    return low * unit, list(plans.values())
 
 
 def smallest_topology(
@@ -60,20 +60,31 @@ def smallest_topology(
     return (usable[high] if high < len(usable) else None), plans
 
 
-def _bracket(fits: Callable[[int], bool], start: int, limit: int, plans: list[Plan]) -> tuple[int, int]:
-    """(units that fit, units that do not): neighbours by a factor of two, or at the ends 0 and limit + 1."""
+def _bracket(fits: Callable[[int], bool], start: int, limit: int) -> tuple[int, int]:
+    """(units that fit, units that do not), a factor of two apart, or at the ends 0 and limit + 1."""
     if not fits(start):
         low, high = start // 2, start
         while low and not fits(low):
             low, high = low // 2, low
         return low, high
     low = start
-    while low < limit and len(plans) < MAX_COMPILES:
+    for _ in range(MAX_COMPILES - 1):
+        if low == limit:
+            break
         high = min(2 * low, limit)
         if not fits(high):
             return low, high
         low = high
     return low, low + 1
+
+
+def _guess(low: int, high: int, plans: dict[int, Plan]) -> int:
+    """Units between `low`, which fit, and `high`, which do not: where a line through both meets the memory there is."""
+    if low not in plans:
+        return (low + high) // 2
+    below, above = (plans[units]["bytes_per_device"]["total"] for units in (low, high))
+    share = (plans[low]["hbm_bytes"] - below) / max(above - below, 1)
+    return min(max(low + int(share * (high - low)), low + 1), high - 1)
 
 
 def _divides(subject: Subject, topology: Topology) -> bool:

@@ -44,22 +44,26 @@ def answer(request: Request) -> dict[str, Any]:
 
 
 def _search(subject: Any, request: Request) -> dict[str, Any]:
+    """The plan of what was found, or of the last try where nothing fits, with all that was tried."""
     from empathax.planning.compile import compile_plan
     from empathax.planning.hardware import parse_topology, smaller_to_larger
     from empathax.planning.search import largest_rows, smallest_topology
 
-    def attempt(subject: Any, topology: Any) -> dict[str, Any]:
-        return compile_plan(subject, topology, ("train",), _say)
-
-    full = partial(compile_plan, parts=request.parts, say=_say)
+    attempt = partial(compile_plan, parts=("train",), say=_say)
     if ":" in request.topology:
         topology = parse_topology(request.topology)
         rows, tried = largest_rows(subject, topology, attempt)
-        plan = full(subject.with_rows_per_batch(rows), topology) if rows else tried[-1]
-        return plan | {"largest_rows_per_batch": rows, "searched": _tried(tried)}
-    found, tried = smallest_topology(subject, smaller_to_larger(request.topology), attempt)
-    plan = full(subject, found) if found else tried[-1]
-    return plan | {"smallest_topology": str(found) if found else None, "searched": _tried(tried)}
+        answer: dict[str, Any] = {"largest_rows_per_batch": rows}
+        fitting = (subject.with_rows_per_batch(rows), topology) if rows else None
+    else:
+        smallest, tried = smallest_topology(subject, smaller_to_larger(request.topology), attempt)
+        answer = {"smallest_topology": str(smallest) if smallest else None}
+        fitting = (subject, smallest) if smallest else None
+    if fitting and request.parts != ("train",):
+        plan = compile_plan(*fitting, request.parts, _say)
+    else:
+        plan = next((plan for plan in reversed(tried) if plan["fits"]), tried[-1])
+    return plan | answer | {"searched": _tried(tried)}
 
 
 def _tried(plans: list[dict[str, Any]]) -> list[dict[str, Any]]:

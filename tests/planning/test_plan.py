@@ -88,3 +88,11 @@ def test_a_tpu_that_is_not_here(capsys, short):
     assert found["hbm_bytes"] == int(15.75 * 2**30)
     assert found["roofline"]["step_seconds_at_least"] > 0
     assert found["collectives"]
+
+
+def test_a_search_ends_with_the_plan_of_what_it_found(capsys, short):
+    found = _plan(capsys, *short, "--topology=cpu:1", "--parts=train", "--search", "--config.sft.rows_per_batch=1")
+    assert found["largest_rows_per_batch"] == found["rows_per_batch"]
+    tried = {plan["rows_per_batch"]: plan["fits"] for plan in found["searched"]}
+    assert tried[found["rows_per_batch"]]
+    assert max(tried) == found["rows_per_batch"]  # all that the data have: a step of theirs fits on any machine
