@@ -22,16 +22,10 @@ def match_masks(ids_TB: Int[Array, "T B"], other_UB: Int[Array, "U B"]) -> UInt3
     return jnp.sum(jnp.where(same_TWKB, bits_K11, jnp.uint32(0)), axis=2, dtype=jnp.uint32)
 
 
-def next_ngrams(masks_TWB: UInt32[Array, "T W B"], single_TWB: UInt32[Array, "T W B"], n: int) -> Array:
-    """Masks of equal n-grams (by their first token) from those of (n-1)-grams and of single tokens."""
-    later_TWB = jnp.pad(single_TWB[n - 1 :], ((0, n - 1), (0, 0), (0, 0)))[: len(single_TWB)]
-    return masks_TWB & _shifted_down(later_TWB, n - 1)
-
-
-def _shifted_down(masks_TWB: UInt32[Array, "T W B"], places: int) -> Array:
-    """Bit u becomes bit u - places."""
-    from_above = jnp.pad(masks_TWB[:, 1:], ((0, 0), (0, 1), (0, 0))) << jnp.uint32(BITS - places)
-    return (masks_TWB >> jnp.uint32(places)) | from_above
+def shifted_down(masks_WB: UInt32[Array, "W B"], places: int) -> UInt32[Array, "W B"]:
+    """Bit u becomes bit u - places, of 0 < places < BITS: where the place `places` later is marked."""
+    from_above_WB = jnp.pad(masks_WB[1:], ((0, 1), (0, 0))) << jnp.uint32(BITS - places)
+    return (masks_WB >> jnp.uint32(places)) | from_above_WB
 
 
 def before_itself(num_places: int) -> UInt32[Array, "T W 1"]:
@@ -44,9 +38,9 @@ def before_itself(num_places: int) -> UInt32[Array, "T W 1"]:
     return masks_TW[:, :, None]
 
 
-def num_bits(masks_TWB: UInt32[Array, "T W B"]) -> Int[Array, "T B"]:
+def num_bits(masks_WB: UInt32[Array, "W B"]) -> Int[Array, " B"]:
     """Set bits over all words."""
-    return jnp.sum(jax.lax.population_count(masks_TWB).astype(jnp.int32), axis=1)
+    return jnp.sum(jax.lax.population_count(masks_WB).astype(jnp.int32), axis=0)
 
 
 def row_of(ids_BT: Int[Array, "B T"], lengths_B: Int[Array, " B"]) -> Int[Array, "T B"]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, UInt32
 
-from empathax.evaluation.text.match_masks import BITS, before_itself, match_masks, next_ngrams, num_bits
+from empathax.evaluation.text.match_masks import BITS, before_itself, match_masks, num_bits, shifted_down
 
 MAX_ORDER = 4  # of BLEU
 MAX_ID = 2**31 - 2
@@ -39,17 +40,27 @@ def count_ngrams(
     are the clipped counts of Papineni et al. (2002), section 2.1.
     """
     own_TWB = match_masks(reply_TB, reply_TB)
-    earlier_T = before_itself(len(reply_TB))
-    single_TWB, same_TWB = masks_TWB, own_TWB
-    matches, distinct = [], []
-    for n in range(1, MAX_ORDER + 1):
-        if n > 1:
-            masks_TWB, same_TWB = next_ngrams(masks_TWB, single_TWB, n), next_ngrams(same_TWB, own_TWB, n)
-        earlier_TB = num_bits(same_TWB & earlier_T)
-        matches.append(jnp.sum(num_bits(masks_TWB) > earlier_TB, axis=0, dtype=jnp.int32))
-        distinct.append(jnp.sum((earlier_TB == 0) & (num_bits(same_TWB) > 0), axis=0, dtype=jnp.int32))
+    later = [jnp.zeros_like(own_TWB[0])] * (MAX_ORDER - 1)  # masks of the next tokens, the nearest first
+    none = jnp.zeros((MAX_ORDER, lengths_B.size), jnp.int32)
+
+    def step(carry: Any, masks: tuple[Array, Array, Array]) -> tuple[Any, None]:
+        matches_NB, distinct_NB, theirs, own = carry
+        gram_WB, same_WB, earlier_W1 = masks  # where the n-gram that begins here stands in the reference, in the reply
+        matched, is_new = [], []
+        for n in range(MAX_ORDER):
+            if n:
+                gram_WB, same_WB = gram_WB & shifted_down(theirs[n - 1], n), same_WB & shifted_down(own[n - 1], n)
+            earlier_B = num_bits(same_WB & earlier_W1)
+            matched.append(num_bits(gram_WB) > earlier_B)
+            is_new.append((earlier_B == 0) & (num_bits(same_WB) > 0))
+        counts = matches_NB + jnp.stack(matched), distinct_NB + jnp.stack(is_new)
+        return (*counts, [masks[0], *theirs[:-1]], [masks[1], *own[:-1]]), None
+
+    # from the last token to the first, so that the masks of the tokens after it are at hand
+    steps = masks_TWB, own_TWB, before_itself(len(reply_TB))
+    (matches_NB, distinct_NB, _, _), _ = jax.lax.scan(step, (none, none, later, later), steps, reverse=True)
     totals_NB = jnp.maximum(lengths_B - jnp.arange(MAX_ORDER)[:, None], 0)
-    return NgramCounts(jnp.stack(matches), totals_NB, jnp.stack(distinct))
+    return NgramCounts(matches_NB, totals_NB, distinct_NB)
 
 
 @flax.struct.dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import flax.struct
 import jax
@@ -53,17 +53,25 @@ class PairSums:
         return {name: way() for name, way in ways.items() if name in metrics}
 
 
-def sum_pairs(replies: TextIds, references: TextIds, metrics: Collection[str], mesh: Mesh | None = None) -> PairSums:
-    """The sums of any number of pairs, block by block, on one device or spread over `mesh`."""
+def block_sums(
+    replies: TextIds, references: TextIds, metrics: Collection[str], mesh: Mesh | None = None
+) -> list[PairSums]:
+    """The sums of any number of pairs, block by block, on one device or spread over `mesh`; to be merged.
+
+    On one device they are dispatched only, so that the host can go on while they are computed.
+    """
     sharding = batch_sharding(mesh) if mesh else None
     multiple = mesh.shape[BATCH_AXES[0]] * mesh.shape[BATCH_AXES[1]] if mesh else 1
     groups = frozenset(group for group, names in GROUPS.items() if set(names) & set(metrics))
     blocks = pair_rows(replies, references, multiple)
     if sharding:  # one at a time: on virtual devices, two programs that wait for each other's threads may never end
-        parts = [jax.device_get(_jitted_count(put_batch(rows, sharding), groups)) for rows in blocks]
-    else:
-        parts = jax.device_get([_jitted_count(rows, groups) for rows in blocks])
-    return functools.reduce(PairSums.merge, parts)
+        return [jax.device_get(_jitted_count(put_batch(rows, sharding), groups)) for rows in blocks]
+    return [_jitted_count(rows, groups) for rows in blocks]
+
+
+def merged(parts: Sequence[PairSums]) -> PairSums:
+    """The sums of all blocks, of which there is one at least. On the host."""
+    return functools.reduce(PairSums.merge, jax.device_get(parts))
 
 
 def count_pairs(rows: PairRows, groups: Collection[str] = frozenset(GROUPS)) -> PairSums:

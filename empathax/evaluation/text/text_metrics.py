@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 import flax.struct
@@ -20,7 +21,7 @@ from jaxtyping import Array, Bool, Int
 from empathax.errors import ConfigError, DataError
 from empathax.evaluation.text.id_rows import PairRows, one_row
 from empathax.evaluation.text.ngrams import NgramTable, ngram_table
-from empathax.evaluation.text.pair_sums import PairSums, count_pairs, sum_pairs
+from empathax.evaluation.text.pair_sums import PairSums, block_sums, count_pairs, merged
 from empathax.evaluation.text.words import (
     TextIds,
     cased_pieces,
@@ -105,23 +106,38 @@ def score_texts(
     _check(replies, references, metrics, unit, encode)
     texts = [*replies, *references]
     ids_of = _encoded(texts, encode) if encode else _word_ids(texts)
-    found: dict[str, float] = {}
+    started = []  # the host turns the next tokenization into ids while a device counts the last one's
     for tokenization, names in _plan(metrics, unit):
         ids = ids_of(tokenization)
         parts = ids[: len(replies)], ids[len(replies) :]
-        found |= _score(*parts, [name for name in names if name in metrics], mesh)
+        started.append(_start(*parts, [name for name in names if name in metrics], mesh))
+    found: dict[str, float] = {}
+    for counts in started:
+        found |= counts.compute()
     return {name: found[name] for name in METRICS if name in found}
 
 
-def _score(replies: TextIds, references: TextIds, names: Sequence[str], mesh: Mesh | None) -> dict[str, float]:
+@dataclass(frozen=True)
+class _Counts:
+    """What one tokenization's metrics are made of, on its way."""
+
+    sizes: dict[str, tuple[Array, Array]]  # Distinct: different and all n-grams
+    blocks: list[PairSums]
+    pair_names: list[str]
+
+    def compute(self) -> dict[str, float]:
+        found = merged(self.blocks).compute(self.pair_names) if self.blocks else {}
+        return found | _distinct(self.sizes)
+
+
+def _start(replies: TextIds, references: TextIds, names: Sequence[str], mesh: Mesh | None) -> _Counts:
     sizes = {}
     if orders := [n for n, name in zip(DISTINCT_ORDERS, _DISTINCT, strict=True) if name in names]:
         bits = int(replies.ids_K.max(initial=0) + 1).bit_length()
-        sizes = _row_sizes(one_row(replies), tuple(orders), 2**bits - 1)  # dispatched, and read last
-        sizes = jax.device_get(sizes) if mesh else sizes  # see sum_pairs
+        sizes = _row_sizes(one_row(replies), tuple(orders), 2**bits - 1)
+        sizes = jax.device_get(sizes) if mesh else sizes  # see block_sums
     pair_names = [name for name in names if name not in _DISTINCT]
-    found = sum_pairs(replies, references, pair_names, mesh).compute(pair_names) if pair_names else {}
-    return found | _distinct(sizes)
+    return _Counts(sizes, block_sums(replies, references, pair_names, mesh) if pair_names else [], pair_names)
 
 
 @functools.partial(jax.jit, static_argnames=("orders", "num_ids"))

@@ -7,6 +7,7 @@ U+0020 is one piece as a whole. tests/evaluation/test_words.py holds this agains
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from itertools import chain, count
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Bool, Int32, Int64
 
 from empathax.evaluation.text.tokenizations import mteval_words, rouge_words, split_treebank
 
@@ -29,7 +30,7 @@ _CONTRACTED = frozenset({"cannot", "gimme", "gonna", "gotta", "lemme", "wanna"})
 
 @dataclass(frozen=True)
 class TextIds:
-    """N texts as word ids, end to end; equal words have equal ids, the largest is at most the number of words."""
+    """N texts as word ids, end to end; equal words have equal ids, the largest is below the number of different pieces and words."""
 
     ids_K: Int32[np.ndarray, " K"]
     lengths_N: Int64[np.ndarray, " N"]
@@ -43,7 +44,10 @@ class TextIds:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Texts cut at spaces: piece number p has the key `keys[codes_P[p]]`, and text n `counts_N[n]` pieces."""
+    """Texts cut at spaces: piece number p has the key `keys[codes_P[p]]`, and text n `counts_N[n]` pieces.
+
+    Most keys are plain: letters and digits that are one word in every tokenization. Such a word's id is its key's code.
+    """
 
     keys: tuple[str, ...]
     codes_P: Int64[np.ndarray, " P"]
@@ -51,14 +55,33 @@ class Pieces:
 
     def ids(self, words_of: Callable[[str], Sequence[str]]) -> TextIds:
         """The texts' word ids, where `words_of` gives the words of a key."""
-        words = list(map(words_of, self.keys))
-        lengths_C = np.fromiter(map(len, words), np.int64, len(words))
-        numbers: defaultdict[str, int] = defaultdict(count().__next__)
-        ids_W = np.fromiter(map(numbers.__getitem__, chain.from_iterable(words)), np.int32, int(lengths_C.sum()))
+        words = list(map(words_of, self._other_keys))
+        lengths_C = np.ones(len(self.keys), np.int64)
+        lengths_C[self._is_other_C] = np.fromiter(map(len, words), np.int64, len(words))
+        numbers = defaultdict(count(len(self.keys)).__next__, self._plain_codes)
+        is_other_W = np.repeat(self._is_other_C, lengths_C)
+        ids_W = np.empty(len(is_other_W), np.int32)
+        ids_W[~is_other_W] = np.flatnonzero(~self._is_other_C)
+        ids_W[is_other_W] = list(map(numbers.__getitem__, chain.from_iterable(words)))
         lengths_P = lengths_C[self.codes_P]
         shifts_K = np.repeat(_starts(lengths_C)[self.codes_P] - _starts(lengths_P), lengths_P)
         ends_N = np.concatenate([[0], np.cumsum(lengths_P)])[np.cumsum(self.counts_N)]
         return TextIds(ids_W[shifts_K + np.arange(len(shifts_K))], np.diff(ends_N, prepend=0))
+
+    @functools.cached_property
+    def _plain_codes(self) -> dict[str, int]:
+        numbered = enumerate(self.keys)
+        return {key: n for n, key in numbered if key.isalnum() and key.isascii() and key not in _CONTRACTED}
+
+    @functools.cached_property
+    def _is_other_C(self) -> Bool[np.ndarray, " C"]:
+        is_other_C = np.ones(len(self.keys), bool)
+        is_other_C[list(self._plain_codes.values())] = False
+        return is_other_C
+
+    @functools.cached_property
+    def _other_keys(self) -> list[str]:
+        return [key for key in self.keys if key not in self._plain_codes]
 
 
 def lower_pieces(texts: Sequence[str]) -> Pieces:
@@ -99,7 +122,7 @@ def _simple_piece(key: str) -> Sequence[str] | None:
 
 def rouge_piece(key: str) -> Sequence[str]:
     """The words of rouge-score."""
-    return (key,) if key.isascii() and key.isalnum() else rouge_words(key)
+    return rouge_words(key)
 
 
 def mteval_piece(key: str) -> Sequence[str]:
