@@ -8,6 +8,7 @@ Commands (python -m empathax.NAME; docs/commands.md)
     export.py            a checkpoint as a Hugging Face directory
     train_classifier.py  the classifiers that evaluation uses: levels of validation, epitome-style heads
     report.py            evaluated models as one comparison: Markdown, LaTeX, JSON, HTML
+    plan.py              memory, network and time of a config on hardware that is not there
 
 Settings and errors
     config.py            ConfigDict in, frozen and checked dataclasses out
@@ -133,4 +134,15 @@ training/
     metrics.py           sums to the numbers of a report
     checkpoint.py, checkpoint_export.py    Orbax; export
     tracking.py, report.py    metrics.jsonl, TensorBoard, progress; the before/after table
+
+planning/: what a config needs of hardware that is not there
+    worker.py, child.py  the process that compiles, and how it is run and heard
+    compile.py           a stage's functions compiled for a topology; the plan as plain values
+    steps.py             those functions lowered, with the shapes and shardings of a run
+    hardware.py, topology.py, gpu_specs.py    devices by kind, with their rates; how jax gets them
+    model.py, known_models.py    an architecture without its weights
+    rows.py              the data's rows, or assumed ones
+    memory.py, roofline.py, flops.py    bytes of a device; least time; useful arithmetic
+    hlo.py, collectives.py    compiled programs read: loops, what is sent between devices
+    search.py, report.py the largest batch, the smallest slice; a plan in words
 """
