@@ -14,4 +14,5 @@ from empathax.recipes import dbt_paper, on_a_slice
 
 def get_config() -> ml_collections.ConfigDict:
     config = dbt_paper("llama8b_dpo", "meta-llama/Meta-Llama-3-8B-Instruct", stages=("dpo",))
+    config.dpo.first_moment_dtype = "bfloat16"  # leaves a v5e:4x4 room: 0.9 GiB a chip (docs/scale.md, Memory)
     return on_a_slice(config, rows_per_batch=32)

@@ -55,14 +55,15 @@ def roofline(
 def train_hardware_flops(config: ModelConfig, counts: Counts, remat: str, with_reference: bool) -> float:
     """What a training step computes over `counts`, recomputation included.
 
-    The vocabulary's logits and attention's scores are always computed again in the backward pass; with remat "full" so
-    is every layer. A resident reference is one more forward pass.
+    The vocabulary's logits and attention's scores are always computed again in the backward pass; with remat "full" and
+    "offload" so is every layer, with "attention" all of it but attention. A resident reference is one more forward pass.
     """
     layers, attention, vocabulary = forward_parts(config, counts)
-    recomputed = 1 if remat == "full" else 0
+    layers_again = remat in ("full", "offload", "attention")
+    attention_again = remat in ("full", "offload")
     return (
-        layers * (3 + recomputed)
-        + attention * (3.5 + recomputed)
+        layers * (3 + layers_again)
+        + attention * (3.5 + attention_again)
         + vocabulary * 4
         + (layers + attention + vocabulary) * with_reference
     )

@@ -18,6 +18,7 @@ from empathax.errors import ConfigError
 from empathax.evaluation.generation.decoding import generate
 from empathax.evaluation.generation.prompt_tree import PromptTree, rounded_up
 from empathax.evaluation.generation.sampling import sampling_from
+from empathax.mesh_settings import parse_rules
 from empathax.models.model_config import ModelConfig
 from empathax.models.transformer import abstract_params, logical_axes
 from empathax.objectives.preference import reference_kind
@@ -87,7 +88,8 @@ def lower_parts(setup: Setup, parts: tuple[str, ...]) -> dict[str, Lowered]:
 def params_of(setup: Setup) -> Tree:
     """The parameters, abstract, with their shardings."""
     abstract = abstract_params(setup.model, jnp.dtype(setup.config.model.param_dtype))
-    return _placed(abstract, param_shardings(setup.mesh, abstract, logical_axes(setup.model)))
+    rules = parse_rules(setup.config.mesh.rules)
+    return _placed(abstract, param_shardings(setup.mesh, abstract, logical_axes(setup.model), rules))
 
 
 def state_of(setup: Setup) -> TrainState:
