@@ -56,7 +56,8 @@ def train_hardware_flops(config: ModelConfig, counts: Counts, remat: str, with_r
     """What a training step computes over `counts`, recomputation included.
 
     The vocabulary's logits and attention's scores are always computed again in the backward pass; with remat "full" and
-    "offload" so is every layer, with "attention" all of it but attention. A resident reference is one more forward pass.
+    "offload" so is every layer, with "attention" all of it but attention. A resident reference is one more forward
+    pass.
     """
     layers, attention, vocabulary = forward_parts(config, counts)
     layers_again = remat in ("full", "offload", "attention")
