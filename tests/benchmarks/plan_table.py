@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).with_name("plan_results.jsonl")
 TOPOLOGIES = ("v5e:4x4", "v5p:2x2x2", "v6e:4x2", "h100:8")
 ROWS = ("data.row_length=2048", "sft.rows_per_batch=32", "dpo.rows_per_batch=32", "eval.rows_per_batch=32")
+MOMENTS = ("dpo.first_moment_dtype=float32",)  # of every cell; llama8b_dpo alone would keep one in bfloat16
 KEPT = (
     "topology", "num_devices", "num_parameters", "rows_per_batch", "row_length", "trained_slots", "units_per_step",
     "fits", "hbm_bytes", "missing_bytes", "bytes_per_device", "collectives", "model_flops_per_step", "roofline",
@@ -66,7 +67,7 @@ def cells() -> list[Cell]:
 def measure(cell: Cell) -> dict[str, Any]:
     """The plan of a cell's train step."""
     rows = () if cell.config == "llama70b_dpo" else ROWS
-    settings = [f"--config.{change}" for change in (*rows, *cell.changes)]
+    settings = [f"--config.{change}" for change in (*rows, *MOMENTS, *cell.changes)]
     config, _ = load_config([f"--config={ROOT}/configs/{cell.config}.py", *settings])
     request = Request(to_dict(config), config.stages[-1], cell.topology, ("train",))
     plan = run_plan(request, lambda text: print(text, file=sys.stderr, flush=True))
