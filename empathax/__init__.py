@@ -8,12 +8,15 @@ Commands (python -m empathax.NAME; docs/commands.md)
     export.py            a checkpoint as a Hugging Face directory
     train_classifier.py  the classifiers that evaluation uses: levels of validation, epitome-style heads
     report.py            evaluated models as one comparison: Markdown, LaTeX, JSON, HTML
+    plan.py              memory, network and time of a config on hardware that is not there
 
 Settings and errors
     config.py            ConfigDict in, frozen and checked dataclasses out
     config_fields.py     what a setting may hold; checks of all of them at once
     config_flags.py      --config flags to settings: one run, or the variations of a sweep
     losses.py            which preference losses exist and what each takes; what does not fit together
+    hardware.py          TPU slices and GPU nodes by name
+    mesh_settings.py     what config.mesh may say: sizes, presets by hardware, rules of what lies where
     recipes.py           the two papers' recipes, for the files in configs/
     errors.py            every error a user can meet, and its exit code
 
@@ -23,6 +26,8 @@ models/: what a decoder is, and how it gets its weights
     hf_config.py, hf_fields.py, hf_rope.py, hf_config_writer.py    config.json read and written
     gguf_config.py       GGUF metadata to ModelConfig
     transformer.py       the NNX decoder: parameters declared, forward pass as a pure function
+    remat.py             what the backward pass keeps of a layer, on the device or in the host's memory
+    sharding.py          rows of activations split over the mesh
     layers.py, rope.py   the arithmetic of a layer; rotary positions
     primitives.py        matrix product, norm and gated activation, with backward passes of their own
     attention.py         the door to attention over prefix trees; its dense reference
@@ -129,4 +134,15 @@ training/
     metrics.py           sums to the numbers of a report
     checkpoint.py, checkpoint_export.py    Orbax; export
     tracking.py, report.py    metrics.jsonl, TensorBoard, progress; the before/after table
+
+planning/: what a config needs of hardware that is not there
+    worker.py, child.py  the process that compiles, and how it is run and heard
+    compile.py           a stage's functions compiled for a topology; the plan as plain values
+    steps.py             those functions lowered, with the shapes and shardings of a run
+    hardware.py, topology.py, gpu_specs.py    devices by kind, with their rates; how jax gets them
+    model.py, known_models.py    an architecture without its weights
+    rows.py              the data's rows, or assumed ones
+    memory.py, roofline.py, flops.py    bytes of a device; least time; useful arithmetic
+    hlo.py, collectives.py    compiled programs read: loops, what is sent between devices
+    search.py, report.py the largest batch, the smallest slice; a plan in words
 """

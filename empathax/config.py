@@ -11,11 +11,12 @@ from typing import Any
 
 import ml_collections
 
-from empathax import losses
+from empathax import losses, mesh_settings
 from empathax.config_fields import build, option, plain
 from empathax.errors import ConfigError, raise_all
 
 STAGES = ("sft", "dpo")
+BFLOAT16_MAX_DECAY = 0.99  # of a running mean kept in bfloat16
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class ModelOptions:
     tokenizer_path: str = ""  # another directory or .gguf whose tokenizer is used; "" = the model's own
     param_dtype: str = option("float32", ("float32", "bfloat16"))
     compute_dtype: str = option("auto", ("auto", "float32", "bfloat16"))  # auto: float32 on CPU, else bfloat16
-    remat: str = option("none", ("none", "full", "dots"))
+    # what the backward pass keeps of a layer: all, its input, attention or matmuls too; offload: in the host's memory
+    remat: str = option("none", ("none", "full", "attention", "dots", "offload", "offload_dots"))
     # of the steps; auto: the mesh's kernel if there is one and rows of 512 tokens or more fit it, else portable
     attention: str = option("auto", ("auto", "dense", "blockwise", "pallas_tpu", "pallas_gpu"))
     vocab_chunk: int = option(8192, low=128)  # vocabulary entries per chunk of the log-softmax
@@ -67,6 +69,7 @@ class StageOptions:
     rows_per_batch: int = option(1, low=1)  # rows of one micro-batch, over all devices
     accumulation_steps: int = option(1, low=1)
     optimizer: str = option("adamw", ("adamw", "adafactor", "lion"))
+    first_moment_dtype: str = option("float32", ("float32", "bfloat16"))  # of adamw and lion, as it is kept
     learning_rate: float = option(1e-5, low=0.0)
     schedule: str = option("cosine", ("constant", "linear", "cosine"))
     warmup_ratio: float = option(0.1, low=0.0, high=1.0)
@@ -109,11 +112,15 @@ class DpoOptions(StageOptions):
 
 @dataclass(frozen=True)
 class MeshOptions:
-    """Devices along each mesh axis; -1 = all that are left."""
+    """Devices along each mesh axis, and what lies where: docs/scale.md."""
 
-    data: int = option(1, low=-1)
-    fsdp: int = option(-1, low=-1)
-    tensor: int = option(1, low=-1)
+    data: int = option(1, low=-1)  # rows split, parameters repeated; -1 = all devices that are left
+    fsdp: int = option(-1, low=-1)  # rows and parameters split
+    tensor: int = option(1, low=-1)  # heads, feed-forward and vocabulary split
+    dcn_data: int = option(1, low=1)  # how many of `data` are TPU slices or nodes, with a slow network between them
+    dcn_fsdp: int = option(1, low=1)
+    preset: str = ""  # hardware by name instead of sizes: "v5e:4x4", "h100:8", "2xv5e:4x4" (two slices)
+    rules: str = ""  # what lies on which axis, where it differs: "embed=tensor,vocab="
 
 
 @dataclass(frozen=True)
@@ -202,6 +209,7 @@ def from_config_dict(source: ml_collections.ConfigDict | dict[str, Any]) -> Conf
     config = build(Config, values, "", problems)
     _check_stages(config, problems)
     problems += losses.problems(vars(config.dpo), vars(DpoOptions()))
+    problems += mesh_settings.problems(vars(config.mesh), vars(MeshOptions()))
     raise_all(ConfigError, "the config cannot be used", problems)
     return config
 
@@ -213,6 +221,11 @@ def _check_stages(config: Config, problems: list[str]) -> None:
         problems.append(f"stages = {config.stages!r}: each stage may run once")
     if any(objective not in STAGES for objective in config.eval.objectives):
         problems.append(f"eval.objectives = {config.eval.objectives!r}: expected some of {', '.join(STAGES)}")
+    problems += [
+        f"{stage}.first_moment_dtype = 'bfloat16': {reason}"
+        for stage in STAGES
+        if (reason := _moment_problem(config.stage(stage)))
+    ]
     if config.data.eval_split == "test":
         problems += [
             f"{stage}.best_metric = {config.stage(stage).best_metric!r} chooses on the held-out data, which are the "
@@ -220,7 +233,20 @@ def _check_stages(config: Config, problems: list[str]) -> None:
             for stage in STAGES
             if config.stage(stage).best_metric
         ]
-    if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
-        problems.append("mesh: at most one of data, fsdp, tensor may be -1 (all devices that are left)")
-    if 0 in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor):
-        problems.append("mesh: an axis of size 0; use 1 for an axis that is not used")
+
+
+def _moment_problem(options: StageOptions) -> str:
+    """Why a first moment in bfloat16 would not do; "" if it does, or is not asked for."""
+    decay = {"adamw": "b1", "lion": "b2"}.get(options.optimizer)
+    if options.first_moment_dtype == "float32":
+        return ""
+    if decay is None:
+        return f"{options.optimizer} has no first moment; its state is small as it is"
+    value = getattr(options, decay)
+    if value <= BFLOAT16_MAX_DECAY:
+        return ""
+    return (
+        f"with {decay} = {value:g} a step moves it by a 1/{1 / (1 - value) if value < 1 else float('inf'):.0f} or so, "
+        f"less than bfloat16 resolves (1/256), and it stays where it is; use {decay} <= {BFLOAT16_MAX_DECAY:g} "
+        f"({options.optimizer}), or float32"
+    )

@@ -45,6 +45,15 @@ def dbt_paper(name: str, model_path: str, stages: tuple[str, ...]) -> ml_collect
     return config
 
 
+def on_a_slice(config: ml_collections.ConfigDict, rows_per_batch: int) -> ml_collections.ConfigDict:
+    """A recipe with large steps for many devices: `rows_per_batch` rows of 2,048 tokens, of ESConv's pairs about 18 a
+    row. Rows are split over devices, so their number is a multiple of these."""
+    config.data.row_length = 2048
+    for stage in (config.sft, config.dpo, config.eval):
+        stage.rows_per_batch = rows_per_batch
+    return config
+
+
 def smollm2_esconv(name: str, stages: tuple[str, ...]) -> ml_collections.ConfigDict:
     """SmolLM2-135M on ESConv, sized for a laptop: one dialogue a row, float32 on CPU."""
     config = default_config()

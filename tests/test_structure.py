@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "empathax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors"},
-    {"losses"},
+    {"losses", "hardware"},
+    {"mesh_settings"},
     {"config_fields"},
     {"config"},
     {"config_flags"},
@@ -19,8 +20,9 @@ LAYERS = [
     {"objectives", "data", "parallel"},
     {"evaluation"},
     {"training"},
+    {"planning"},
 ]
-COMMANDS = {"train", "evaluate", "score", "chat", "export", "report", "train_classifier"}
+COMMANDS = {"train", "evaluate", "score", "chat", "export", "report", "train_classifier", "plan"}
 ROOMS = {
     "orbax": {"training/checkpoint.py", "models/orbax_files.py"},
     "ml_collections": {"config.py", "config_flags.py", "recipes.py"},

@@ -30,7 +30,7 @@ def matmul(x: Float[Array, "*B I"], kernel_IO: Float[Array, "I O"]) -> Float[Arr
 
 
 def _matmul_forward(x: Array, kernel_IO: Array) -> tuple[Array, tuple[Array, Array]]:
-    return matmul(x, kernel_IO), (x, kernel_IO)
+    return x @ kernel_IO.astype(x.dtype), (x, kernel_IO)  # not a call of `matmul`, into which no remat policy sees
 
 
 def _matmul_backward(kept: tuple[Array, Array], dout: Array) -> tuple[Array, Array]:

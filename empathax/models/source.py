@@ -91,12 +91,17 @@ def resolve_model(path: str | Path) -> ModelSource:
     place = Path(text).expanduser()
     if place.exists():
         return _open(place)
-    if _HUB_NAME.fullmatch(text) and not text.endswith(".gguf"):
+    if is_hub_name(text):
         return _open(_download(text))
     raise WeightsError(
         f"model {text!r} does not exist: no such file or directory ({place.absolute()}), and it is no hub name "
         "(org/model), package:NAME or random:PRESET"
     )
+
+
+def is_hub_name(text: str) -> bool:
+    """True if `text`, which names nothing on this machine, has the form of a hub name "org/model"."""
+    return _HUB_NAME.fullmatch(text) is not None and not text.endswith(".gguf")
 
 
 class DirectoryModel:

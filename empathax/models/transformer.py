@@ -27,15 +27,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from empathax.errors import ConfigError
 from empathax.models.attention import attention as tree_attention
-from empathax.models.flash import SAVED_NAMES
 from empathax.models.layers import LayerKinds, Params, decoder_layer, embed, rms_norm
 from empathax.models.model_config import ModelConfig
 from empathax.models.primitives import matmul_few_rows
-
-LOGICAL_AXES = ("layer", "vocab", "embed", "heads", "kv_heads", "head_dim", "ff")
-REMAT = ("none", "full", "dots")
+from empathax.models.remat import rematerialized
+from empathax.models.sharding import split_embedded, split_rows
 
 
 class Linear(nnx.Module):
@@ -187,8 +184,7 @@ def hidden_states(
 ) -> Float[Array, "B T D"]:
     """Hidden states after the final norm, of rows laid out as prefix trees (see data/batch.py).
 
-    `remat` names what the backward pass keeps of each layer: "none" recomputes nothing, "dots" keeps the results of
-    the weight matmuls and of attention, "full" keeps only the layer's input. `attention` is an implementation of
+    `remat` names what the backward pass keeps of each layer (models/remat.py), `attention` is an implementation of
     models/attention.py, `mesh` where rows and heads are split (None: XLA decides).
     """
     kinds = LayerKinds(config, positions_BT)
@@ -212,10 +208,11 @@ def hidden_states(
             )
             return out_BNTH, None
 
-        return decoder_layer(layer, config, x_BTD, tables, attend)
+        x_BTD, kept = decoder_layer(layer, config, x_BTD, tables, attend)
+        return split_rows(x_BTD, mesh), kept
 
-    x_BTD = embed(params, config, token_ids_BT, compute_dtype)
-    x_BTD, _ = jax.lax.scan(_rematerialized(layer_step, remat), x_BTD, (params["layers"], kinds.windows_L))
+    x_BTD = split_embedded(embed(params, config, token_ids_BT, compute_dtype), mesh)
+    x_BTD, _ = jax.lax.scan(rematerialized(layer_step, remat, mesh), x_BTD, (params["layers"], kinds.windows_L))
     return rms_norm(params["final_norm"], config, x_BTD)
 
 
@@ -245,23 +242,6 @@ def logits(
     """Float32 logits at every token: for tests and small inputs. Options as in `hidden_states`."""
     hidden_BTD = hidden_states(params, config, token_ids_BT, positions_BT, subtree_end_BT, **options)
     return project_logits(params, config, hidden_BTD)
-
-
-def _rematerialized(layer_step: Callable[..., Any], remat: str) -> Callable[..., Any]:
-    if remat == "none":
-        return layer_step
-    keep = jax.checkpoint_policies
-    policies = {
-        "full": keep.nothing_saveable,
-        # with attention's result and log-sum-exp kept, the backward pass does not run attention forward again
-        "dots": keep.save_from_both_policies(
-            keep.dots_with_no_batch_dims_saveable, keep.save_only_these_names(*SAVED_NAMES)
-        ),
-    }
-    if remat not in policies:
-        raise ConfigError(f"remat {remat!r} does not exist: choose one of {', '.join(map(repr, REMAT))}")
-    # within a scan the loop itself keeps XLA from undoing the recomputation
-    return jax.checkpoint(layer_step, policy=policies[remat], prevent_cse=False)
 
 
 def _abstract_state(config: ModelConfig, param_dtype: jnp.dtype) -> nnx.State:

@@ -2,53 +2,67 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from empathax.errors import ConfigError, raise_all
+from empathax.mesh_settings import DEFAULT_RULES, Rules
 
-# First match wins; a logical axis without a rule is replicated. Fully sharded data parallelism splits the model
-# dimension, tensor parallelism the dimension that a matmul leaves or enters with.
-RULES: tuple[tuple[str, str], ...] = (
-    ("embed", "fsdp"),
-    ("vocab", "tensor"),
-    ("heads", "tensor"),
-    ("kv_heads", "tensor"),
-    ("ff", "tensor"),
-)
 BATCH_AXES = ("data", "fsdp")
 
 
-def spec_for(axes: tuple[str | None, ...]) -> PartitionSpec:
+def spec_for(axes: tuple[str | None, ...], rules: Rules = DEFAULT_RULES) -> PartitionSpec:
     """The mesh axes of a parameter with logical `axes`; raises ConfigError if two of its dims share one."""
-    table = dict(reversed(RULES))
-    spec = [table.get(axis) if axis else None for axis in axes]
-    used = [axis for axis in spec if axis]
-    if len(set(used)) != len(used):
-        raise ConfigError(f"logical axes {axes} put two dimensions on one mesh axis: {spec}")
-    return PartitionSpec(*spec)
+    places = _places(axes, rules)
+    if len(set(sum(places, ()))) != len(sum(places, ())):
+        raise ConfigError(f"logical axes {axes} put two dimensions on one mesh axis: {places}")
+    return PartitionSpec(*(place[0] if len(place) == 1 else place or None for place in places))
 
 
-def param_shardings(mesh: Mesh, abstract_params: Any, logical_axes: Any) -> Any:
-    """A NamedSharding for every parameter.
+def param_shardings(mesh: Mesh, abstract_params: Any, logical_axes: Any, rules: Rules = DEFAULT_RULES) -> Any:
+    """A NamedSharding for every parameter, by `rules` (`mesh_settings.parse_rules` of config.mesh.rules).
 
-    Raises one ConfigError that names each parameter, dimension, size and mesh axis that do not divide.
+    Raises one ConfigError that names each parameter, dimension, size and mesh axis that do not divide, or that two
+    dimensions of one parameter share.
     """
     problems: list[str] = []
 
     def shard(path: tuple[Any, ...], value: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]) -> NamedSharding:
-        spec = spec_for(axes)
-        for dim, (size, axis) in enumerate(zip(value.shape, spec, strict=True)):
-            if axis and size % mesh.shape[axis]:
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
-                problems.append(f"{name} dim {dim} ({axes[dim]}) has size {size}, mesh axis {axis} {mesh.shape[axis]}")
-        return NamedSharding(mesh, spec)
+        found = _misfits(mesh, value.shape, axes, _places(axes, rules))
+        if found:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            problems.extend(f"{name} {problem}" for problem in found)
+            return replicated(mesh)
+        return NamedSharding(mesh, spec_for(axes, rules))
 
     shardings = jax.tree_util.tree_map_with_path(shard, abstract_params, logical_axes)
-    raise_all(ConfigError, "the mesh does not divide the model; choose mesh sizes that divide these", problems)
+    heading = "the mesh does not divide the model; choose mesh sizes that divide these, or other mesh.rules"
+    raise_all(ConfigError, heading, problems)
     return shardings
+
+
+def _places(axes: tuple[str | None, ...], rules: Rules) -> list[tuple[str, ...]]:
+    return [rules.get(axis, ()) if axis else () for axis in axes]
+
+
+def _misfits(
+    mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...], places: list[tuple[str, ...]]
+) -> list[str]:
+    """The dimensions that their mesh axes do not divide, or whose mesh axis an earlier dimension has."""
+    problems: list[str] = []
+    taken: dict[str, str] = {}
+    for dim, (size, place) in enumerate(zip(shape, places, strict=True)):
+        here = f"dim {dim} ({axes[dim]}) has size {size}, mesh axis"
+        if size % math.prod(mesh.shape[axis] for axis in place):
+            problems.append(f"{here} {' x '.join(f'{axis} {mesh.shape[axis]}' for axis in place)}")
+        problems += [
+            f"{here} {axis} {mesh.shape[axis]}, where dim {taken[axis]} lies" for axis in place if axis in taken
+        ]
+        taken |= dict.fromkeys(place, f"{dim} ({axes[dim]})")
+    return problems
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -19,7 +19,8 @@ def make_optimizer(options: StageOptions, num_steps: int) -> tuple[optax.Gradien
     """The update direction (float32, before the learning rate) and the learning rate of each step.
 
     The step multiplies the two, so that the rate follows the batches seen, also past skipped updates. Optimizer states
-    are float32 whatever the parameters are. Weight decay is decoupled and leaves out norms and biases.
+    are float32 whatever the parameters are, but for a first moment in `options.first_moment_dtype`. Weight decay is
+    decoupled and leaves out norms and biases.
     """
     directions = [_direction(options)]
     if options.weight_decay:
@@ -58,15 +59,28 @@ def decay_mask(params: Any) -> Any:
 
 def _direction(options: StageOptions) -> optax.GradientTransformation:
     if options.optimizer == "adamw":
-        return optax.scale_by_adam(options.b1, options.b2, options.eps)
+        return _first_moment_in(options.first_moment_dtype, optax.scale_by_adam(options.b1, options.b2, options.eps))
     if options.optimizer == "lion":
-        return optax.scale_by_lion(options.b1, options.b2)
+        return _first_moment_in(options.first_moment_dtype, optax.scale_by_lion(options.b1, options.b2))
     # As the Trainer runs it: no momentum, no scaling by the parameter's size, an absolute learning rate.
     return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
 
 
+def _first_moment_in(dtype: str, tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Stores the field `mu` of the state in `dtype`; the arithmetic stays float32, rounded once a step."""
+
+    def moved(state: Any, dtype: str) -> Any:
+        return state._replace(mu=optax.tree.cast(state.mu, dtype))
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        directions, state = tx.update(grads, moved(state, "float32"), params)
+        return directions, moved(state, dtype)
+
+    return optax.GradientTransformation(lambda params: moved(tx.init(params), dtype), update)
+
+
 def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Keeps states and arithmetic in float32: Adam's second moment in bfloat16 stops moving after a few steps."""
+    """States and arithmetic in float32 for parameters of any dtype."""
 
     def cast(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)

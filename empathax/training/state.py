@@ -13,6 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 Tree = Any  # nested dicts of arrays, of ShapeDtypeStructs or of shardings
+# fields of optax's FactoredState: which dimension is averaged, in the order of size
+_AVERAGED = {"v_row": -1, "v_col": -2}
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -52,8 +54,8 @@ def abstract_state(
 def state_shardings(abstract: TrainState, param_shardings: Tree) -> TrainState:
     """Shardings of the whole state: optimizer arrays lie like the parameter they belong to, the rest is replicated.
 
-    An optimizer array belongs to the parameter whose path ends its own path, if the shapes are equal too (the factored
-    moments of Adafactor are smaller and replicated).
+    An optimizer array belongs to the parameter whose path ends its own path, if the shapes are equal too, or if it is
+    one of Adafactor's factored moments: the parameter's shape and sharding without the dimension that is averaged.
     """
     replicated = NamedSharding(jax.tree.leaves(param_shardings)[0].mesh, PartitionSpec())
     shapes = jax.tree.map(lambda leaf: leaf.shape, abstract.params)
@@ -67,11 +69,19 @@ def state_shardings(abstract: TrainState, param_shardings: Tree) -> TrainState:
         names = _names(path)
         for start in range(len(names)):
             shape, sharding = by_path.get(names[start:], (None, replicated))
+            if shape is not None and names[start - 1] in _AVERAGED and len(leaf.shape) == len(shape) - 1:
+                shape, sharding = _without_dim(shape, sharding, int(np.argsort(shape)[_AVERAGED[names[start - 1]]]))
             if shape == leaf.shape:
                 return sharding
         return replicated
 
     return jax.tree_util.tree_map_with_path(shard, abstract)
+
+
+def _without_dim(shape: tuple[int, ...], sharding: NamedSharding, dim: int) -> tuple[tuple[int, ...], NamedSharding]:
+    places = (*sharding.spec, *[None] * (len(shape) - len(sharding.spec)))
+    spec = PartitionSpec(*places[:dim], *places[dim + 1 :])
+    return shape[:dim] + shape[dim + 1 :], NamedSharding(sharding.mesh, spec)
 
 
 def leaf_digests(tree: Tree) -> dict[str, int]:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from empathax.errors import ConfigError
+from empathax.mesh_settings import LOGICAL_AXES
 from empathax.models.architecture import PRESETS, RopeConfig, preset
 from empathax.models.layers import embed
+from empathax.models.remat import REMAT
 from empathax.models.transformer import (
-    LOGICAL_AXES,
-    REMAT,
     Transformer,
     abstract_params,
     hidden_states,

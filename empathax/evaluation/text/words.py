@@ -30,7 +30,7 @@ _CONTRACTED = frozenset({"cannot", "gimme", "gonna", "gotta", "lemme", "wanna"})
 
 @dataclass(frozen=True)
 class TextIds:
-    """N texts as word ids, end to end; equal words have equal ids, the largest is below the number of different pieces and words."""
+    """N texts as word ids, end to end; equal words have equal ids, below the number of pieces and words."""
 
     ids_K: Int32[np.ndarray, " K"]
     lengths_N: Int64[np.ndarray, " N"]

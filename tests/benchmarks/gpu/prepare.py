@@ -21,8 +21,8 @@ from empathax.data.batch import Batch
 from empathax.data.dataset import build_dataset
 from empathax.data.loader import Loader
 from empathax.models.source import ModelSource, resolve_model
+from empathax.planning.flops import tree_counts
 from tests.benchmarks import corpus
-from tests.benchmarks.flops import tree_counts
 from tests.benchmarks.gpu.models import LARGE, SMALL, llama_1b, write_model
 from tests.benchmarks.our_train import evenly_spread_rows
 from tests.benchmarks.task import Task

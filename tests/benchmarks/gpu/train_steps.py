@@ -26,10 +26,10 @@ from empathax.models.source import resolve_model
 from empathax.models.transformer import abstract_params, init_params, logical_axes
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import batch_sharding, param_shardings
+from empathax.planning.flops import Counts, train_flops
 from empathax.training.optimizer import make_optimizer
 from empathax.training.state import TrainState, abstract_state, init_state, state_shardings
 from empathax.training.step import make_score_step, make_train_step
-from tests.benchmarks.flops import Counts, train_flops
 from tests.benchmarks.gpu.kernel_profile import kernel_seconds
 from tests.benchmarks.gpu.models import llama_1b
 from tests.benchmarks.gpu.part import Part, choice_from_argv, compiled_together, guarded
@@ -71,7 +71,7 @@ def cases(quick: bool) -> list[Case]:
     smol, llama = "SmolLM2-135M", "Llama-3.2-1B"
     return [
         *(Case(smol, packing) for packing in PACKINGS),
-        *(Case(llama, packing, "dots") for packing in ("tree", "none")),
+        *(Case(llama, packing, "attention") for packing in ("tree", "none")),
     ]
 
 

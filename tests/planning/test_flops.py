@@ -6,7 +6,7 @@ import numpy as np
 
 from empathax.data.prefix_tree import ScoredSequence, build_tree
 from empathax.models.architecture import preset
-from tests.benchmarks.flops import Counts, layer_matmul_params, train_flops, tree_counts
+from empathax.planning.flops import Counts, layer_matmul_params, train_flops, tree_counts
 
 
 def _ids(*values: int) -> np.ndarray:

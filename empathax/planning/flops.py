@@ -42,7 +42,17 @@ def layer_matmul_params(config: ModelConfig) -> int:
 
 def train_flops(config: ModelConfig, counts: Counts) -> int:
     """Useful operations of forward and backward over `counts`."""
-    layers = 6 * config.num_layers * layer_matmul_params(config) * counts.tokens
-    vocabulary = 6 * config.vocab_size * config.model_dim * counts.trained
-    attention = 12 * config.num_layers * config.query_dim * counts.visible_pairs
-    return layers + vocabulary + attention
+    return 3 * forward_flops(config, counts)
+
+
+def forward_flops(config: ModelConfig, counts: Counts) -> int:
+    """Useful operations of the forward pass over `counts`."""
+    return sum(forward_parts(config, counts))
+
+
+def forward_parts(config: ModelConfig, counts: Counts) -> tuple[int, int, int]:
+    """Those of the layers' kernels, of attention's scores and mixing, and of the vocabulary projection."""
+    layers = 2 * config.num_layers * layer_matmul_params(config) * counts.tokens
+    attention = 4 * config.num_layers * config.query_dim * counts.visible_pairs
+    vocabulary = 2 * config.vocab_size * config.model_dim * counts.trained
+    return layers, attention, vocabulary

@@ -1,0 +1,58 @@
+"""`python -m empathax.plan --config=FILE --topology=v5e:4x4`: what a config needs of hardware that is not there."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from empathax.config import to_dict
+from empathax.config_flags import load_config
+from empathax.errors import ConfigError, exit_on_error
+
+PARTS = ("train", "reference", "eval", "decode")
+
+
+@exit_on_error
+def main(argv: Sequence[str]) -> int:
+    """See docs/plan.md. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m empathax.plan --config=FILE [--config.a.b=VALUE]", description=__doc__
+    )
+    add = parser.add_argument
+    add("--topology", required=True, help="v5e:4x4, v5p:2x2x2, v6e:4x2, h100:8, cpu:8, ...; a kind with --search")
+    add("--stage", choices=("sft", "dpo"), help="which of the config's stages; by default its last one")
+    add("--parts", default="train,reference,eval", help=f"steps to compile, some of {','.join(PARTS)}")
+    add("--search", action="store_true", help="the most rows that fit; of a kind (v5e) the smallest slice that fits")
+    add("--model-config", default="", help="a config.json that describes the model instead of model.path")
+    add("--json", nargs="?", const="-", default="", metavar="FILE", help="the plan as JSON, to stdout or a file")
+    flags, rest = parser.parse_known_args(argv)
+    config, unknown = load_config(rest)
+    if unknown:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    parts = tuple(flags.parts.split(","))
+    if not set(parts) <= set(PARTS):
+        raise ConfigError(f"--parts={flags.parts}: expected some of {', '.join(PARTS)}")
+    stage = flags.stage or config.stages[-1]
+    if stage not in config.stages:
+        raise ConfigError(f"--stage={stage}: this config's stages are {', '.join(config.stages)}")
+
+    from empathax.planning import report
+    from empathax.planning.child import run_plan
+    from empathax.planning.hardware import parse_kind, parse_topology
+    from empathax.planning.worker import Request
+
+    parse_kind(flags.topology) if flags.search and ":" not in flags.topology else parse_topology(flags.topology)
+    request = Request(to_dict(config), stage, flags.topology, parts, flags.search, flags.model_config)
+    plan = run_plan(request, lambda text: print(text, file=sys.stderr, flush=True))
+    text = json.dumps(plan, indent=2)
+    if flags.json and flags.json != "-":
+        Path(flags.json).write_text(text + "\n", encoding="utf-8")
+    print(text if flags.json == "-" else report.text(plan))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,208 @@
+"""The functions that `train` compiles, lowered with the shapes and shardings that it would call them with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from empathax.config import Config
+from empathax.data.batch import Batch
+from empathax.data.packing import RowSizes
+from empathax.errors import ConfigError
+from empathax.evaluation.generation.decoding import generate
+from empathax.evaluation.generation.prompt_tree import PromptTree, rounded_up
+from empathax.evaluation.generation.sampling import sampling_from
+from empathax.mesh_settings import parse_rules
+from empathax.models.model_config import ModelConfig
+from empathax.models.transformer import abstract_params, logical_axes
+from empathax.objectives.preference import reference_kind
+from empathax.parallel.mesh import compute_dtype
+from empathax.parallel.rules import batch_sharding, check_batch, param_shardings, replicated
+from empathax.training.optimizer import make_optimizer
+from empathax.training.state import TrainState, Tree, abstract_state, state_shardings
+from empathax.training.step import make_reply_step, make_score_step, make_train_step
+
+PARTS = ("train", "reference", "eval", "decode")
+_ANY_NUM_STEPS = 1000  # of the learning rate's schedule: constants of the program, no shapes
+_FLOATS = {"weight_BM", "pair_weight_BP", "ref_logps_BS"}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A stage of a config on a mesh."""
+
+    config: Config
+    stage: str
+    model: ModelConfig
+    mesh: Mesh
+    sizes: RowSizes
+
+    @property
+    def reference(self) -> str:
+        """Where the stage's reference is: "none", "resident", "precomputed" or, where it moves, "in the state"."""
+        if self.stage != "dpo":
+            return "none"
+        kind = reference_kind(self.config.dpo)
+        return "in the state" if kind != "none" and self.config.dpo.ref_sync_steps else kind
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A function ready to be compiled.
+
+    `arguments` are its abstract arguments by kind (bytes_per_device of the report), `held` what lies on the devices
+    meanwhile and is no argument, `unknown_trips` the rounds of a loop that depends on the data.
+    """
+
+    lowered: Any
+    arguments: dict[str, Tree]
+    held: dict[str, Tree]
+    unknown_trips: int = 1
+
+
+def lower_parts(setup: Setup, parts: tuple[str, ...]) -> dict[str, Lowered]:
+    """Those of `parts` that a run of the stage has, by name; raises ConfigError if mesh, model and rows do not fit."""
+    options = setup.config.stage(setup.stage)
+    check_batch(setup.mesh, options.rows_per_batch, f"{setup.stage}.rows_per_batch")
+    check_batch(setup.mesh, setup.config.eval.rows_per_batch, "eval.rows_per_batch")
+    lowered = {}
+    if "train" in parts:
+        lowered["train"] = _train(setup)
+    if "reference" in parts and setup.reference == "precomputed":
+        lowered["reference"] = _reference(setup)
+    if "eval" in parts:
+        lowered["eval"] = _eval(setup)
+    if "decode" in parts:
+        lowered["decode"] = _decode(setup)
+    if not lowered:
+        raise ConfigError(f"--parts={','.join(parts)}: a stage {setup.stage} of this config has none of these steps")
+    return lowered
+
+
+def params_of(setup: Setup) -> Tree:
+    """The parameters, abstract, with their shardings."""
+    abstract = abstract_params(setup.model, jnp.dtype(setup.config.model.param_dtype))
+    rules = parse_rules(setup.config.mesh.rules)
+    return _placed(abstract, param_shardings(setup.mesh, abstract, logical_axes(setup.model), rules))
+
+
+def state_of(setup: Setup) -> TrainState:
+    """The train state, abstract, with its shardings."""
+    params, (tx, _) = params_of(setup), _optimizer(setup)
+    abstract = abstract_state(params, tx, moving_reference=setup.reference == "in the state")
+    return _placed(abstract, state_shardings(abstract, jax.tree.map(lambda leaf: leaf.sharding, params)))
+
+
+def batch_of(setup: Setup, rows: int, micro_batches: int = 0, with_reference: bool = False) -> Batch:
+    """A batch of `rows` rows, abstract; with the leading dim of a training batch if `micro_batches` are given."""
+    sizes = {
+        "T": setup.sizes.tokens,
+        "M": setup.sizes.trained,
+        "S": setup.sizes.sequences,
+        "P": setup.sizes.pairs,
+    }
+    leading = (micro_batches,) if micro_batches else ()
+    sharding = batch_sharding(setup.mesh, num_leading=len(leading))
+
+    def array(name: str) -> jax.ShapeDtypeStruct | None:
+        if name == "ref_logps_BS" and not with_reference:
+            return None
+        dtype = jnp.float32 if name in _FLOATS else jnp.int32
+        return jax.ShapeDtypeStruct((*leading, rows, sizes[name[-1]]), dtype, sharding=sharding)
+
+    return Batch(**{name: array(name) for name in Batch.__dataclass_fields__})
+
+
+def _train(setup: Setup) -> Lowered:
+    tx, schedule = _optimizer(setup)
+    state, options = state_of(setup), setup.config.stage(setup.stage)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = make_train_step(setup.stage, setup.model, setup.config, tx, schedule, shardings=shardings)
+    batch = batch_of(setup, options.rows_per_batch, options.accumulation_steps, setup.reference == "precomputed")
+    ref_params = params_of(setup) if setup.reference == "resident" else None
+    return Lowered(
+        step.lower(state, batch, ref_params=ref_params),  # type: ignore[attr-defined]  # a jitted function
+        {
+            "parameters": state.params,
+            "optimizer": state.opt_state,
+            "reference": (ref_params, state.ref_params),
+            "batch": batch,
+        },
+        {},
+    )
+
+
+def _reference(setup: Setup) -> Lowered:
+    """The pass over the training rows before the first step; there is no optimizer state yet."""
+    step = make_score_step(setup.model, setup.config.model, mesh=setup.mesh)
+    params, batch = params_of(setup), batch_of(setup, setup.config.eval.rows_per_batch)
+    return Lowered(step.lower(params, batch), {"parameters": params, "batch": batch}, {})  # type: ignore[attr-defined]
+
+
+def _eval(setup: Setup) -> Lowered:
+    """Held-out replies or pairs, in mid-training."""
+    make_step = make_reply_step if setup.stage == "sft" else make_score_step
+    step: Any = make_step(setup.model, setup.config.model, mesh=setup.mesh)
+    params, batch = params_of(setup), batch_of(setup, setup.config.eval.rows_per_batch)
+    return Lowered(step.lower(params, batch), {"parameters": params, "batch": batch}, _held(setup))
+
+
+def _decode(setup: Setup) -> Lowered:
+    """Replies to prompts of `data.max_length` tokens that share nothing, in mid-training."""
+    options, mesh = setup.config.eval, setup.mesh
+    num_rows = mesh.shape["data"]
+    num_prompts = -(-options.generation_batch // num_rows) * num_rows
+    num_slots = rounded_up(setup.config.data.max_length)
+    num_tokens = rounded_up(num_prompts // num_rows * num_slots)
+    array = partial(_array, NamedSharding(mesh, PartitionSpec("data")))
+    params, row_ids = params_of(setup), array(num_prompts)
+    prompts = PromptTree(
+        token_ids_RT=array(num_rows, num_tokens),
+        positions_RT=array(num_rows, num_tokens),
+        subtree_end_RT=array(num_rows, num_tokens),
+        path_BS=array(num_prompts, num_slots),
+        lengths_B=array(num_prompts),
+    )
+    lowered = generate.lower(
+        params,
+        setup.model,
+        prompts,
+        row_ids,
+        _array(replicated(mesh)),
+        row_ids,
+        max_new_tokens=options.max_new_tokens,
+        stop_ids=(0,),
+        sampling=sampling_from(options),
+        compute_dtype=compute_dtype(setup.config.model, mesh),
+        attention="dense" if setup.config.model.attention == "dense" else "auto",
+    )
+    return Lowered(
+        lowered, {"parameters": params, "batch": prompts}, _held(setup), unknown_trips=options.max_new_tokens - 1
+    )
+
+
+def _held(setup: Setup) -> dict[str, Tree]:
+    """What training keeps on the devices while it evaluates."""
+    state = state_of(setup)
+    resident = params_of(setup) if setup.reference == "resident" else None
+    return {"optimizer": state.opt_state, "reference": (resident, state.ref_params)}
+
+
+def _optimizer(setup: Setup) -> Any:
+    return make_optimizer(setup.config.stage(setup.stage), _ANY_NUM_STEPS)
+
+
+def _array(sharding: NamedSharding, *shape: int) -> Any:
+    return jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
+
+
+def _placed(abstract: Tree, shardings: Tree) -> Tree:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+    )

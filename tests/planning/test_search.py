@@ -1,0 +1,67 @@
+"""The search against a device whose memory is a formula."""
+
+from dataclasses import replace
+
+import pytest
+
+from empathax.data.packing import RowSizes
+from empathax.errors import ConfigError
+from empathax.planning.compile import Subject
+from empathax.planning.hardware import parse_topology, smaller_to_larger
+from empathax.planning.model import find_model
+from empathax.planning.rows import Rows
+from empathax.planning.search import MAX_COMPILES, largest_rows, smallest_topology
+from tests.training.tiny import tiny_config
+
+
+def _subject(rows_per_batch: int, num_rows: int = 0) -> Subject:
+    config = tiny_config(mesh__data=1, mesh__fsdp=-1, dpo__rows_per_batch=rows_per_batch, eval__rows_per_batch=64)
+    rows = Rows(RowSizes(128, 32, 8, 8), 1.0, 1.0, 1.0, 1.0, num_rows=num_rows)
+    return Subject(config, "dpo", find_model("random:tiny-llama"), rows, "a test")
+
+
+def _attempt(capacity: float):
+    """A train step that takes 100 / devices + rows / devices of `capacity`."""
+
+    def attempt(subject, topology):
+        rows = subject.config.dpo.rows_per_batch
+        total = (100 + rows**1.1 / 100**0.1) / topology.num_devices  # not quite a line
+        sizes = {"bytes_per_device": {"total": total}, "hbm_bytes": capacity}
+        return {"fits": total <= capacity, "rows_per_batch": rows, **sizes}
+
+    return attempt
+
+
+@pytest.mark.parametrize("start", [4, 20, 400])
+@pytest.mark.parametrize("largest", [4, 36, 100])
+def test_the_largest_batch(start, largest):
+    capacity = (100 + (largest + 3) ** 1.1 / 100**0.1) / 4
+    rows, plans = largest_rows(_subject(start), parse_topology("v5e:2x2"), _attempt(capacity))
+    assert rows == largest
+    assert len(plans) <= MAX_COMPILES
+
+
+def test_nothing_fits():
+    rows, plans = largest_rows(_subject(16), parse_topology("v5e:2x2"), _attempt(1))
+    assert rows == 0
+    assert [plan["rows_per_batch"] for plan in plans] == [16, 8, 4]
+
+
+def test_no_more_rows_than_the_data_have():
+    rows, _ = largest_rows(_subject(4, num_rows=39), parse_topology("v5e:2x2"), _attempt(1e6))
+    assert rows == 36
+
+
+@pytest.mark.parametrize(("capacity", "found"), [(1e6, "v5e:2x2"), (21.0, "v5e:2x4"), (4.0, "v5e:8x8"), (0.1, None)])
+def test_the_smallest_topology(capacity, found):
+    topology, plans = smallest_topology(_subject(64), smaller_to_larger("v5e"), _attempt(capacity))
+    assert (str(topology) if topology else None) == found
+    assert len(plans) <= 3  # of 5 that 64 rows divide over
+
+
+def test_topologies_that_the_rows_do_not_divide_over_are_left_out():
+    subject = _subject(6)
+    with pytest.raises(ConfigError, match=r"dpo.rows_per_batch = 6 divides over no topology"):
+        smallest_topology(subject, smaller_to_larger("v5e"), _attempt(1e6))
+    tensor = replace(subject, config=tiny_config(mesh__data=1, mesh__fsdp=1, mesh__tensor=-1, dpo__rows_per_batch=6))
+    assert str(smallest_topology(tensor, smaller_to_larger("v5e"), _attempt(1e6))[0]) == "v5e:2x2"
