@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from empathax import losses, mesh_settings
+from empathax import lora_settings, losses, mesh_settings
 from empathax.config_fields import build, option, plain
 from empathax.errors import ConfigError, raise_all
 
@@ -32,6 +32,21 @@ class ModelOptions:
     # of the steps; auto: the mesh's kernel if there is one and rows of 512 tokens or more fit it, else portable
     attention: str = option("auto", ("auto", "dense", "blockwise", "pallas_tpu", "pallas_gpu"))
     vocab_chunk: int = option(8192, low=128)  # vocabulary entries per chunk of the log-softmax
+    quantization: str = option("none", lora_settings.QUANTIZATIONS)  # of the frozen weights below an adapter: QLoRA
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """Low-rank adapters on frozen weights: docs/adapters.md."""
+
+    rank: int = option(0, low=0)  # 0 = off: all parameters are trained
+    alpha: float = option(16.0, low=0.0)  # the product of the factors is multiplied with alpha / rank
+    rslora: bool = False  # with alpha / sqrt(rank)
+    dropout: float = option(0.0, low=0.0, high=0.9)  # of what enters the adapters, in training
+    targets: tuple[str, ...] = ("all-linear",)  # attention, mlp, all-linear, or by PEFT's names: q_proj, down_proj, ...
+    dora: bool = False  # magnitudes apart from directions
+    path: str = ""  # an adapter in PEFT format to begin with: sft trains it on, dpo takes it for that of an sft stage
+    after_sft: str = option("merge", ("merge", "keep"))  # a stage's adapter in the next: merged, or frozen beside it
 
 
 @dataclass(frozen=True)
@@ -179,6 +194,7 @@ class Config:
     compare_with: tuple[str, ...] = ()  # blocks of the DBT paper's Table 1 beside a sweep's: llama8b, ...; () = all
     compilation_cache: str = "auto"  # a directory; auto = the user's cache directory on accelerators; "" = off
     model: ModelOptions = ModelOptions()
+    lora: LoraOptions = LoraOptions()
     data: DataOptions = DataOptions()
     sft: SftOptions = SftOptions()
     dpo: DpoOptions = DpoOptions()
@@ -190,6 +206,12 @@ class Config:
     def stage(self, name: str) -> SftOptions | DpoOptions:
         """The options of stage `name`."""
         return self.sft if name == "sft" else self.dpo
+
+    @property
+    def dpo_reference(self) -> str:
+        """Where the reference of stage dpo is: "resident", "precomputed", "adapter_off" or "none"."""
+        kind = losses.reference_kind(vars(self.dpo))
+        return "adapter_off" if kind == "resident" and lora_settings.is_on(vars(self.lora)) else kind
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -210,6 +232,8 @@ def from_config_dict(source: ml_collections.ConfigDict | dict[str, Any]) -> Conf
     _check_stages(config, problems)
     problems += losses.problems(vars(config.dpo), vars(DpoOptions()))
     problems += mesh_settings.problems(vars(config.mesh), vars(MeshOptions()))
+    lora = (vars(config.lora), vars(LoraOptions()))
+    problems += lora_settings.problems(*lora, vars(config.dpo), config.model.quantization)
     raise_all(ConfigError, "the config cannot be used", problems)
     return config
 

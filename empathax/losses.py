@@ -83,13 +83,13 @@ LOSSES: Mapping[str, Loss] = {
 }
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "js", "alpha")
-REFERENCES = ("auto", "resident", "precomputed", "none")
+REFERENCES = ("auto", "resident", "precomputed", "adapter_off", "none")
 # Settings that change something only where one of the losses takes them.
 OF_SOME_LOSSES = ("label_smoothing", "discopop_tau", "simpo_gamma", "cpo_alpha", "alphapo_alpha")
 
 
 def reference_kind(settings: Mapping[str, Any]) -> str:
-    """ "resident", "precomputed" or "none": `dpo.reference` with "auto" resolved; of settings without a problem."""
+    """`dpo.reference` with "auto" resolved, as where all parameters are trained; of settings without a problem."""
     chosen = settings["reference"]
     if chosen != "auto":
         return chosen
@@ -206,7 +206,7 @@ def _reference(losses: Sequence[Loss], changed: set[str], settings: Mapping[str,
     reference, needing = settings["reference"], [loss.name for loss in losses if loss.needs_reference]
     if reference == "none" and needing:
         yield f"dpo.reference = 'none': {_spelled(needing)} need one; expected 'auto', 'resident' or 'precomputed'"
-    if reference in ("resident", "precomputed") and not needing:
+    if reference in ("resident", "precomputed", "adapter_off") and not needing:
         yield (
             f"dpo.reference = {reference!r}: dpo.loss = {_spelled(settings['loss'])} has no reference; expected 'auto' "
             "or 'none'"

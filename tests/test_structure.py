@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "empathax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors"},
-    {"losses", "hardware"},
+    {"losses", "hardware", "lora_settings"},
     {"mesh_settings"},
     {"config_fields"},
     {"config"},

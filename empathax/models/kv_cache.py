@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 from empathax.models.attention import Window, masked_attention
 from empathax.models.attention import attention as tree_attention
 from empathax.models.layers import LayerKinds, Params, decoder_layer, embed, rms_norm
+from empathax.models.low_rank import merged_kernel
 from empathax.models.model_config import ModelConfig
 from empathax.models.primitives import split_kernel, split_rows
 from empathax.models.transformer import output_projection
@@ -182,11 +183,12 @@ def split_layers(params: Params, config: ModelConfig, compute_dtype: jnp.dtype =
 
 
 def _in_parts(weights: Params) -> Params:
-    """The same layer, each kernel as the parts that `linear` takes."""
+    """The same layer, each kernel, its adapters added in, as the parts that `linear` takes."""
     if "kernel" not in weights:
         return {name: _in_parts(value) if isinstance(value, dict) else value for name, value in weights.items()}
-    parts = split_kernel(weights["kernel"], _num_parts(weights["kernel"].shape[1]))
-    return {"parts": parts, **{name: value for name, value in weights.items() if name != "kernel"}}
+    kernel = merged_kernel(weights) if "lora" in weights else weights["kernel"]
+    parts = split_kernel(kernel, _num_parts(kernel.shape[1]))
+    return {"parts": parts, **{name: value for name, value in weights.items() if name not in ("kernel", "lora")}}
 
 
 def _num_parts(num_outputs: int) -> int:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from empathax.models.attention import NO_WINDOW, Window
+from empathax.models.low_rank import add_adapters
 from empathax.models.model_config import ModelConfig
 from empathax.models.primitives import gated, matmul, matmul_few_rows, scaled_rms
 from empathax.models.rope import apply_rope, rope_tables
@@ -90,8 +91,10 @@ def rms_norm(norm: Params, config: ModelConfig, x: Float[Array, "*B D"]) -> Floa
 
 
 def linear(weights: Params, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-    """x @ kernel (+ bias) in the dtype of x; the kernel may lie in parts, see `kv_cache.split_layers`."""
+    """x @ kernel (+ adapters, + bias) in the dtype of x; the kernel may lie in parts, see `kv_cache.split_layers`."""
     out = matmul_few_rows(x, weights["parts"]) if "parts" in weights else matmul(x, weights["kernel"])
+    if "lora" in weights:
+        out = add_adapters(out, weights, x)
     return out + weights["bias"].astype(x.dtype) if "bias" in weights else out
 
 

@@ -16,6 +16,7 @@ from empathax.models.transformer import abstract_params
 
 ITEMS = ("params", "rest", "meta")  # of a run's checkpoint
 PARAMS = ITEMS[0]
+FROZEN = "frozen"  # of a run's checkpoint, where adapters lie below the one that is trained
 _CHUNK_BYTES = 16 << 20  # of converted parameters: what is read at once, whatever part of it is wanted
 _LARGEST_ITEM = 4  # bytes of a float32
 _UNLIMITED_GB = 96.0  # as good as none: Orbax's own
@@ -59,12 +60,12 @@ def read_meta(step_dir: Path) -> dict[str, Any]:
         return reader.restore(step_dir / "meta")
 
 
-def restore_params(directory: Path, like: Any) -> Any:
+def restore_params(directory: Path, like: Any, item: str = PARAMS) -> Any:
     """The parameters alone in `directory`, in the shapes, dtypes and shardings of `like`; each device reads its part.
 
-    Raises CheckpointError for another tree or other shapes.
+    `item` names another part of a checkpoint. Raises CheckpointError for another tree or other shapes.
     """
-    wanted, place = abstract(like), Path(directory).absolute() / PARAMS
+    wanted, place = abstract(like), Path(directory).absolute() / item
     try:
         try:
             return _restore(place, wanted, _in_flight_gb(wanted))

@@ -25,17 +25,22 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 @jax.custom_vjp
 def matmul(x: Float[Array, "*B I"], kernel_IO: Float[Array, "I O"]) -> Float[Array, "*B O"]:
-    """x @ kernel in the dtype of x; the kernel's gradient is summed, and returned, in the kernel's own dtype."""
+    """x @ kernel in the dtype of x; the kernel's gradient is summed, and returned, in the kernel's own dtype.
+
+    For a kernel that is not trained nothing is summed, and x is not kept.
+    """
     return x @ kernel_IO.astype(x.dtype)
 
 
-def _matmul_forward(x: Array, kernel_IO: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ kernel_IO.astype(x.dtype), (x, kernel_IO)  # not a call of `matmul`, into which no remat policy sees
+def _matmul_forward(x: Any, kernel_IO: Any) -> tuple[Array, Any]:
+    out = x.value @ kernel_IO.value.astype(x.value.dtype)  # not a call of `matmul`, into which no remat policy sees
+    return out, (x.value if kernel_IO.perturbed else None, kernel_IO.value)
 
 
-def _matmul_backward(kept: tuple[Array, Array], dout: Array) -> tuple[Array, Array]:
+def _matmul_backward(kept: tuple[Array | None, Array], dout: Array) -> tuple[Array, Array | None]:
     x, kernel_IO = kept
-    return jnp.einsum("...o,io->...i", dout, kernel_IO.astype(x.dtype)), _kernel_gradient(x, dout, kernel_IO.dtype)
+    dx = jnp.einsum("...o,io->...i", dout, kernel_IO.astype(dout.dtype))
+    return dx, None if x is None else _kernel_gradient(x, dout, kernel_IO.dtype)
 
 
 def _kernel_gradient(x: Array, dout: Array, dtype: Any) -> Array:
@@ -47,7 +52,7 @@ def _kernel_gradient(x: Array, dout: Array, dtype: Any) -> Array:
     return product(dout, x).T if x.shape[-1] > dout.shape[-1] else product(x, dout)
 
 
-matmul.defvjp(_matmul_forward, _matmul_backward)
+matmul.defvjp(_matmul_forward, _matmul_backward, symbolic_zeros=True)
 
 
 def split_kernel(kernel_IO: Float[Array, "I O"], num_parts: int) -> tuple[Float[Array, "o I"], ...]:

@@ -16,6 +16,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
 _LOWEST = float(np.finfo(np.float32).min)
@@ -198,12 +199,22 @@ _Found = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 def _chunked_logps(
     hidden: jax.Array, kernel_VD: jax.Array, target: jax.Array, softcap: float, layout: _Layout, sum_squares: bool
 ) -> _Found:
-    return _forward(hidden, kernel_VD, target, softcap, layout, sum_squares)[0]
+    return _read_vocabulary(hidden, kernel_VD, target, softcap, layout, sum_squares)[0]
 
 
 def _forward(
-    hidden: jax.Array, kernel_VD: jax.Array, target: jax.Array, softcap: float, layout: _Layout, sum_squares: bool
+    hidden: Any, kernel_VD: Any, target: Any, softcap: float, layout: _Layout, sum_squares: bool
 ) -> tuple[_Found, Any]:
+    values = (hidden.value, kernel_VD.value, target.value)
+    found, logsumexp = _read_vocabulary(*values, softcap, layout, sum_squares)
+    is_trained = () if kernel_VD.perturbed else None  # as structure: what is traced cannot be branched on
+    return found, (*values, logsumexp, is_trained)
+
+
+def _read_vocabulary(
+    hidden: jax.Array, kernel_VD: jax.Array, target: jax.Array, softcap: float, layout: _Layout, sum_squares: bool
+) -> tuple[_Found, jax.Array]:
+    """What the whole vocabulary says, and its log-sum-exp."""
     kernel_CND = _laid_out(kernel_VD, layout)
     lanes_shape = (layout.lanes, layout.width)
 
@@ -225,17 +236,20 @@ def _forward(
     logps = (lanes.target_logit.sum(axis=-1) - top) - log_sum
     squares = jnp.zeros(()) if whole.sum_squares is None else jnp.log(whole.sum_squares.sum(axis=-1)) - 2.0 * log_sum
     found = (logps, entropy, (best_id == target).astype(jnp.float32), squares)
-    return found, (hidden, kernel_VD, target, top + log_sum)
+    return found, top + log_sum
 
 
 def _backward(
     softcap: float, layout: _Layout, sum_squares: bool, residuals: Any, cotangents: Any
-) -> tuple[jax.Array, jax.Array, Any]:
-    hidden, kernel_VD, target, logsumexp = residuals
+) -> tuple[jax.Array, jax.Array | None, Any]:
+    hidden, kernel_VD, target, logsumexp, is_trained = residuals
+    no_target_grad = np.zeros(target.shape, jax.dtypes.float0)
+    if isinstance(cotangents[0], SymbolicZero):
+        return jnp.zeros_like(hidden), None, no_target_grad
     scale = cotangents[0][..., None]
     kernel_CND = _laid_out(kernel_VD, layout)
 
-    def pull(carry: tuple[jax.Array, jax.Array], chunk: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+    def pull(carry: tuple[jax.Array, Any], chunk: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
         hidden_grad, kernel_grad_CND = carry
         kernel_CD, ids_C, logits = _chunk_logits(hidden, kernel_CND, chunk, softcap, kernel_VD.shape[0])
         probs = jnp.exp(logits - logsumexp[..., None])
@@ -244,6 +258,8 @@ def _backward(
             logits_grad *= jnp.where(jnp.isneginf(logits), 0.0, 1.0 - jnp.square(logits / softcap))
         logits_grad = logits_grad.astype(hidden.dtype)
         hidden_grad += jnp.einsum("...mc,cd->...md", logits_grad, kernel_CD, preferred_element_type=jnp.float32)
+        if is_trained is None:
+            return (hidden_grad, None), None
         chunk_grad_CD = jnp.einsum(
             "nc,nd->cd",
             logits_grad.reshape(-1, logits_grad.shape[-1]),
@@ -255,10 +271,13 @@ def _backward(
         )
         return (hidden_grad, kernel_grad_CND), None
 
-    start = (jnp.zeros(hidden.shape, jnp.float32), jnp.zeros(kernel_CND.shape, kernel_VD.dtype))
+    no_kernel_grad = None if is_trained is None else jnp.zeros(kernel_CND.shape, kernel_VD.dtype)
+    start = (jnp.zeros(hidden.shape, jnp.float32), no_kernel_grad)
     (hidden_grad, kernel_grad_CND), _ = jax.lax.scan(pull, start, jnp.arange(layout.num_chunks, dtype=jnp.int32))
-    kernel_grad_VD = kernel_grad_CND.reshape(-1, kernel_VD.shape[1])[: kernel_VD.shape[0]]
-    return hidden_grad.astype(hidden.dtype), kernel_grad_VD, np.zeros(target.shape, jax.dtypes.float0)
+    kernel_grad_VD = None
+    if kernel_grad_CND is not None:
+        kernel_grad_VD = kernel_grad_CND.reshape(-1, kernel_VD.shape[1])[: kernel_VD.shape[0]]
+    return hidden_grad.astype(hidden.dtype), kernel_grad_VD, no_target_grad
 
 
-_chunked_logps.defvjp(_forward, _backward)
+_chunked_logps.defvjp(_forward, _backward, symbolic_zeros=True)

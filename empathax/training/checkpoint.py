@@ -1,8 +1,8 @@
 """Training state on disk: asynchronous Orbax checkpoints, one directory per stage, one per step in it.
 
-A checkpoint holds three items: `params`, `rest` (optimizer state and counters) and `meta` (JSON: the step, what the
-model is and which data it was trained on). A stage whose newest checkpoint says
-`finished` is never trained again.
+A checkpoint holds three items: `params` (what is trained: the model's parameters, or an adapter's), `rest` (optimizer
+state and counters) and `meta` (JSON: the step, what the model is and which data it was trained on); and `frozen`, the
+adapters of earlier stages, if there are any. A stage whose newest checkpoint says `finished` is never trained again.
 """
 
 from __future__ import annotations
@@ -15,14 +15,25 @@ import jax
 import orbax.checkpoint as ocp
 
 from empathax.errors import CheckpointError, NonFiniteError, Preempted, raise_all
-from empathax.models.orbax_files import ITEMS, abstract, latest_checkpoint, latest_step, read_meta, restore_params
+from empathax.models.orbax_files import (
+    FROZEN,
+    ITEMS,
+    abstract,
+    latest_checkpoint,
+    latest_step,
+    read_meta,
+    restore_params,
+)
 from empathax.training.state import TrainState
 
 __all__ = ["StageCheckpoints", "latest_checkpoint", "latest_step", "read_meta", "restore_params"]
 
 
 class StageCheckpoints:
-    """The checkpoints of one stage of a run. Use as a context manager: leaving it waits for pending saves."""
+    """The checkpoints of one stage of a run. Use as a context manager: leaving it waits for pending saves.
+
+    `frozen` is a tree that is written into each of them as it is: adapters below the one that is trained.
+    """
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
         self.directory = Path(directory).absolute()
@@ -35,7 +46,8 @@ class StageCheckpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
-        self._manager = ocp.CheckpointManager(self.directory, item_names=ITEMS, options=options)
+        self._manager = ocp.CheckpointManager(self.directory, item_names=(*ITEMS, FROZEN), options=options)
+        self.frozen: Any = None
         self._last_saved: int | None = None
 
     def __enter__(self) -> StageCheckpoints:
@@ -57,6 +69,7 @@ class StageCheckpoints:
             params=ocp.args.StandardSave(state.params),
             rest=ocp.args.StandardSave(_rest(state)),
             meta=ocp.args.JsonSave({**meta, "step": step}),
+            **({FROZEN: ocp.args.StandardSave(self.frozen)} if self.frozen else {}),
         )
         try:
             self._manager.save(step, args=args, force=True)

@@ -25,6 +25,8 @@ from empathax.errors import ConfigError, DataError
 from empathax.evaluation.generation.sampling import sampling_from
 from empathax.evaluation.generation.stop_tokens import stop_token_ids
 from empathax.mesh_settings import parse_rules
+from empathax.models.lora import overlay
+from empathax.models.lora_files import Adapter, read_adapter
 from empathax.models.source import ModelSource, load_tokenizer, resolve_model
 from empathax.models.tokenizer import Tokenizer
 from empathax.models.transformer import abstract_params, logical_axes
@@ -50,6 +52,7 @@ class Job:
     tokenizer: Tokenizer
     datasets: dict[str, Dataset]  # of the stages, and of eval.objectives
     param_shardings: Any
+    adapter: Adapter | None = None  # that `lora.path` names
 
     @property
     def abstract_params(self) -> Params:
@@ -67,8 +70,13 @@ class Job:
         return from_leader(self.source.fingerprint)
 
     def load_params(self) -> Params:
-        """The base model's parameters on the mesh."""
-        return self.source.load_params(jnp.dtype(self.config.model.param_dtype), self.param_shardings)
+        """The parameters that the run begins with on the mesh: the base model's, with the adapter of `lora.path`."""
+        base = self.source.load_params(jnp.dtype(self.config.model.param_dtype), self.param_shardings)
+        return (
+            base
+            if self.adapter is None
+            else overlay(base, self.adapter.placed(self.abstract_params), self.adapter.spec)
+        )
 
     def num_steps(self, stage: str) -> int:
         """Steps of a stage."""
@@ -142,7 +150,8 @@ def _assemble(config: Config, workdir: Path) -> Job:
         if not len(dataset.eval):
             fraction = config.data.eval_fraction
             raise DataError(f"{stage}: no held-out rows; set data.eval_path or data.eval_fraction (now {fraction:g})")
-    return Job(config, workdir, mesh, source, tokenizer, datasets, shardings)
+    adapter = read_adapter(Path(config.lora.path), source.config) if config.lora.path else None
+    return Job(config, workdir, mesh, source, tokenizer, datasets, shardings, adapter)
 
 
 def describe(job: Job) -> str:

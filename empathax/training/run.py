@@ -21,7 +21,8 @@ from empathax.training.held_out import HeldOut
 from empathax.training.job import Job, Params, record_settings
 from empathax.training.records import curves_of, data_of, model_metrics, model_statistics
 from empathax.training.report import Evaluations, Measured, Row
-from empathax.training.stage import Evaluator, check_resume, run_stage
+from empathax.training.same_run import check_resume
+from empathax.training.stage import Evaluator, run_stage
 
 ROW_NAMES = {(): "base", ("sft",): "+SFT", ("dpo",): "+DPO", ("sft", "dpo"): "+SFT+DPO", ("dpo", "sft"): "+DPO+SFT"}
 NOTES = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +13,7 @@ import jax
 
 from empathax.config import DpoOptions, to_dict
 from empathax.data.batch import Batch
-from empathax.errors import CheckpointError, Preempted, WeightsError, raise_all
+from empathax.errors import Preempted, WeightsError
 from empathax.evaluation.reply_metrics import ReplyScorer
 from empathax.objectives.preference import initial_loss, reference_kind
 from empathax.parallel.distributed import is_leader, put_batch
@@ -24,16 +23,18 @@ from empathax.parallel.rules import batch_sharding
 from empathax.parallel.stopping import StopVote
 from empathax.training import reference, report
 from empathax.training.best import BestEvaluation, measured_value
-from empathax.training.checkpoint import StageCheckpoints, latest_step, read_meta, restore_params
+from empathax.training.checkpoint import StageCheckpoints
 from empathax.training.held_out import HeldOut, Logps
 from empathax.training.job import Job, Params
 from empathax.training.loop import train_stage
 from empathax.training.optimizer import make_optimizer
 from empathax.training.records import in_loop_scores
 from empathax.training.report import Measured
+from empathax.training.same_run import check_same_run, stage_meta
 from empathax.training.state import TrainState, abstract_state, init_state, state_shardings
 from empathax.training.step import TrainStep, make_train_step
 from empathax.training.tracking import Tracker
+from empathax.training.trainable import trainable_of
 
 FIRST_STEP_TOLERANCE = 1e-3
 
@@ -41,7 +42,7 @@ FIRST_STEP_TOLERANCE = 1e-3
 @dataclass(frozen=True)
 class Reference:
     """A DPO stage's frozen reference: its parameters, or its log-probs on the training rows; neither where the loss
-    has no reference, or the state holds one that moves."""
+    has no reference, the state holds one that moves, or it is what an adapter is trained on."""
 
     params: Params | None = None
     train_logps: Logps | None = None
@@ -70,38 +71,45 @@ def run_stage(job: Job, stage: str, source: Callable[[], Params], evaluator: Eva
 
     The result is the last step's, or the best evaluation's where the stage names a `best_metric`.
     """
-    num_steps = job.num_steps(stage)
+    num_steps, trainable = job.num_steps(stage), trainable_of(job, stage)
     tx, schedule = make_optimizer(job.config.stage(stage), num_steps)
     follows = stage == "dpo" and job.config.dpo.ref_sync_steps > 0
-    abstract = abstract_state(job.abstract_params, tx, moving_reference=follows)
-    shardings = state_shardings(abstract, job.param_shardings)
-    meta = _meta(job, stage, num_steps)
+    abstract = abstract_state(trainable.abstract, tx, moving_reference=follows)
+    shardings = state_shardings(abstract, trainable.shardings)
+    meta = stage_meta(job, stage, num_steps)
     with StageCheckpoints(job.workdir / "checkpoints" / stage, job.config.checkpoint.keep) as checkpoints:
         found = checkpoints.meta()
         if found is not None:
-            _check_same_run(found, meta, str(checkpoints.directory))
+            check_same_run(found, meta, str(checkpoints.directory))
             if found["finished"]:
-                return StageResult(restore_params(checkpoints.directory / str(found["step"]), job.abstract_params))
-        start = source()
-        frozen = _reference(job, start, evaluator.held_out) if stage == "dpo" else Reference()
+                step_dir = checkpoints.directory / str(found["step"])
+                return StageResult(trainable.restored(step_dir, source))
+        start = trainable.start(source())
+        checkpoints.frozen = start.frozen
+        frozen = _reference(job, start.model, evaluator.held_out) if stage == "dpo" else Reference()
         if found is None:
-            state = init_state(start, tx, shardings, moving_reference=follows)
+            state = init_state(start.params(), tx, shardings, moving_reference=follows)
         else:
             state, _ = checkpoints.restore(jax.tree.map(_placed, abstract, shardings))
+        base = start.base
         del start, source
-        step = make_train_step(stage, job.source.config, job.config, tx, schedule, shardings=shardings)
-        step = partial(step, ref_params=frozen.params)
+        model_config = job.source.config
+        step = make_train_step(stage, model_config, job.config, tx, schedule, shardings=shardings, spec=trainable.spec)
+        step = partial(step, ref_params=frozen.params, base=base)
+        model_of = partial(trainable.model, base=base)
         with _best_evaluation(job, stage, is_new=found is None) as best:
-            state, last = _train(job, stage, state, step, num_steps, evaluator, frozen, checkpoints, best, meta)
-            result = StageResult(state.params, last)
+            state, last = _train(
+                job, stage, state, step, model_of, num_steps, evaluator, frozen, checkpoints, best, meta
+            )
+            measured: Measured | None = last
             if best is not None and best.step not in (None, int(state.step)):
-                result = StageResult(best.params(job.abstract_params))
-                state, meta = state.replace(params=result.params), {**meta, "best_step": best.step}
+                state, measured = state.replace(params=best.params(trainable.abstract)), None
+                meta = {**meta, "best_step": best.step}
         checkpoints.save(state, {**meta, "finished": True})
         checkpoints.wait()
     if StopVote(job.mesh).last_vote():
         raise Preempted(f"stopped by SIGTERM after {stage} was finished; run the same command again to go on")
-    return result
+    return StageResult(model_of(state.params), measured)
 
 
 def _best_evaluation(job: Job, stage: str, is_new: bool) -> AbstractContextManager[BestEvaluation | None]:
@@ -114,6 +122,7 @@ def _train(
     stage: str,
     state: TrainState,
     step: TrainStep,
+    model_of: Callable[[Params], Params],
     num_steps: int,
     evaluator: Evaluator,
     frozen: Reference,
@@ -147,7 +156,7 @@ def _train(
             return values
 
         def evaluate(state: TrainState) -> None:
-            measured = held_out.measure_in_loop(state.params, [stage])
+            measured = held_out.measure_in_loop(model_of(state.params), [stage])
             values = record(int(state.step), measured, measured.answers)
             if best is not None:
                 best.offer(state, values)
@@ -172,7 +181,7 @@ def _train(
             workdir=job.workdir,
             mesh=job.mesh,
         )
-        measured = held_out.measure(state.params, job.datasets.keys())
+        measured = held_out.measure(model_of(state.params), job.datasets.keys())
         values = record(int(state.step), measured, held_out.in_loop_answers(measured.answers))
         if best is not None:
             best.offer(state, values)
@@ -186,9 +195,9 @@ def _batches(job: Job, stage: str, frozen: Reference, start: int, stop: int) -> 
 
 
 def _reference(job: Job, params: Params, held_out: HeldOut) -> Reference:
-    kind = reference_kind(job.config.dpo)
-    if kind == "none" or job.config.dpo.ref_sync_steps:
-        return Reference()  # there is none, or it is a part of the state
+    kind = job.config.dpo_reference
+    if kind in ("none", "adapter_off") or job.config.dpo.ref_sync_steps:
+        return Reference()  # there is none, or the step has it already
     if kind == "resident":
         return Reference(params=reference.frozen_copy(params))
     dataset = job.datasets["dpo"]
@@ -224,11 +233,6 @@ def _check_first_step(options: DpoOptions) -> Callable[[Mapping[str, float]], No
     return check
 
 
-def _difference(name: str, before: str, now: str) -> str:
-    is_digest = len(before) == len(now) == 64
-    return f"{name.replace('_', ' ')}: not the same" if is_digest else f"{name} was {before}, is {now}"
-
-
 def _stage_metrics(stage: str, measured: Measured, before: Measured, held_out: HeldOut) -> dict[str, float]:
     if stage == "dpo":
         return held_out.objective_metrics(measured.pair_logps or (), before.pair_logps or ())
@@ -245,44 +249,3 @@ def _in_words(values: Mapping[str, float]) -> str:
 
 def _placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _meta(job: Job, stage: str, num_steps: int) -> dict[str, Any]:
-    """What a checkpoint must have been trained with to be continued here, and what export needs."""
-    options = job.config.model
-    tokenizer_path = options.tokenizer_path or options.path
-    return {
-        "model_path": options.path,
-        "tokenizer_path": tokenizer_path,
-        "model_config": dataclasses.asdict(job.source.config),
-        "chat_template": job.datasets[stage].template.source,
-        "same_run": {
-            "weights": job.weights_digest,
-            "num_steps": str(num_steps),
-            **job.loader(stage).fingerprint(),
-            **job.datasets[stage].fingerprint,
-        },
-    }
-
-
-def check_resume(job: Job, stage: str) -> None:
-    """Raises CheckpointError if the directory holds a checkpoint of `stage` that this job may not continue."""
-    directory = job.workdir / "checkpoints" / stage
-    step = latest_step(directory)  # not StageCheckpoints: two that clean up at a time stand in each other's way
-    if step is not None:
-        found = read_meta(directory / str(step))
-        _check_same_run(found, _meta(job, stage, job.num_steps(stage)), str(directory))
-
-
-def _check_same_run(found: Mapping[str, Any], wanted: Mapping[str, Any], directory: str) -> None:
-    before, now = found["same_run"], wanted["same_run"]
-    problems = [
-        _difference(name, before.get(name, "absent"), now.get(name, "absent"))
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]
-    raise_all(
-        CheckpointError,
-        f"{directory} was trained on something else (use another --workdir, or --overwrite to start anew)",
-        problems,
-    )

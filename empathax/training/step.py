@@ -15,10 +15,12 @@ from jaxtyping import Array, Float, Int
 
 from empathax.config import Config, DpoOptions, ModelOptions
 from empathax.data.batch import Batch
+from empathax.lora_settings import LoraSpec
+from empathax.models.lora import overlay
 from empathax.models.model_config import ModelConfig
 from empathax.objectives.sft import Sums
 from empathax.training import metrics
-from empathax.training.objective import LossFn, make_loss, make_scorer, per_reply, tokens_per_pair
+from empathax.training.objective import make_loss, make_scorer, per_reply, tokens_per_pair
 from empathax.training.optimizer import Schedule
 from empathax.training.state import TrainState, Tree
 
@@ -52,14 +54,18 @@ def make_train_step(
     schedule: Schedule,
     *,
     shardings: TrainState | None = None,
+    spec: LoraSpec | None = None,
 ) -> TrainStep:
-    """Compiles `step(state, batch, ref_params=None) -> (state, metrics)`; the state is donated.
+    """Compiles `step(state, batch, ref_params=None, base=None) -> (state, metrics)`; the state is donated.
 
     `batch` has leading dims [A, B]: A micro-batches whose gradient and loss are those of one batch, whatever the counts
     of tokens (SFT) or pairs (DPO) in each. `tx` and `schedule` come from `make_optimizer`, `shardings` from
     `state_shardings`. A DPO reference is `state.ref_params`, `ref_params` or `batch.ref_logps_BS`. An update is
     skipped, and counted, if the loss or the gradient's norm is not finite: parameters and optimizer state then keep
     every bit.
+
+    With `spec` the state's parameters are such an adapter on the model `base`, which is not trained, and is the
+    reference where `dpo.reference` says "adapter_off".
 
     The result can be lowered with `jax.ShapeDtypeStruct`s, e.g. for hardware that is not there. Metrics are float32
     scalars: the names of docs/metrics.md, learning_rate, grad_norm (before clipping), skipped, nonfinite_streak,
@@ -68,11 +74,20 @@ def make_train_step(
     replicated: Any = shardings.step if shardings else None  # the sharding of a scalar
     loss_fn = make_loss(objective, model_config, config, mesh=replicated.mesh if replicated else None)
     max_grad_norm = config.stage(objective).max_grad_norm
+    is_adapter_off = spec is not None and config.dpo_reference == "adapter_off"
 
-    def step(state: TrainState, batch: Batch, ref_params: Tree | None = None) -> tuple[TrainState, dict[str, Any]]:
+    def step(
+        state: TrainState, batch: Batch, ref_params: Tree | None = None, base: Tree | None = None
+    ) -> tuple[TrainState, dict[str, Any]]:
         ref_params = ref_params if state.ref_params is None else state.ref_params
+        ref_params = base if is_adapter_off else ref_params
         reply_tokens = tokens_per_pair(objective, config.dpo, batch)
-        grads, sums = _accumulate(loss_fn, state.params, ref_params, batch, shardings, reply_tokens)
+        model_of = _model_of(state.step, base, spec, config)
+
+        def loss(params: Tree, micro: Batch, number: jax.Array) -> tuple[jax.Array, jax.Array, Sums]:
+            return loss_fn(model_of(params, number), ref_params, micro, reply_tokens)
+
+        grads, sums = _accumulate(loss, state.params, batch, shardings)
         scalars = metrics.in_graph(sums)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(grad_norm)
@@ -133,19 +148,32 @@ def make_reply_step(
     return jax.jit(step, out_shardings=_replicated(mesh))
 
 
+def _model_of(
+    step: jax.Array, base: Tree | None, spec: LoraSpec | None, config: Config
+) -> Callable[[Tree, jax.Array], Tree]:
+    """(trained parameters, number of the micro-batch) -> the model's; adapters with the dropout of that micro-batch."""
+    if spec is None or base is None:
+        return lambda params, _: params
+    key = jax.random.fold_in(jax.random.key(config.seed), step)
+    return lambda params, number: overlay(
+        base, params, spec, dropout=(jax.random.fold_in(key, number), config.lora.dropout)
+    )
+
+
 def _accumulate(
-    loss_fn: LossFn,
+    loss_fn: Callable[[Tree, Batch, jax.Array], tuple[jax.Array, jax.Array, Sums]],
     params: Tree,
-    ref_params: Tree | None,
     batch: Batch,
     shardings: TrainState | None,
-    reply_tokens: jax.Array | None,
 ) -> tuple[Tree, Sums]:
-    """Float32 gradients of the mean loss over all A micro-batches, and the metric sums."""
+    """Float32 gradients of the mean loss over all A micro-batches, and the metric sums.
 
-    def sums_and_grads(micro: Batch) -> tuple[Tree, jax.Array, Sums]:
+    `loss_fn` is given the parameters, a micro-batch and its number.
+    """
+
+    def sums_and_grads(micro: Batch, number: jax.Array) -> tuple[Tree, jax.Array, Sums]:
         def loss(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Sums]]:
-            loss_sum, count, sums = loss_fn(params, ref_params, micro, reply_tokens)
+            loss_sum, count, sums = loss_fn(params, micro, number)
             return loss_sum, (count, sums)
 
         grads, (count, sums) = jax.grad(loss, has_aux=True)(params)
@@ -154,16 +182,17 @@ def _accumulate(
             grads = jax.lax.with_sharding_constraint(grads, shardings.params)
         return grads, count, sums
 
-    first = jax.tree.map(lambda leaf: leaf[0], batch)
+    first, numbers = jax.tree.map(lambda leaf: leaf[0], batch), jnp.arange(batch.token_ids_BT.shape[0])
     if batch.token_ids_BT.shape[0] == 1:
-        grads, count, sums = sums_and_grads(first)
+        grads, count, sums = sums_and_grads(first, numbers[0])
     else:
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(sums_and_grads, first))
+        shapes = jax.eval_shape(sums_and_grads, first, numbers[0])
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-        def add(carry: Any, micro: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, carry, sums_and_grads(micro)), None
+        def add(carry: Any, micro: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, carry, sums_and_grads(*micro)), None
 
-        (grads, count, sums), _ = jax.lax.scan(add, zeros, batch)
+        (grads, count, sums), _ = jax.lax.scan(add, zeros, (batch, numbers))
     return jax.tree.map(lambda grad: grad / count, grads), sums
 
 

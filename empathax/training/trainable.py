@@ -1,0 +1,101 @@
+"""What a stage trains: the whole model, or an adapter on a model that stays as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from empathax.lora_settings import LoraSpec, spec_of
+from empathax.models.lora import abstract_adapter, adapters_of, init_adapter, merged, overlay, without_adapters
+from empathax.training.checkpoint import restore_params
+from empathax.training.job import Job, Params
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a stage starts with.
+
+    `model` is the model before the first step, `base` the part of it that is not trained (None: there is none),
+    `params` gives what is trained, and `frozen` holds the adapters of earlier stages, by number, for the checkpoints.
+    """
+
+    model: Params
+    base: Params | None
+    params: Callable[[], Params]
+    frozen: Params | None = None
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """What a stage's TrainState holds as `params`, abstract and with shardings, and how a model is made of it.
+
+    `spec` is None where it is the whole model; `frozen` are the adapters of earlier stages, merged or kept below.
+    """
+
+    abstract: Params
+    spec: LoraSpec | None = None
+    frozen: tuple[LoraSpec, ...] = ()
+    merges: bool = False
+    goes_on: bool = False  # with the adapter that the model comes with
+    seed: int = 0
+
+    @property
+    def shardings(self) -> Params:
+        """Where each part of it lies."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    def start(self, model: Params) -> Start:
+        """Takes `model`, the stage before's result, apart; its kernels are given up where adapters are merged."""
+        spec = self.spec
+        if spec is None:
+            return Start(model, None, lambda: model)
+        adapters = adapters_of(model)
+        if self.goes_on:
+            return Start(model, without_adapters(model), lambda: adapters[0])
+        base = merged(model, donate=True) if self.merges and adapters else model
+        frozen = {str(number): adapter for number, adapter in enumerate(adapters)} or None
+        return Start(base, base, lambda: init_adapter(base, spec, self.seed, self.shardings), frozen)
+
+    def model(self, params: Params, base: Params | None) -> Params:
+        """The model that `params` make, of a stage that began with `base`."""
+        return params if self.spec is None or base is None else overlay(base, params, self.spec)
+
+    def restored(self, step_dir: Path, source: Callable[[], Params]) -> Params:
+        """The model of a checkpoint; `source` gives the model that its stage started from."""
+        base = None if self.spec is None else self.start(source()).base
+        return self.model(restore_params(step_dir, self.abstract), base)
+
+
+def trainable_of(job: Job, stage: str) -> Trainable:
+    """What `stage` trains by `config.lora`."""
+    options, stages = job.config.lora, job.config.stages
+    spec = spec_of(vars(options))
+    if spec is None:
+        return Trainable(job.abstract_params)
+    given = job.adapter.spec if job.adapter else None
+    first = given if stages[0] == "sft" and given else spec  # of the first stage
+    number = stages.index(stage)
+    earlier = [first, *[spec] * (number - 1)] if number else []
+    return Trainable(
+        abstract_adapter(job.abstract_params, spec if number else first),
+        spec if number else first,
+        frozen=tuple([given, *earlier] if given and first is not given else earlier),
+        merges=options.after_sft == "merge",
+        goes_on=not number and first is given,
+        seed=job.config.seed + number,
+    )
+
+
+def adapters_meta(job: Job, stage: str) -> Mapping[str, Any]:
+    """What a checkpoint says of its adapters; nothing where the whole model is trained."""
+    trainable = trainable_of(job, stage)
+    if trainable.spec is None:
+        return {}
+    specs = [dataclasses.asdict(spec) for spec in (*trainable.frozen, trainable.spec)]
+    settings = {"after_sft": job.config.lora.after_sft, "quantization": job.config.model.quantization}
+    return {"lora": {"adapters": specs, "dropout": job.config.lora.dropout, **settings}}
