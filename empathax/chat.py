@@ -15,6 +15,13 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m empathax.chat", description=__doc__)
     add = parser.add_argument
     add("--model", required=True, help="directory, .gguf file, hub name, package:NAME or random:PRESET")
+    add(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="in PEFT format, on top of --model; several add up",
+    )
     add("--compare", help="a second model that answers the same prompts")
     add("--prompt-file", type=Path, help='JSON lines with "prompt" or "messages", or text with a prompt a line')
     add("--out", type=Path, help="JSON lines for --prompt-file; stdout if left out")
@@ -60,7 +67,10 @@ def main(argv: Sequence[str]) -> int:
     if flags.out:
         output.check_writable(flags.out)
     paths = [flags.model, *([flags.compare] if flags.compare else [])]
-    opened = [speaker.open_speaker(path, config, flags.chat_template) for path in paths]
+    opened = [
+        speaker.open_speaker(path, config, flags.chat_template, adapters)
+        for path, adapters in zip(paths, (flags.adapter, []), strict=False)
+    ]
     speakers = [load() for load in opened]
     if not rows:
         speaker.talk(speakers, system, config, input, Console())

@@ -27,6 +27,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m empathax.evaluate", usage=USAGE, description=__doc__)
     add = parser.add_argument
     add("--model", default="", help="what to evaluate; left out: the config's own base model")
+    add(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="in PEFT format, on top of the model; several add up",
+    )
     add("--label", default="", help="the row's name in a table; left out: base, or the model's path")
     add("--out", type=Path, help="one flat JSON object: metric name -> number")
     add("--record", type=Path, help="a directory for evaluation.json, which `report` makes tables of")
@@ -55,6 +62,8 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--predictions and --references belong together: give both")
     if flags.server and flags.model:
         parser.error("--server answers in place of --model: give one of them")
+    if flags.adapter and (flags.server or flags.predictions):
+        parser.error("--adapter belongs to a model: leave it out with --server and --predictions")
     if flags.predictions and flags.server:
         parser.error("--predictions are scored as they are: leave out --server")
     if flags.predictions and (flags.model or rest):
@@ -113,7 +122,7 @@ def _of_model(flags: argparse.Namespace, rest: Sequence[str]) -> EvaluationRecor
     check_code_and_settings({"": config})
     with together():
         scorer = _scorer(config.eval, flags)
-    evaluation = evaluate_model.prepare(config, flags.model, scorer)
+    evaluation = evaluate_model.prepare(config, flags.model, scorer, flags.adapter)
     if server:
         print(
             f"{len(evaluation.held_out.turns):,} held-out turns go to {flags.server_model} at {flags.server}",
@@ -125,10 +134,14 @@ def _of_model(flags: argparse.Namespace, rest: Sequence[str]) -> EvaluationRecor
     else:
         if is_leader():
             print(evaluation.describe(), flush=True)
-        record = evaluate_model.evaluate(evaluation, flags.label or flags.model or "base")
+        record = evaluate_model.evaluate(evaluation, flags.label or _label(flags))
     if record is not None:
         print(evaluate_model.in_words(record), flush=True)
     return record
+
+
+def _label(flags: argparse.Namespace) -> str:
+    return " + ".join([flags.model or "base", *flags.adapter])
 
 
 def _of_files(flags: argparse.Namespace) -> EvaluationRecord:

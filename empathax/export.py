@@ -17,6 +17,9 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="a directory that does not exist yet, or is empty")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the written weights")
     add("--model", default="", help="where the run's first model is now, if it was moved; with orbax, what to convert")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--adapter", action="store_true", help="a LoRA run's adapters alone, in PEFT format (default)")
+    form.add_argument("--merge", action="store_true", help="a LoRA run's model with its adapters merged in")
     add("--to", choices=("huggingface", "orbax"), default="huggingface", help="orbax: many hosts load it faster")
     flags = parser.parse_args(argv)
     if flags.to == "orbax" and bool(flags.checkpoint) == bool(flags.model):
@@ -40,8 +43,13 @@ def main(argv: Sequence[str]) -> int:
         print(f"wrote {flags.out}")
         return 0
     checkpoint = checkpoint_export.open_checkpoint(Path(flags.checkpoint), flags.model)
-    print(f"exporting {checkpoint.describe()}, as {flags.dtype} to {flags.out}", flush=True)
-    checkpoint_export.export_checkpoint(checkpoint, flags.out, flags.dtype)
+    checkpoint_export.check_form(checkpoint, flags.adapter, flags.merge)
+    if checkpoint.has_adapters and not flags.merge:
+        print(f"exporting the adapters of {checkpoint.describe()}, in PEFT format to {flags.out}", flush=True)
+        checkpoint_export.export_adapters(checkpoint, flags.out)
+    else:
+        print(f"exporting {checkpoint.describe()}, as {flags.dtype} to {flags.out}", flush=True)
+        checkpoint_export.export_checkpoint(checkpoint, flags.out, flags.dtype)
     print(f"wrote {flags.out}")
     return 0
 

@@ -15,6 +15,13 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m empathax.score", description=__doc__)
     add = parser.add_argument
     add("--model", required=True, help="directory, .gguf file, hub name, package:NAME or random:PRESET")
+    add(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="in PEFT format, on top of --model; several add up",
+    )
     add("--data", required=True, help="preference or SFT rows: JSON lines and every other format that training reads")
     add("--out", type=Path, required=True, help="JSON lines, a line for each row of --data in its order")
     add("--tokenizer", default="", help="another directory or .gguf file whose tokenizer is used")
@@ -38,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     import jax.numpy as jnp
 
     from empathax.evaluation import output, progress, scoring
+    from empathax.models.adapted import adapted_model
     from empathax.models.source import load_tokenizer, resolve_model
     from empathax.training.step import make_score_step
 
@@ -46,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
             f"--out and --data are the same file, {flags.data}: the rows would be lost; name another --out"
         )
     output.check_writable(flags.out)
-    source = resolve_model(flags.model)
+    source = adapted_model(resolve_model(flags.model), flags.adapter)
     source.check()
     tokenizer = load_tokenizer(flags.tokenizer) if flags.tokenizer else source.tokenizer()
     options = DataOptions(

@@ -11,8 +11,8 @@ that a model without its adapter is the base model to the last bit. A tree of se
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,18 @@ from empathax.models.low_rank import direction_norms, merged_kernel
 
 Params = dict[str, Any]
 FACTORS = ("lora_a", "lora_b", "lora_magnitude")
+
+
+class Adapter(NamedTuple):
+    """An adapter's tree (arrays on the host, where it comes from a file) and what it is."""
+
+    tree: Params
+    spec: LoraSpec
+
+    def placed(self, base: Params) -> Params:
+        """Its tree on the devices, laid out as an adapter on the (abstract) parameters `base`."""
+        shapes = abstract_adapter(base, self.spec)
+        return jax.tree.map(lambda values, leaf: jax.device_put(values, leaf.sharding), self.tree, shapes)
 
 
 def abstract_adapter(base: Params, spec: LoraSpec) -> Params:
@@ -104,6 +116,13 @@ def merged(params: Params, *, donate: bool = False) -> Params:
         return {"kernel": merge(weights["kernel"], weights["lora"]), **rest}
 
     return visit(params)
+
+
+def with_adapters(params: Params, adapters: Sequence[Adapter]) -> Params:
+    """The model with `adapters` merged in one after another; gives up the memory of the kernels that change."""
+    for adapter in adapters:
+        params = merged(overlay(params, adapter.placed(params), adapter.spec), donate=True)
+    return params
 
 
 def without_adapters(params: Params) -> Params:

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ import safetensors.numpy
 from empathax.errors import WeightsError, raise_all
 from empathax.lora_settings import TARGETS, LoraSpec, module_name
 from empathax.models.hf_files import SafetensorsFiles, read_json
-from empathax.models.lora import Params, abstract_adapter
+from empathax.models.lora import Adapter, Params, abstract_adapter
 from empathax.models.model_config import ModelConfig
 from empathax.models.transformer import abstract_params
 
@@ -39,18 +39,6 @@ _REFUSED = (
     "monteclora_config",
 )  # fmt: skip
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initializations that subtract from the base weights
-
-
-class Adapter(NamedTuple):
-    """An adapter in memory: its tree (models/lora.py), of numpy arrays where it comes from a file."""
-
-    tree: Params
-    spec: LoraSpec
-
-    def placed(self, base: Params) -> Params:
-        """Its tree on the devices, laid out as an adapter on the (abstract) parameters `base`."""
-        shapes = abstract_adapter(base, self.spec)
-        return jax.tree.map(lambda values, leaf: jax.device_put(values, leaf.sharding), self.tree, shapes)
 
 
 def is_adapter(directory: Path) -> bool:

@@ -18,8 +18,11 @@ from empathax.models.architecture import from_hf_config, preset
 from empathax.models.gguf_file import GgufFile, config_of
 from empathax.models.hf_files import SafetensorsFiles, open_weights, read_json
 from empathax.models.installed_weights import weights_in_package
+from empathax.models.lora import with_adapters
+from empathax.models.lora_checkpoint import checkpoint_adapters
 from empathax.models.model_config import ModelConfig
 from empathax.models.orbax_files import (
+    FROZEN,
     check_finite,
     check_params,
     is_orbax,
@@ -146,8 +149,8 @@ class DirectoryModel:
 
 
 class OrbaxModel:
-    """Parameters that Orbax wrote: a run's checkpoint, or a directory of `export --to=orbax` with config.json and
-    tokenizer beside them."""
+    """Parameters that Orbax wrote: a run's checkpoint, adapters merged in, or a directory of `export --to=orbax` with
+    config.json and tokenizer beside them."""
 
     kind = "orbax"
 
@@ -167,13 +170,18 @@ class OrbaxModel:
             abstract_params(self.config, param_dtype),
             shardings or jax.tree.map(lambda _: default, abstract_params(self.config)),
         )
+        if "lora" in self._meta:
+            base = self._settings.load_params(param_dtype, shardings)
+            return with_adapters(base, checkpoint_adapters(self._directory, self._meta, self.config))
         params = restore_params(self._directory, like)
         check_finite(self._directory, params)
         return params
 
     def check(self) -> None:
         """See ModelSource."""
-        check_params(self._directory, self.config)
+        if "lora" in self._meta:
+            return self._settings.check()
+        return check_params(self._directory, self.config)
 
     def tokenizer(self) -> Tokenizer:
         """See ModelSource."""
@@ -185,8 +193,10 @@ class OrbaxModel:
 
     def fingerprint(self) -> str:
         """See ModelSource."""
-        files = sorted(path for path in (self._directory / "params").rglob("*") if path.is_file())
-        return hashlib.sha256(f"{self.config!r}{_digest(files)}".encode()).hexdigest()
+        items = ("params", FROZEN)
+        files = sorted(path for item in items for path in (self._directory / item).rglob("*") if path.is_file())
+        below = f"{self._meta['lora']}{self._settings.fingerprint()}" if "lora" in self._meta else ""
+        return hashlib.sha256(f"{self.config!r}{_digest(files)}{below}".encode()).hexdigest()
 
 
 class GgufModel:

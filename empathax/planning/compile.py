@@ -15,14 +15,14 @@ import jax
 from empathax.config import Config
 from empathax.parallel.mesh import compute_dtype, make_mesh
 from empathax.planning.collectives import Collective, by_kind, collectives_of, moved_logits
-from empathax.planning.flops import Counts, forward_flops, train_flops
+from empathax.planning.flops import Counts, adapter_flops, forward_flops, train_flops
 from empathax.planning.hardware import Topology
 from empathax.planning.hlo import parse_program
 from empathax.planning.memory import Memory, as_dtype, device_bytes, memory_of, refused_memory
 from empathax.planning.model import PlannedModel
 from empathax.planning.roofline import Roofline, roofline, train_hardware_flops
 from empathax.planning.rows import Rows
-from empathax.planning.steps import Lowered, Setup, lower_parts, params_of
+from empathax.planning.steps import Lowered, Setup, lower_parts, params_of, trained_of
 from empathax.planning.topology import topology_devices
 
 _KERNELS = re.compile(r"custom_call @(?:tpu_custom_call|__gpu\$xla\.gpu\.triton)")
@@ -84,6 +84,7 @@ def compile_plan(
         "model": config.model.path,
         "model_from": subject.model.origin,
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(params_of(setup))),
+        "num_trained": sum(leaf.size for leaf in jax.tree.leaves(trained_of(setup))),
         "reference": setup.reference,
         "rows_per_batch": options.rows_per_batch,
         "accumulation_steps": options.accumulation_steps,
@@ -161,9 +162,11 @@ def _seconds(estimate: Roofline | None) -> dict[str, float] | None:
 
 
 def _train_flops(setup: Setup, rows: Rows, num_rows: int) -> int:
-    """Useful operations of one step, a resident reference's forward pass included."""
+    """Useful operations of one step, the forward pass of a reference in memory included."""
     counts = Counts(*(round(figure * num_rows) for figure in (rows.tokens, rows.trained, rows.visible_pairs)))
-    reference = forward_flops(setup.model, counts) if setup.reference in ("resident", "in the state") else 0
+    reference = forward_flops(setup.model, counts) if setup.passes_reference else 0
+    if spec := setup.spec:
+        return adapter_flops(setup.model, spec, counts) + reference
     return train_flops(setup.model, counts) + reference
 
 
@@ -177,8 +180,10 @@ def _hardware_flops(setup: Setup, rows: Rows, name: str) -> float:
     counts = Counts(sizes.tokens * num_rows, sizes.trained * num_rows, round(rows.visible_pairs * num_rows))
     if not is_train:
         return forward_flops(setup.model, counts)
-    has_reference = setup.reference in ("resident", "in the state")
-    return train_hardware_flops(setup.model, counts, setup.config.model.remat, has_reference)
+    flops = train_hardware_flops(setup.model, counts, setup.config.model.remat, setup.passes_reference)
+    if spec := setup.spec:  # no gradients of kernels
+        flops += adapter_flops(setup.model, spec, counts) - train_flops(setup.model, counts)
+    return flops
 
 
 def _decode_flops(setup: Setup) -> float:
@@ -194,7 +199,8 @@ def _read_again(setup: Setup, part: Lowered) -> int:
     if part.unknown_trips == 1:
         return 0
     dtype = compute_dtype(setup.config.model, setup.mesh)
-    return part.unknown_trips * device_bytes(as_dtype(part.arguments["parameters"], dtype))
+    model = [part.arguments[kind] for kind in ("frozen", "parameters")]
+    return part.unknown_trips * device_bytes(as_dtype(model, dtype))
 
 
 def _host_memory() -> int:

@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 from empathax.data.prefix_tree import Tree
+from empathax.lora_settings import LoraSpec
+from empathax.models.lora import abstract_adapter
 from empathax.models.model_config import ModelConfig
+from empathax.models.transformer import abstract_params
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,15 @@ def layer_matmul_params(config: ModelConfig) -> int:
 def train_flops(config: ModelConfig, counts: Counts) -> int:
     """Useful operations of forward and backward over `counts`."""
     return 3 * forward_flops(config, counts)
+
+
+def adapter_flops(config: ModelConfig, spec: LoraSpec, counts: Counts) -> int:
+    """The same where an adapter is trained: frozen kernels are multiplied with in both directions, and have no gradient
+    of their own; the adapter's factors have."""
+    layers, attention, vocabulary = forward_parts(config, counts)
+    factors = jax.tree.leaves(abstract_adapter(abstract_params(config), spec))
+    own = 2 * counts.tokens * sum(leaf.size for leaf in factors if len(leaf.shape) == 3)
+    return 2 * layers + 3 * attention + 2 * vocabulary + 3 * own
 
 
 def forward_flops(config: ModelConfig, counts: Counts) -> int:

@@ -11,7 +11,7 @@ import jax
 
 from empathax.planning.steps import Lowered
 
-KINDS = ("parameters", "gradients", "optimizer", "reference", "batch", "temporaries")
+KINDS = ("frozen", "parameters", "gradients", "optimizer", "reference", "batch", "temporaries")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "": 1}
 _REFUSED = re.compile(r"temporaries \(([\d.]+)([KMGT]?)\)")
 
@@ -20,9 +20,9 @@ _REFUSED = re.compile(r"temporaries \(([\d.]+)([KMGT]?)\)")
 class Memory:
     """Bytes of one device.
 
-    `by_kind` adds up to `total`. Gradients are the share of the temporaries that parameters in float32 take; layout
-    padding, code and results that take no argument's place are in the temporaries. `refused`: the compiler would not
-    finish, and the temporaries are those that it named.
+    `by_kind` adds up to `total`. "frozen" is the model below an adapter, "parameters" what is trained. Gradients are
+    the share of the temporaries that these take in float32; layout padding, code and results that take no argument's
+    place are in the temporaries. `refused`: the compiler would not finish, and the temporaries are those that it named.
     """
 
     by_kind: dict[str, int]

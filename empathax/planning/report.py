@@ -49,12 +49,19 @@ def _subject(plan: Plan) -> str:
             f"{plan['name']}: {plan['stage']} on {plan['topology']}, {plan['num_devices']} devices of "
             f"{gib(plan['hbm_bytes'])} GiB for XLA, mesh {mesh}",
             f"model    {plan['model']}: {plan['num_parameters'] / 1e6:,.1f}M parameters ({plan['model_from']})",
+            *_adapter(plan),
             f"step     {plan['rows_per_batch']} rows{micro} of {plan['row_length']:,} tokens and "
             f"{plan['trained_slots']:,} trained slots; about {plan['units_per_step']:,} {units}; "
             f"reference {plan['reference']}",
             f"         {plan['rows_from']}",
         ]
     )
+
+
+def _adapter(plan: Plan) -> list[str]:
+    if plan["num_trained"] == plan["num_parameters"]:
+        return []
+    return [f"         {plan['num_trained'] / 1e6:,.1f}M of an adapter are trained, the model is frozen"]
 
 
 def _memory(parts: Mapping[str, Plan], hbm_bytes: int) -> str:

@@ -18,10 +18,11 @@ from empathax.errors import ConfigError
 from empathax.evaluation.generation.decoding import generate
 from empathax.evaluation.generation.prompt_tree import PromptTree, rounded_up
 from empathax.evaluation.generation.sampling import sampling_from
+from empathax.lora_settings import LoraSpec, spec_of
 from empathax.mesh_settings import parse_rules
+from empathax.models.lora import abstract_adapter, overlay
 from empathax.models.model_config import ModelConfig
 from empathax.models.transformer import abstract_params, logical_axes
-from empathax.objectives.preference import reference_kind
 from empathax.parallel.mesh import compute_dtype
 from empathax.parallel.rules import batch_sharding, check_batch, param_shardings, replicated
 from empathax.training.optimizer import make_optimizer
@@ -45,11 +46,21 @@ class Setup:
 
     @property
     def reference(self) -> str:
-        """Where the stage's reference is: "none", "resident", "precomputed" or, where it moves, "in the state"."""
+        """Where the stage's reference is: as `dpo.reference` says or, where it moves, "in the state"."""
         if self.stage != "dpo":
             return "none"
-        kind = reference_kind(self.config.dpo)
+        kind = self.config.dpo_reference
         return "in the state" if kind != "none" and self.config.dpo.ref_sync_steps else kind
+
+    @property
+    def passes_reference(self) -> bool:
+        """Whether each step runs a reference over its rows too."""
+        return self.reference in ("resident", "in the state", "adapter_off")
+
+    @property
+    def spec(self) -> LoraSpec | None:
+        """The adapter that is trained; None if the whole model is."""
+        return spec_of(vars(self.config.lora))
 
 
 @dataclass(frozen=True)
@@ -86,15 +97,21 @@ def lower_parts(setup: Setup, parts: tuple[str, ...]) -> dict[str, Lowered]:
 
 
 def params_of(setup: Setup) -> Tree:
-    """The parameters, abstract, with their shardings."""
+    """The base model's parameters, abstract, with their shardings."""
     abstract = abstract_params(setup.model, jnp.dtype(setup.config.model.param_dtype))
     rules = parse_rules(setup.config.mesh.rules)
     return _placed(abstract, param_shardings(setup.mesh, abstract, logical_axes(setup.model), rules))
 
 
+def trained_of(setup: Setup) -> Tree:
+    """What is trained, abstract, with its shardings: the parameters, or an adapter's."""
+    params = params_of(setup)
+    return abstract_adapter(params, setup.spec) if setup.spec else params
+
+
 def state_of(setup: Setup) -> TrainState:
     """The train state, abstract, with its shardings."""
-    params, (tx, _) = params_of(setup), _optimizer(setup)
+    params, (tx, _) = trained_of(setup), _optimizer(setup)
     abstract = abstract_state(params, tx, moving_reference=setup.reference == "in the state")
     return _placed(abstract, state_shardings(abstract, jax.tree.map(lambda leaf: leaf.sharding, params)))
 
@@ -123,12 +140,14 @@ def _train(setup: Setup) -> Lowered:
     tx, schedule = _optimizer(setup)
     state, options = state_of(setup), setup.config.stage(setup.stage)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = make_train_step(setup.stage, setup.model, setup.config, tx, schedule, shardings=shardings)
+    step = make_train_step(setup.stage, setup.model, setup.config, tx, schedule, shardings=shardings, spec=setup.spec)
     batch = batch_of(setup, options.rows_per_batch, options.accumulation_steps, setup.reference == "precomputed")
     ref_params = params_of(setup) if setup.reference == "resident" else None
+    base = params_of(setup) if setup.spec else None
     return Lowered(
-        step.lower(state, batch, ref_params=ref_params),  # type: ignore[attr-defined]  # a jitted function
+        step.lower(state, batch, ref_params=ref_params, base=base),  # type: ignore[attr-defined]  # a jitted function
         {
+            "frozen": base,
             "parameters": state.params,
             "optimizer": state.opt_state,
             "reference": (ref_params, state.ref_params),
@@ -142,15 +161,16 @@ def _reference(setup: Setup) -> Lowered:
     """The pass over the training rows before the first step; there is no optimizer state yet."""
     step = make_score_step(setup.model, setup.config.model, mesh=setup.mesh)
     params, batch = params_of(setup), batch_of(setup, setup.config.eval.rows_per_batch)
-    return Lowered(step.lower(params, batch), {"parameters": params, "batch": batch}, {})  # type: ignore[attr-defined]
+    kind = "frozen" if setup.spec else "parameters"
+    return Lowered(step.lower(params, batch), {kind: params, "batch": batch}, {})  # type: ignore[attr-defined]
 
 
 def _eval(setup: Setup) -> Lowered:
     """Held-out replies or pairs, in mid-training."""
     make_step = make_reply_step if setup.stage == "sft" else make_score_step
     step: Any = make_step(setup.model, setup.config.model, mesh=setup.mesh)
-    params, batch = params_of(setup), batch_of(setup, setup.config.eval.rows_per_batch)
-    return Lowered(step.lower(params, batch), {"parameters": params, "batch": batch}, _held(setup))
+    model, batch = _model_of(setup), batch_of(setup, setup.config.eval.rows_per_batch)
+    return Lowered(step.lower(model, batch), {**_by_kind(setup), "batch": batch}, _held(setup))
 
 
 def _decode(setup: Setup) -> Lowered:
@@ -161,7 +181,7 @@ def _decode(setup: Setup) -> Lowered:
     num_slots = rounded_up(setup.config.data.max_length)
     num_tokens = rounded_up(num_prompts // num_rows * num_slots)
     array = partial(_array, NamedSharding(mesh, PartitionSpec("data")))
-    params, row_ids = params_of(setup), array(num_prompts)
+    row_ids = array(num_prompts)
     prompts = PromptTree(
         token_ids_RT=array(num_rows, num_tokens),
         positions_RT=array(num_rows, num_tokens),
@@ -170,7 +190,7 @@ def _decode(setup: Setup) -> Lowered:
         lengths_B=array(num_prompts),
     )
     lowered = generate.lower(
-        params,
+        _model_of(setup),
         setup.model,
         prompts,
         row_ids,
@@ -182,9 +202,19 @@ def _decode(setup: Setup) -> Lowered:
         compute_dtype=compute_dtype(setup.config.model, mesh),
         attention="dense" if setup.config.model.attention == "dense" else "auto",
     )
-    return Lowered(
-        lowered, {"parameters": params, "batch": prompts}, _held(setup), unknown_trips=options.max_new_tokens - 1
-    )
+    arguments = {**_by_kind(setup), "batch": prompts}
+    return Lowered(lowered, arguments, _held(setup), unknown_trips=options.max_new_tokens - 1)
+
+
+def _model_of(setup: Setup) -> Tree:
+    """The model in mid-training, as evaluations see it."""
+    params, spec = params_of(setup), setup.spec
+    return overlay(params, trained_of(setup), spec) if spec else params
+
+
+def _by_kind(setup: Setup) -> dict[str, Tree]:
+    """The arrays of that model."""
+    return {"frozen": params_of(setup) if setup.spec else None, "parameters": trained_of(setup)}
 
 
 def _held(setup: Setup) -> dict[str, Tree]:

@@ -15,9 +15,12 @@ import jax.numpy as jnp
 from empathax.config import MeshOptions
 from empathax.data.chat import ChatTemplate
 from empathax.errors import CheckpointError, ConfigError, raise_all
-from empathax.models.export import export_model, export_orbax
+from empathax.models.export import export_model, export_orbax, whole_directory
+from empathax.models.lora import Adapter, with_adapters
+from empathax.models.lora_checkpoint import checkpoint_adapters
+from empathax.models.lora_files import joined, write_adapter
 from empathax.models.model_config import ModelConfig
-from empathax.models.source import load_tokenizer, resolve_model
+from empathax.models.source import ModelSource, load_tokenizer, resolve_model
 from empathax.models.tokenizer import Tokenizer
 from empathax.models.transformer import abstract_params, logical_axes
 from empathax.parallel.mesh import make_mesh
@@ -32,6 +35,17 @@ class Checkpoint:
     step_dir: Path
     model_config: ModelConfig
     tokenizer: Tokenizer
+    meta: Mapping[str, Any]
+    base: ModelSource  # what the run began with
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether the run trained adapters, which are then all that its checkpoints hold."""
+        return "lora" in self.meta
+
+    def adapters(self) -> list[Adapter]:
+        """Its adapters, the lowest first."""
+        return checkpoint_adapters(self.step_dir, self.meta, self.model_config)
 
     def describe(self) -> str:
         """One line for the terminal."""
@@ -55,13 +69,36 @@ def open_checkpoint(path: Path, model_path: str = "") -> Checkpoint:
         # vLLM and transformers must render chats as training did, also where the tokenizer brought no template
         fallback = ChatTemplate(tokenizer, "auto", source.config.family).source
         tokenizer.chat_template = meta.get("chat_template") or fallback
-    return Checkpoint(step_dir, source.config, tokenizer)
+    return Checkpoint(step_dir, source.config, tokenizer, meta, source)
+
+
+def check_form(checkpoint: Checkpoint, adapter: bool, merge: bool) -> None:
+    """Raises a ConfigError if adapters are to be written (`adapter`) or merged that the checkpoint does not have."""
+    if (adapter or merge) and not checkpoint.has_adapters:
+        flag = "--adapter" if adapter else "--merge"
+        raise ConfigError(f"{flag}: {checkpoint.step_dir} is of a run without adapters (lora.rank = 0); leave it out")
 
 
 def export_checkpoint(checkpoint: Checkpoint, out_dir: Path, dtype: str) -> Path:
-    """Writes the directory, whole or not at all; returns it."""
-    params = restore_params(checkpoint.step_dir, _on_one_device(abstract_params(checkpoint.model_config, jnp.float32)))
+    """Writes the whole model's directory, adapters merged in, whole or not at all; returns it."""
+    if checkpoint.has_adapters:
+        params = with_adapters(checkpoint.base.load_params(jnp.float32), checkpoint.adapters())
+    else:
+        shapes = abstract_params(checkpoint.model_config, jnp.float32)
+        params = restore_params(checkpoint.step_dir, _on_one_device(shapes))
     return export_model(params, checkpoint.model_config, checkpoint.tokenizer, out_dir, dtype=dtype)
+
+
+def export_adapters(checkpoint: Checkpoint, out_dir: Path) -> Path:
+    """Writes the run's adapters as one, in PEFT's format, with the tokenizer, whole or not at all; returns it.
+
+    It belongs on the model that the run began with. Raises a WeightsError for DoRA on top of another adapter.
+    """
+    adapter = joined(checkpoint.adapters())
+    with whole_directory(out_dir, "float32") as directory:
+        write_adapter(directory, adapter, checkpoint.meta["model_path"])
+        checkpoint.tokenizer.save(directory)
+    return Path(out_dir).absolute()
 
 
 def convert_to_orbax(path: str, out_dir: Path, dtype: str) -> Path:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from empathax.config import Config
+from empathax.config import Config, LoraOptions
 from empathax.evaluation.judging.chat_server import ChatServer
 from empathax.evaluation.judging.server_replies import generate_from_server
 from empathax.evaluation.prediction_files import read_predictions
@@ -33,10 +34,16 @@ class Evaluation:
     reference: Job
     scorer: ReplyScorer
     held_out: HeldOut
+    adapters: Sequence[str] = ()  # on top of the model
+
+    @property
+    def model_path(self) -> str:
+        """What is evaluated."""
+        return " + ".join([self.model.config.model.path, *self.adapters])
 
     def describe(self) -> str:
         """What is about to be done, for the terminal."""
-        lines = [f"model     {self.model.config.model.path}"]
+        lines = [f"model     {self.model_path}"]
         if "dpo" in self.model.datasets:
             lines.append(f"reference {self.reference.config.model.path}")
         lines += [
@@ -48,21 +55,26 @@ class Evaluation:
         return "\n".join(lines)
 
 
-def prepare(config: Config, model_path: str = "", scorer: ReplyScorer | None = None) -> Evaluation:
+def prepare(
+    config: Config, model_path: str = "", scorer: ReplyScorer | None = None, adapters: Sequence[str] = ()
+) -> Evaluation:
     """Reads and checks config, data, tokenizers, classifiers and both models' headers; loads and compiles nothing.
 
-    `model_path` "" evaluates the config's base model. The evaluated model reads the data with its own tokenizer, unless
-    the config names one. `scorer` takes the place of the config's own. All held-out turns are answered, unless
-    `eval.turns` says how many.
+    `model_path` "" evaluates the config's base model; `adapters`, directories in PEFT's format, are added to it. The
+    evaluated model reads the data with its own tokenizer, unless the config names one. `scorer` takes the place of the
+    config's own. All held-out turns are answered, unless `eval.turns` says how many.
     """
     options = dataclasses.replace(config.eval, turns=config.eval.turns or -1, num_replies=0)
     config = dataclasses.replace(config, eval=options)
     reference = assemble(config)
     scorer = scorer or ReplyScorer.of(config.eval)
-    if not model_path or model_path == config.model.path:
+    path = model_path or config.model.path
+    if path == config.model.path and not adapters:
         return Evaluation(reference, reference, scorer, HeldOut(reference))
-    model = assemble(dataclasses.replace(config, model=dataclasses.replace(config.model, path=model_path)))
-    return Evaluation(model, reference, scorer, HeldOut(model))
+    model_options = dataclasses.replace(config.model, path=path)
+    config = dataclasses.replace(config, model=model_options, lora=LoraOptions())  # lora.path is the base model's
+    model = assemble(config, adapters=adapters)
+    return Evaluation(model, reference, scorer, HeldOut(model), adapters)
 
 
 def evaluate(evaluation: Evaluation, label: str) -> EvaluationRecord | None:
@@ -82,7 +94,7 @@ def _record(evaluation: Evaluation, label: str, measured: Measured, against: Mea
     job, held_out = evaluation.model, evaluation.held_out
     return make_record(
         label,
-        job.config.model.path,
+        evaluation.model_path,
         held_out.turns,
         measured.answers,
         evaluation.scorer.score(held_out.turns, measured.answers),

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from empathax.errors import ConfigError, DataError
 from empathax.evaluation.generation.sampling import sampling_from
 from empathax.evaluation.generation.stop_tokens import stop_token_ids
 from empathax.mesh_settings import parse_rules
-from empathax.models.lora import overlay
-from empathax.models.lora_files import Adapter, read_adapter
+from empathax.models.adapted import adapted_model
+from empathax.models.lora import Adapter, overlay
+from empathax.models.lora_files import read_adapter
 from empathax.models.source import ModelSource, load_tokenizer, resolve_model
 from empathax.models.tokenizer import Tokenizer
 from empathax.models.transformer import abstract_params, logical_axes
@@ -120,24 +121,25 @@ def prepare(config: Config, workdir: Path, overwrite: bool = False) -> Job:
     return job
 
 
-def assemble(config: Config, workdir: Path = Path()) -> Job:
+def assemble(config: Config, workdir: Path = Path(), adapters: Sequence[str] = ()) -> Job:
     """Mesh, weights' header, tokenizer and data of a config, without what only training needs.
 
+    `adapters` are directories in PEFT's format, merged into the model.
     Raises a ConfigError too if processes find another model or other data under the same names.
     """
     with together():
-        job = _assemble(config, workdir)
+        job = _assemble(config, workdir, adapters)
     facts = {f"{name} {part}": value for name, data in job.datasets.items() for part, value in data.fingerprint.items()}
     check_agreement({"model": repr(job.source.config), **facts})
     return job
 
 
-def _assemble(config: Config, workdir: Path) -> Job:
+def _assemble(config: Config, workdir: Path, adapters: Sequence[str]) -> Job:
     sampling_from(config.eval)
     use_compilation_cache(config.compilation_cache)
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.eval.rows_per_batch, "eval.rows_per_batch")
-    source = resolve_model(config.model.path)
+    source = adapted_model(resolve_model(config.model.path), adapters)
     source.check()
     path = config.model.tokenizer_path
     tokenizer = (load_tokenizer(path) if path else source.tokenizer()).fitted_to(source.config.vocab_size)

@@ -20,6 +20,7 @@ from empathax.errors import DataError
 from empathax.evaluation.generation.prompt_file import PromptRow
 from empathax.evaluation.generation.replies import generate_replies
 from empathax.evaluation.generation.stop_tokens import stop_token_ids
+from empathax.models.adapted import adapted_model
 from empathax.models.model_config import ModelConfig
 from empathax.models.source import resolve_model
 
@@ -64,13 +65,20 @@ class Speaker:
         return generate_replies(self.params, self.model_config, self.template, prompts, config, on_progress=on_progress)
 
 
-def open_speaker(path: str, config: Config, chat_template: str = "auto") -> Callable[[], Speaker]:
-    """Checks the model at `path`, its template and the stop tokens; the result loads the weights."""
-    source = resolve_model(path)
+def open_speaker(
+    path: str, config: Config, chat_template: str = "auto", adapters: Sequence[str] = ()
+) -> Callable[[], Speaker]:
+    """Checks the model at `path`, its template and the stop tokens; the result loads the weights.
+
+    `adapters` are directories in PEFT's format that are added to it.
+    """
+    source = adapted_model(resolve_model(path), adapters)
     source.check()
     template = ChatTemplate(source.tokenizer(), chat_template, source.config.family)
     stop_token_ids(template, config.eval.stop_tokens)  # refuses texts that are no token
-    return lambda: Speaker(path, source.load_params(jnp.dtype(config.model.param_dtype)), source.config, template)
+    return lambda: Speaker(
+        " + ".join([path, *adapters]), source.load_params(jnp.dtype(config.model.param_dtype)), source.config, template
+    )
 
 
 def answer_rows(
