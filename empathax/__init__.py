@@ -15,6 +15,7 @@ Settings and errors
     config_fields.py     what a setting may hold; checks of all of them at once
     config_flags.py      --config flags to settings: one run, or the variations of a sweep
     losses.py            which preference losses exist and what each takes; what does not fit together
+    lora_settings.py     adapters: names of what they are on, ranks and scales; what does not go together
     hardware.py          TPU slices and GPU nodes by name
     mesh_settings.py     what config.mesh may say: sizes, presets by hardware, rules of what lies where
     recipes.py           the two papers' recipes, for the files in configs/
@@ -30,6 +31,11 @@ models/: what a decoder is, and how it gets its weights
     sharding.py          rows of activations split over the mesh
     layers.py, rope.py   the arithmetic of a layer; rotary positions
     primitives.py        matrix product, norm and gated activation, with backward passes of their own
+    lora.py              adapters as a parameter tree of their own: made, hung beside the kernels, merged
+    low_rank.py          their arithmetic: LoRA, DoRA, dropout
+    quantized.py         kernels that are not trained, in 4 or 8 bits
+    lora_files.py, lora_checkpoint.py    in PEFT's format, in a run's checkpoints
+    adapted.py           a model with adapters merged in, as a model to load
     attention.py         the door to attention over prefix trees; its dense reference
     flash.py             its memory-linear form: one gradient rule over three kernels, split over the mesh
     tree_layout.py       masks, scores and lists of visible blocks, which the kernels share
@@ -125,6 +131,8 @@ evaluation/
 training/
     job.py               everything checked before anything compiles
     run.py, stage.py, loop.py    a run, a stage of it, its steps
+    trainable.py         what a stage trains: the whole model, or an adapter on a frozen one
+    same_run.py          what a checkpoint must have been trained with to be continued
     objective.py         a model's log-probs handed to the losses
     step.py, state.py, optimizer.py    the compiled step and what it changes
     reference.py         the frozen reference: resident, or its log-probs from a cache

@@ -16,6 +16,7 @@ from empathax.models.lora import with_adapters
 from empathax.models.lora_files import read_adapter
 from empathax.models.source import ModelSource
 from empathax.models.tokenizer import Tokenizer
+from empathax.models.weights import Finish, as_it_is, finished
 
 Params = dict[str, Any]
 
@@ -44,9 +45,11 @@ class AdaptedModel:
                 "model with export --merge first"
             )
 
-    def load_params(self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None) -> Params:
+    def load_params(
+        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = as_it_is
+    ) -> Params:
         """See ModelSource."""
-        return with_adapters(self._base.load_params(param_dtype, shardings), self._adapters)
+        return finished(with_adapters(self._base.load_params(param_dtype, shardings), self._adapters), finish)
 
     def check(self) -> None:
         """See ModelSource."""

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int
 from empathax.models.attention import NO_WINDOW, Window
 from empathax.models.low_rank import add_adapters
 from empathax.models.model_config import ModelConfig
-from empathax.models.primitives import gated, matmul, matmul_few_rows, scaled_rms
+from empathax.models.primitives import gated, matmul_few_rows, scaled_rms
+from empathax.models.quantized import product
 from empathax.models.rope import apply_rope, rope_tables
 
 Params = dict[str, Any]
@@ -91,8 +92,11 @@ def rms_norm(norm: Params, config: ModelConfig, x: Float[Array, "*B D"]) -> Floa
 
 
 def linear(weights: Params, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-    """x @ kernel (+ adapters, + bias) in the dtype of x; the kernel may lie in parts, see `kv_cache.split_layers`."""
-    out = matmul_few_rows(x, weights["parts"]) if "parts" in weights else matmul(x, weights["kernel"])
+    """x @ kernel (+ adapters, + bias) in the dtype of x.
+
+    The kernel may lie in parts, see `kv_cache.split_layers`, or in codes, see quantized.py.
+    """
+    out = matmul_few_rows(x, weights["parts"]) if "parts" in weights else product(weights, x)
     if "lora" in weights:
         out = add_adapters(out, weights, x)
     return out + weights["bias"].astype(x.dtype) if "bias" in weights else out

@@ -22,6 +22,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from empathax.lora_settings import TARGETS, LoraSpec, module_name
 from empathax.models.low_rank import direction_norms, merged_kernel
+from empathax.models.quantized import dense_kernel
 
 Params = dict[str, Any]
 FACTORS = ("lora_a", "lora_b", "lora_magnitude")
@@ -62,9 +63,12 @@ def abstract_adapter(base: Params, spec: LoraSpec) -> Params:
     return tree
 
 
-def init_adapter(base: Params, spec: LoraSpec, seed: int, shardings: Params | None = None) -> Params:
-    """A new adapter as PEFT begins one: A uniform in +-1/sqrt(inputs), B zero, DoRA's magnitudes the kernels' norms."""
-    shapes = abstract_adapter(base, spec)
+def init_adapter(base: Params, spec: LoraSpec, seed: int, shapes: Params | None = None) -> Params:
+    """A new adapter as PEFT begins one: A uniform in +-1/sqrt(inputs), B zero, DoRA's magnitudes the kernels' norms.
+
+    `shapes` is its abstract tree, for a `base` in codes.
+    """
+    shapes = shapes or abstract_adapter(base, spec)
 
     def create(base: Params) -> Params:
         def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> Array:
@@ -72,7 +76,7 @@ def init_adapter(base: Params, spec: LoraSpec, seed: int, shardings: Params | No
             if name == "lora_b":
                 return jnp.zeros(leaf.shape, leaf.dtype)
             if name == "lora_magnitude":
-                kernel = _find(base, tuple(place))["kernel"]
+                kernel = dense_kernel(_find(base, tuple(place)), _find(shapes, tuple(place))["lora_a"].shape[1])
                 zeros = (jnp.zeros((*kernel.shape[:2], 1)), jnp.zeros((kernel.shape[0], 1, kernel.shape[2])))
                 return direction_norms(kernel, *zeros, jnp.zeros(kernel.shape[0]))
             key = jax.random.fold_in(jax.random.key(seed), _number((place[1], place[2])))
@@ -82,7 +86,7 @@ def init_adapter(base: Params, spec: LoraSpec, seed: int, shardings: Params | No
 
         return jax.tree_util.tree_map_with_path(fill, shapes)
 
-    return jax.jit(create, out_shardings=shardings)(base)
+    return jax.jit(create, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, shapes))(base)
 
 
 def overlay(base: Params, adapter: Params, spec: LoraSpec, dropout: tuple[PRNGKeyArray, float] | None = None) -> Params:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from empathax.lora_settings import LoraSpec
-from empathax.models.lora import Adapter, abstract_adapter
+from empathax.models.lora import Adapter, abstract_adapter, with_adapters
 from empathax.models.model_config import ModelConfig
 from empathax.models.orbax_files import FROZEN, restore_params
+from empathax.models.quantized import rounded_parameter
 from empathax.models.transformer import abstract_params
+from empathax.models.weights import as_it_is
 
 
 def checkpoint_adapters(step_dir: Path, meta: Mapping[str, Any], config: ModelConfig) -> list[Adapter]:
@@ -26,6 +29,17 @@ def checkpoint_adapters(step_dir: Path, meta: Mapping[str, Any], config: ModelCo
     frozen = restore_params(step_dir, below, item=FROZEN) if below else {}
     trees = [*(frozen[str(number)] for number in range(len(below))), restore_params(step_dir, shapes[-1])]
     return [Adapter(tree, spec) for tree, spec in zip(trees, specs, strict=True)]
+
+
+def adapted_params(
+    base: Any, step_dir: Path, meta: Mapping[str, Any], param_dtype: Any, shardings: Any = None
+) -> dict[str, Any]:
+    """The model of such a checkpoint: `base` (a ModelSource), rounded as it was below the adapters, with them merged
+    in."""
+    kind = meta["lora"]["quantization"]
+    finish = as_it_is if kind == "none" else partial(rounded_parameter, kind)
+    params = base.load_params(param_dtype, shardings, finish)
+    return with_adapters(params, checkpoint_adapters(step_dir, meta, base.config))
 
 
 def _on_one_device(abstract: Any) -> Any:

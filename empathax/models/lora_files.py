@@ -211,8 +211,8 @@ def _parts(adapter: Adapter) -> Iterator[tuple[Place, np.ndarray]]:
         for part, stack in adapter.tree["layers"][block][product].items():
             for layer, values in enumerate(np.asarray(stack, np.float32)):
                 rank = adapter.spec.rank_of(module_name(target, layer))
-                cut = {"lora_a": values[:, :rank], "lora_b": values[:rank]}.get(part, values)
-                yield (target, layer, part), cut
+                cut = {"lora_a": np.s_[:, :rank], "lora_b": np.s_[:rank]}.get(part, np.s_[:])
+                yield (target, layer, part), values[cut]
 
 
 def _spell(target: str, layer: int, part: str) -> str:

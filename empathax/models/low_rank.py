@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from empathax.models.primitives import matmul
+from empathax.models.quantized import dense_kernel, product
 
 Weights = Mapping[str, Any]
 
@@ -27,9 +28,9 @@ def add_adapters(out: Float[Array, "*B O"], weights: Weights, x: Float[Array, "*
         entering = _dropped(adapter, x)
         low_rank = matmul(matmul(entering, adapter["lora_a"]), adapter["lora_b"]) * adapter["scale"].astype(x.dtype)
         if "lora_magnitude" in adapter:
-            product = plain if entering is x else matmul(entering, weights["kernel"])
-            rescale = _rescale(adapter, weights["kernel"])
-            low_rank = (rescale - 1.0).astype(x.dtype) * product + rescale.astype(x.dtype) * low_rank
+            of_kernel = plain if entering is x else product(weights, entering)
+            rescale = _rescale(adapter, dense_kernel(weights, x.shape[-1]))
+            low_rank = (rescale - 1.0).astype(x.dtype) * of_kernel + rescale.astype(x.dtype) * low_rank
         out = out + low_rank
     return out
 

@@ -18,8 +18,7 @@ from empathax.models.architecture import from_hf_config, preset
 from empathax.models.gguf_file import GgufFile, config_of
 from empathax.models.hf_files import SafetensorsFiles, open_weights, read_json
 from empathax.models.installed_weights import weights_in_package
-from empathax.models.lora import with_adapters
-from empathax.models.lora_checkpoint import checkpoint_adapters
+from empathax.models.lora_checkpoint import adapted_params
 from empathax.models.model_config import ModelConfig
 from empathax.models.orbax_files import (
     FROZEN,
@@ -38,7 +37,7 @@ from empathax.models.tokenizer_gguf import tokenizer_from_gguf
 from empathax.models.tokenizer_hf import tokenizer_from_directory
 from empathax.models.transformer import abstract_params, init_params
 from empathax.models.weight_names import gguf_naming, hf_naming
-from empathax.models.weights import check_tensors, load_params
+from empathax.models.weights import Finish, as_it_is, check_tensors, finished, load_params
 
 Params = dict[str, Any]
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
@@ -58,8 +57,14 @@ class ModelSource(Protocol):
         """Its architecture."""
         ...
 
-    def load_params(self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None) -> Params:
-        """Its parameters, in the tree of `abstract_params` and laid out as `shardings` (one device if None)."""
+    def load_params(
+        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = as_it_is
+    ) -> Params:
+        """Its parameters, in the tree of `abstract_params` and laid out as `shardings` (one device if None).
+
+        `finish` makes of each parameter what takes its place: one after another as they are read, from safetensors and
+        GGUF files.
+        """
         ...
 
     def check(self) -> None:
@@ -127,10 +132,12 @@ class DirectoryModel:
     def _weights(self) -> SafetensorsFiles:
         return open_weights(self._directory, self._url)
 
-    def load_params(self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None) -> Params:
+    def load_params(
+        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = as_it_is
+    ) -> Params:
         """See ModelSource."""
         naming = hf_naming(set(self._weights.tensors))
-        return load_params(self._weights, self.config, naming, self.path, param_dtype, shardings)
+        return load_params(self._weights, self.config, naming, self.path, param_dtype, shardings, finish)
 
     def check(self) -> None:
         """See ModelSource."""
@@ -162,7 +169,9 @@ class OrbaxModel:
         self._settings = resolve_model(self._meta["model_path"]) if self._is_of_run else DirectoryModel(path)
         self.config = self._settings.config
 
-    def load_params(self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None) -> Params:
+    def load_params(
+        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = as_it_is
+    ) -> Params:
         """See ModelSource."""
         default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         like = jax.tree.map(
@@ -171,11 +180,11 @@ class OrbaxModel:
             shardings or jax.tree.map(lambda _: default, abstract_params(self.config)),
         )
         if "lora" in self._meta:
-            base = self._settings.load_params(param_dtype, shardings)
-            return with_adapters(base, checkpoint_adapters(self._directory, self._meta, self.config))
+            params = adapted_params(self._settings, self._directory, self._meta, param_dtype, shardings)
+            return finished(params, finish)
         params = restore_params(self._directory, like)
         check_finite(self._directory, params)
-        return params
+        return finished(params, finish)
 
     def check(self) -> None:
         """See ModelSource."""
@@ -211,9 +220,11 @@ class GgufModel:
         self.config = _named(path, config_of, self._file)
         self._naming = gguf_naming(str(self._file.metadata.get("general.architecture")))
 
-    def load_params(self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None) -> Params:
+    def load_params(
+        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = as_it_is
+    ) -> Params:
         """See ModelSource."""
-        return load_params(self._file, self.config, self._naming, self.path, param_dtype, shardings)
+        return load_params(self._file, self.config, self._naming, self.path, param_dtype, shardings, finish)
 
     def check(self) -> None:
         """See ModelSource."""
@@ -238,9 +249,11 @@ class RandomModel:
         self.config = preset(name)
         self._seed = seed
 
-    def load_params(self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None) -> Params:
+    def load_params(
+        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = as_it_is
+    ) -> Params:
         """See ModelSource."""
-        return init_params(self.config, self._seed, param_dtype, shardings)
+        return finished(init_params(self.config, self._seed, param_dtype, shardings), finish)
 
     def check(self) -> None:
         """See ModelSource; nothing can be wrong."""

@@ -22,8 +22,24 @@ from empathax.models.transformer import abstract_params
 from empathax.models.weight_names import Naming, Stored, stored_parameters
 
 Params = dict[str, Any]
+Finish = Callable[[tuple[str, ...], jax.Array], dict[str, jax.Array]]  # (path, parameter) -> values by name
 _PIECE_BYTES = 8 << 20  # of a parameter, on the host at one time (or one layer of it, if that is more)
 _SHARED_BYTES = 1 << 20  # from this size on the devices share the reading of a parameter
+
+
+def as_it_is(path: tuple[str, ...], leaf: jax.Array) -> dict[str, jax.Array]:
+    """The parameter itself, under its own name."""
+    return {path[-1]: leaf}
+
+
+def finished(params: Params, finish: Finish) -> Params:
+    """Parameters that came all at once, each as `finish` makes it."""
+    done: Params = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = tuple(key.key for key in path)
+        for name, value in finish(names, leaf).items():
+            _put(done, (*names[:-1], name), value)
+    return done
 
 
 def load_params(
@@ -33,8 +49,11 @@ def load_params(
     source: str,
     param_dtype: jnp.dtype = jnp.float32,
     shardings: Params | None = None,
+    finish: Finish = as_it_is,
 ) -> Params:
     """The parameter tree of `abstract_params(config, param_dtype)`, each leaf laid out as `shardings` says.
+
+    `finish` makes of each parameter, as soon as it is there, what takes its place.
 
     Raises one WeightsError with every tensor that is missing, left over, of a wrong shape or type, or not finite.
     `source` names the file or directory in it. The host holds one piece of a parameter at a time (8 MB, or one layer).
@@ -50,7 +69,8 @@ def load_params(
         shape = _at(shapes, stored.path)
         sharding = default if shardings is None else _at(shardings, stored.path)
         read = functools.partial(_read_part, reader, stored, shape, nonfinite)
-        _put(params, stored.path, _load_leaf(shape, sharding, stored, read))
+        for name, value in finish(stored.path, _load_leaf(shape, sharding, stored, read)).items():
+            _put(params, (*stored.path[:-1], name), value)
     nonfinite = _of_all_processes(nonfinite, reader)
     problems = [
         f"{name}: found {count:,} NaN or infinite values (or more), expected none" for name, count in nonfinite.items()

@@ -22,6 +22,7 @@ from empathax.lora_settings import LoraSpec, spec_of
 from empathax.mesh_settings import parse_rules
 from empathax.models.lora import abstract_adapter, overlay
 from empathax.models.model_config import ModelConfig
+from empathax.models.quantized import abstract_quantized
 from empathax.models.transformer import abstract_params, logical_axes
 from empathax.parallel.mesh import compute_dtype
 from empathax.parallel.rules import batch_sharding, check_batch, param_shardings, replicated
@@ -103,6 +104,12 @@ def params_of(setup: Setup) -> Tree:
     return _placed(abstract, param_shardings(setup.mesh, abstract, logical_axes(setup.model), rules))
 
 
+def base_of(setup: Setup) -> Tree:
+    """The same as it is held below an adapter."""
+    kind = setup.config.model.quantization
+    return params_of(setup) if kind == "none" else abstract_quantized(params_of(setup), kind)
+
+
 def trained_of(setup: Setup) -> Tree:
     """What is trained, abstract, with its shardings: the parameters, or an adapter's."""
     params = params_of(setup)
@@ -143,7 +150,7 @@ def _train(setup: Setup) -> Lowered:
     step = make_train_step(setup.stage, setup.model, setup.config, tx, schedule, shardings=shardings, spec=setup.spec)
     batch = batch_of(setup, options.rows_per_batch, options.accumulation_steps, setup.reference == "precomputed")
     ref_params = params_of(setup) if setup.reference == "resident" else None
-    base = params_of(setup) if setup.spec else None
+    base = base_of(setup) if setup.spec else None
     return Lowered(
         step.lower(state, batch, ref_params=ref_params, base=base),  # type: ignore[attr-defined]  # a jitted function
         {
@@ -160,7 +167,7 @@ def _train(setup: Setup) -> Lowered:
 def _reference(setup: Setup) -> Lowered:
     """The pass over the training rows before the first step; there is no optimizer state yet."""
     step = make_score_step(setup.model, setup.config.model, mesh=setup.mesh)
-    params, batch = params_of(setup), batch_of(setup, setup.config.eval.rows_per_batch)
+    params, batch = base_of(setup), batch_of(setup, setup.config.eval.rows_per_batch)
     kind = "frozen" if setup.spec else "parameters"
     return Lowered(step.lower(params, batch), {kind: params, "batch": batch}, {})  # type: ignore[attr-defined]
 
@@ -208,13 +215,13 @@ def _decode(setup: Setup) -> Lowered:
 
 def _model_of(setup: Setup) -> Tree:
     """The model in mid-training, as evaluations see it."""
-    params, spec = params_of(setup), setup.spec
+    params, spec = base_of(setup), setup.spec
     return overlay(params, trained_of(setup), spec) if spec else params
 
 
 def _by_kind(setup: Setup) -> dict[str, Tree]:
     """The arrays of that model."""
-    return {"frozen": params_of(setup) if setup.spec else None, "parameters": trained_of(setup)}
+    return {"frozen": base_of(setup) if setup.spec else None, "parameters": trained_of(setup)}
 
 
 def _held(setup: Setup) -> dict[str, Tree]:

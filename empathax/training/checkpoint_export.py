@@ -16,8 +16,8 @@ from empathax.config import MeshOptions
 from empathax.data.chat import ChatTemplate
 from empathax.errors import CheckpointError, ConfigError, raise_all
 from empathax.models.export import export_model, export_orbax, whole_directory
-from empathax.models.lora import Adapter, with_adapters
-from empathax.models.lora_checkpoint import checkpoint_adapters
+from empathax.models.lora import Adapter
+from empathax.models.lora_checkpoint import adapted_params, checkpoint_adapters
 from empathax.models.lora_files import joined, write_adapter
 from empathax.models.model_config import ModelConfig
 from empathax.models.source import ModelSource, load_tokenizer, resolve_model
@@ -82,7 +82,7 @@ def check_form(checkpoint: Checkpoint, adapter: bool, merge: bool) -> None:
 def export_checkpoint(checkpoint: Checkpoint, out_dir: Path, dtype: str) -> Path:
     """Writes the whole model's directory, adapters merged in, whole or not at all; returns it."""
     if checkpoint.has_adapters:
-        params = with_adapters(checkpoint.base.load_params(jnp.float32), checkpoint.adapters())
+        params = adapted_params(checkpoint.base, checkpoint.step_dir, checkpoint.meta, jnp.float32)
     else:
         shapes = abstract_params(checkpoint.model_config, jnp.float32)
         params = restore_params(checkpoint.step_dir, _on_one_device(shapes))

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,11 @@ from empathax.mesh_settings import parse_rules
 from empathax.models.adapted import adapted_model
 from empathax.models.lora import Adapter, overlay
 from empathax.models.lora_files import read_adapter
+from empathax.models.quantized import quantized_parameter
 from empathax.models.source import ModelSource, load_tokenizer, resolve_model
 from empathax.models.tokenizer import Tokenizer
 from empathax.models.transformer import abstract_params, logical_axes
+from empathax.models.weights import as_it_is
 from empathax.parallel.agreement import check_agreement, check_shared_directory
 from empathax.parallel.compilation import use_compilation_cache
 from empathax.parallel.distributed import is_leader, rows_of_process
@@ -72,7 +75,9 @@ class Job:
 
     def load_params(self) -> Params:
         """The parameters that the run begins with on the mesh: the base model's, with the adapter of `lora.path`."""
-        base = self.source.load_params(jnp.dtype(self.config.model.param_dtype), self.param_shardings)
+        options = self.config.model
+        finish = as_it_is if options.quantization == "none" else partial(quantized_parameter, options.quantization)
+        base = self.source.load_params(jnp.dtype(options.param_dtype), self.param_shardings, finish)
         return (
             base
             if self.adapter is None

@@ -59,7 +59,7 @@ class Trainable:
             return Start(model, without_adapters(model), lambda: adapters[0])
         base = merged(model, donate=True) if self.merges and adapters else model
         frozen = {str(number): adapter for number, adapter in enumerate(adapters)} or None
-        return Start(base, base, lambda: init_adapter(base, spec, self.seed, self.shardings), frozen)
+        return Start(base, base, lambda: init_adapter(base, spec, self.seed, self.abstract), frozen)
 
     def model(self, params: Params, base: Params | None) -> Params:
         """The model that `params` make, of a stage that began with `base`."""

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 
 from empathax.data.prefix_tree import ScoredSequence, build_tree
+from empathax.lora_settings import LoraSpec
 from empathax.models.architecture import preset
-from empathax.planning.flops import Counts, layer_matmul_params, train_flops, tree_counts
+from empathax.planning.flops import Counts, adapter_flops, layer_matmul_params, train_flops, tree_counts
 
 
 def _ids(*values: int) -> np.ndarray:
@@ -35,4 +36,9 @@ def test_operations_of_a_step_by_hand():
     # A product with a kernel of n entries costs 2n a token, forward; scores and their mix with the values 2 x 3 each
     # for every head and visible pair. Backward costs twice as much again.
     forward = 5 * 2 * 2 * 528 + 3 * 2 * 8 * 20 + 2 * 4 * 13 * (2 * 3 + 2 * 3)
-    assert train_flops(config, Counts(tokens=5, trained=3, visible_pairs=13)) == 3 * forward
+    counts = Counts(tokens=5, trained=3, visible_pairs=13)
+    assert train_flops(config, counts) == 3 * forward
+    # factors of rank 2 on query (8 + 12) and down (10 + 8) in both layers; kernels have no gradient of their own
+    factors, attention = 2 * 2 * (20 + 18), 2 * 4 * 13 * (2 * 3 + 2 * 3)
+    wanted = 2 * (forward - attention) + 3 * attention + 3 * 2 * 5 * factors
+    assert adapter_flops(config, LoraSpec(2, 2.0, targets=("q_proj", "down_proj")), counts) == wanted

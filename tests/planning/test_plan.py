@@ -33,7 +33,9 @@ def test_a_plan_as_json(capsys, short):
     assert found["missing_bytes"] == 0
     assert found["hbm_bytes"] > 2**30
     sizes = found["bytes_per_device"]
-    assert {"parameters", "gradients", "optimizer", "reference", "batch", "temporaries", "total"} == sizes.keys()
+    kinds = {"frozen", "parameters", "gradients", "optimizer", "reference", "batch", "temporaries", "total"}
+    assert kinds == sizes.keys()
+    assert sizes["frozen"] == 0
     assert sizes["optimizer"] == pytest.approx(2 * sizes["parameters"], rel=0.01)  # two moments
     assert sizes["total"] == sum(size for kind, size in sizes.items() if kind != "total")
     assert found["collectives"]["all-reduce"]["count"] >= 1  # the gradients of two halves of the batch
@@ -42,6 +44,16 @@ def test_a_plan_as_json(capsys, short):
     assert found["parts"].keys() == {"train", "eval"}
     assert found["parts"]["eval"]["bytes_per_device"]["gradients"] == 0
     assert found["parts"]["eval"]["bytes_per_device"]["optimizer"] == sizes["optimizer"]  # which stays there meanwhile
+
+
+def test_an_adapter_on_frozen_weights_in_four_bits(capsys, short):
+    lora = ("--config.lora.rank=4", "--config.lora.after_sft=keep", "--config.model.quantization=nf4")
+    found = _plan(capsys, *short, *lora, "--topology=cpu:1", "--parts=train", "--config.mesh.data=1")
+    sizes, num_trained = found["bytes_per_device"], found["num_trained"]
+    assert num_trained < 0.2 * found["num_parameters"]
+    assert (sizes["parameters"], sizes["gradients"]) == (4 * num_trained, 4 * num_trained)
+    assert sizes["optimizer"] == pytest.approx(8 * num_trained, rel=0.01)
+    assert sizes["frozen"] < 2.5 * found["num_parameters"]  # kernels in 0.5625 bytes, the vocabulary's in 4
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,12 @@
 
 import dataclasses
 import functools
+import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +18,17 @@ from empathax import export
 from empathax.config import Config, DpoOptions, LoraOptions, ModelOptions, SftOptions
 from empathax.errors import CheckpointError
 from empathax.evaluation.generation.speaker import open_speaker
-from empathax.lora_settings import spec_of
+from empathax.lora_settings import LoraSpec, spec_of
 from empathax.models import lora
+from empathax.models.lora_files import write_adapter
 from empathax.models.source import resolve_model
 from empathax.models.transformer import init_params, logits
 from empathax.training.checkpoint import StageCheckpoints, latest_checkpoint
-from empathax.training.job import prepare
 from empathax.training.optimizer import make_optimizer
 from empathax.training.reference import precompute
-from empathax.training.run import run
 from empathax.training.state import abstract_state, init_state
 from empathax.training.step import make_score_step, make_train_step
 from empathax.training.trainable import Trainable
-from tests.training.tiny import tiny_config
 from tests.training.tiny_rows import MODEL, dialogue_batch, with_steps
 
 CONFIG = Config(
@@ -126,47 +129,60 @@ def test_the_next_stage_starts_where_the_adapter_led(merges):
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """A run of both stages, the first one's adapter kept below the second's."""
+def sft_adapter(tmp_path_factory):
+    """An adapter as PEFT would have left it after SFT, of another rank than the run's."""
+    spec = LoraSpec(2, 4.0, targets=("q_proj", "up_proj"))
+    rng = np.random.default_rng(0)
+    shapes = lora.abstract_adapter(_base(), spec)
+    tree = jax.tree.map(lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    directory = tmp_path_factory.mktemp("sft_adapter")
+    write_adapter(directory, lora.Adapter(tree, spec), "random:tiny-llama")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, sft_adapter):
+    """A run of DPO with an SFT adapter kept below its own."""
     path = tmp_path_factory.mktemp("run") / "run"
-    run(_job(path))
+    done = _run(path, sft_adapter)
+    assert done.returncode == 0, done.stderr
     return path
 
 
-def _job(path, **changes):
-    settings = {
-        "lora__rank": 4, "lora__dropout": 0.1, "lora__after_sft": "keep", "eval__num_replies": 0,
-        "sft__num_epochs": 1.0, "dpo__num_epochs": 2.0,
-    }  # fmt: skip
-    return prepare(tiny_config(**{**settings, **changes}), path)
+def _run(path, sft_adapter, alpha=8):
+    """In a process of its own, on one device."""
+    command = [sys.executable, str(Path(__file__).parent / "lora_run.py"), *map(str, (path, sft_adapter, alpha))]
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(sft_adapter.parent / "compilation_cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | cache)
 
 
-def test_a_run_goes_on_to_the_bit(workdir, tmp_path):
+def test_a_run_goes_on_to_the_bit(workdir, sft_adapter, tmp_path):
     again = tmp_path / "run"
     shutil.copytree(workdir, again)
-    shutil.rmtree(latest_checkpoint(again / "checkpoints" / "dpo"))
-    shutil.rmtree(again / "evaluations", ignore_errors=True)
-    assert latest_checkpoint(again / "checkpoints" / "dpo").name != latest_checkpoint(workdir).name
-    run(_job(again))
-    files = [sorted((place / "checkpoints" / "dpo").rglob("*")) for place in (workdir, again)]
-    assert len(files[0]) == len(files[1])
-    last = [resolve_model(place).load_params() for place in (workdir, again)]
-    assert _bytes(last[0]) == _bytes(last[1])
-    with pytest.raises(CheckpointError, match="lora was"):
-        run(_job(again, lora__alpha=4.0))
+    shutil.rmtree(latest_checkpoint(again))  # the finished one
+    assert latest_checkpoint(again).name != latest_checkpoint(workdir).name
+    assert _run(again, sft_adapter).returncode == 0
+    models = [resolve_model(place).load_params() for place in (workdir, again)]
+    assert _bytes(models[0]) == _bytes(models[1])
+    refused = _run(again, sft_adapter, alpha=4)
+    assert refused.returncode == CheckpointError.exit_code
+    assert "lora was" in refused.stderr
 
 
 def test_exports_of_a_run_say_what_its_checkpoint_says(workdir, tmp_path, capsys):
     model = "random:tiny-llama"
     assert export.main([f"--checkpoint={workdir}", f"--out={tmp_path / 'adapter'}"]) == 0
     assert export.main([f"--checkpoint={workdir}", f"--out={tmp_path / 'whole'}", "--merge"]) == 0
-    assert export.main([f"--checkpoint={workdir / 'checkpoints/sft'}", f"--out={tmp_path / 'sft'}", "--adapter"]) == 0
+    assert "the adapters of" in capsys.readouterr().out
     wanted = resolve_model(workdir).load_params()
     whole = resolve_model(tmp_path / "whole").load_params()
     adapted = open_speaker(model, Config(), adapters=[str(tmp_path / "adapter")])().params
-    base = resolve_model(model).load_params()
     for found in (whole, adapted):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, wanted)
-    moved = np.abs(base["layers"]["mlp"]["up"]["kernel"] - wanted["layers"]["mlp"]["up"]["kernel"]).max()
-    assert moved > 1e-4
-    assert "the adapters of" in capsys.readouterr().out
+    rank = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (rank["r"], rank["rank_pattern"]["k_proj"]) == (6, 4)  # both adapters in one, where both are
+    moved = np.abs(_base()["layers"]["mlp"]["down"]["kernel"] - wanted["layers"]["mlp"]["down"]["kernel"]).max()
+    assert moved > 1e-5
