@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from empathax.config import Config
-from empathax.data.batch import Batch
+from empathax.data.batch import Batch, LabeledReplies
 from empathax.data.packing import RowSizes
 from empathax.errors import ConfigError
 from empathax.evaluation.generation.decoding import generate
@@ -30,7 +30,7 @@ from empathax.training.step import make_reply_step, make_score_step, make_train_
 
 PARTS = ("train", "reference", "eval", "decode")
 _ANY_NUM_STEPS = 1000  # of the learning rate's schedule: constants of the program, no shapes
-_FLOATS = {"weight_BM", "pair_weight_BP", "ref_logps_BS"}
+_FLOATS = {"weight_BM", "pair_weight_BP", "ref_logps_BS", "desirable_BR", "weight_BR", "mismatched_weight_BR"}
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ def batch_of(setup: Setup, rows: int, micro_batches: int = 0, with_reference: bo
         "M": setup.sizes.trained,
         "S": setup.sizes.sequences,
         "P": setup.sizes.pairs,
+        "R": setup.sizes.labeled,
     }
     leading = (micro_batches,) if micro_batches else ()
     sharding = batch_sharding(setup.mesh, num_leading=len(leading))
@@ -116,7 +117,9 @@ def batch_of(setup: Setup, rows: int, micro_batches: int = 0, with_reference: bo
         dtype = jnp.float32 if name in _FLOATS else jnp.int32
         return jax.ShapeDtypeStruct((*leading, rows, sizes[name[-1]]), dtype, sharding=sharding)
 
-    return Batch(**{name: array(name) for name in Batch.__dataclass_fields__})
+    replies = LabeledReplies(**{name: array(name) for name in LabeledReplies.__dataclass_fields__})
+    arrays = {name: array(name) for name in Batch.__dataclass_fields__ if name != "replies"}
+    return Batch(**arrays, replies=replies if setup.sizes.labeled else None)
 
 
 def _train(setup: Setup) -> Lowered:

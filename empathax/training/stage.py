@@ -212,7 +212,7 @@ def _check_first_step(options: DpoOptions) -> Callable[[Mapping[str, float]], No
     def check(metrics: Mapping[str, float]) -> None:
         if not has_reference:
             return
-        found, margin = metrics.get("loss_pairs", metrics["loss"]), metrics["reward_margin"]
+        found, margin = metrics.get("loss_pairs", metrics["loss"]), metrics.get("reward_margin", 0.0)
         is_off = expected is not None and abs(found - expected) > FIRST_STEP_TOLERANCE * max(1.0, abs(expected))
         if is_off or abs(margin) > FIRST_STEP_TOLERANCE:
             loss = "" if expected is None else f"loss {expected:.6f}, "
@@ -237,8 +237,8 @@ def _stage_metrics(stage: str, measured: Measured, before: Measured, held_out: H
 
 def _in_words(values: Mapping[str, float]) -> str:
     shown = (
-        "perplexity", "token_accuracy", "loss", "reward_accuracy", "reward_margin", "logp_chosen", "logp_rejected",
-        "bleu4_sentence", "rouge_l", "distinct_2", "validation_gap",
+        "perplexity", "token_accuracy", "loss", "reward_accuracy", "reward_margin", "kl", "logp_chosen",
+        "logp_rejected", "bleu4_sentence", "rouge_l", "distinct_2", "validation_gap",
     )  # fmt: skip
     return ", ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
 

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from trl import DPOConfig, DPOTrainer, KTOConfig
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
 from empathax.config import Config, DpoOptions
 from empathax.data.batch import Batch
-from empathax.losses import DIVERGENCES, LOSSES, MARGIN
+from empathax.losses import DIVERGENCES, LOSSES, MARGIN, REPLIES
 from empathax.models.architecture import preset
 from empathax.objectives.logprobs import TokenLogps, sequence_logps
 from empathax.training import metrics, objective
@@ -35,7 +35,8 @@ DIVERGENCE_NAMES = {
     "js": "js_divergence",
     "alpha": "alpha_divergence",
 }
-OF_DPO = [name for name, loss in LOSSES.items() if loss.needs_reference or name == "sft"]
+OF_PAIRS = {name: loss for name, loss in LOSSES.items() if loss.takes != REPLIES}  # the others: test_kto.py
+OF_DPO = [name for name, loss in OF_PAIRS.items() if loss.needs_reference or name == "sft"]
 # the settings that a loss cannot do without
 NEEDED = {"exo_pair": {"label_smoothing": 1e-3}, "alphapo": {"alphapo_alpha": 0.25}}
 PAIRS, LONGEST = 6, 9
@@ -243,7 +244,7 @@ def _check(kind: str, options: DpoOptions, monkeypatch) -> None:
 def _single() -> list[DpoOptions]:
     """Each loss alone, with what it can take."""
     cases = []
-    for name, loss in LOSSES.items():
+    for name, loss in OF_PAIRS.items():
         base = DpoOptions(loss=(name,), beta=0.3, **NEEDED.get(name, {}))
         cases.append(base)
         if "label_smoothing" in loss.options and name != "sigmoid":  # TRL's sigmoid ignores it; see test_logps.py
@@ -294,8 +295,9 @@ def test_trl_has_no_loss_that_we_lack():
     of_cpo = set(CPOConfig.__dataclass_fields__["loss_type"].metadata["choices"])
     assert of_cpo == OF_CPO.keys()
     assert set(OF_CPO.values()) | {"orpo"} <= LOSSES.keys()
-    # losses of replies without a pair, which we do not have yet
-    assert KTOConfig.__dataclass_fields__["loss_type"].metadata["choices"] == ["kto", "apo_zero_unpaired"]
+    of_kto = set(KTOConfig.__dataclass_fields__["loss_type"].metadata["choices"])
+    assert of_kto >= set(re.findall(r'loss_type == "(\w+)"', inspect.getsource(KTOTrainer._compute_loss)))
+    assert of_kto == LOSSES.keys() - OF_PAIRS.keys()
     divergences = set(re.findall(r'f_divergence_type == "(\w+)"', source))
     assert divergences == set(DIVERGENCE_NAMES.values())
     assert DIVERGENCE_NAMES.keys() == set(DIVERGENCES)
