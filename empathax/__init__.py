@@ -130,6 +130,7 @@ training/
     run.py, stage.py, loop.py    a run, a stage of it, its steps
     objective.py         a model's log-probs handed to the losses
     step.py, state.py, optimizer.py    the compiled step and what it changes
+    param_groups.py      parameters by their names: frozen ones, weight decay, rates by layer
     reference.py         the frozen reference: resident, or its log-probs from a cache
     sweep.py             variations of a config side by side, as one report
     held_out.py, records.py, evaluate_model.py    held-out data under a model; as parts of a record; without a run

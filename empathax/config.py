@@ -79,6 +79,10 @@ class StageOptions:
     b2: float = option(0.999, low=0.0, high=1.0)
     eps: float = option(1e-8, low=0.0)
     weight_decay: float = option(0.0, low=0.0)
+    no_decay: tuple[str, ...] = ("*norm*", "*bias*")  # parameters that it leaves out, by globs over their paths
+    freeze: tuple[str, ...] = ()  # parameters that are not trained: "embedding/*", "layers/mlp/*"
+    layerwise_decay: float = option(1.0, low=0.0, high=1.0)  # learning rate of a layer over that of the one above it
+    ema_decay: float = option(0.0, low=0.0, high=1.0)  # running mean of the parameters, the stage's result; 0 = off
     max_grad_norm: float = option(1.0, low=0.0)  # 0 = no clipping
     max_nonfinite_steps: int = option(5, low=1)  # skipped in a row before the run ends with exit code 6
     best_metric: str = ""  # the stage's result is its evaluation that is best in this metric; "" = its last step
@@ -229,6 +233,11 @@ def _check_stages(config: Config, problems: list[str]) -> None:
         f"{stage}.first_moment_dtype = 'bfloat16': {reason}"
         for stage in STAGES
         if (reason := _moment_problem(config.stage(stage)))
+    ]
+    problems += [
+        f"{stage}.ema_decay = 1.0: the running mean would stay what it is at the start; expected less than 1"
+        for stage in STAGES
+        if config.stage(stage).ema_decay == 1.0
     ]
     if config.data.eval_split == "test":
         problems += [

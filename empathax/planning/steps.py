@@ -95,7 +95,12 @@ def params_of(setup: Setup) -> Tree:
 def state_of(setup: Setup) -> TrainState:
     """The train state, abstract, with its shardings."""
     params, (tx, _) = params_of(setup), _optimizer(setup)
-    abstract = abstract_state(params, tx, moving_reference=setup.reference == "in the state")
+    abstract = abstract_state(
+        params,
+        tx,
+        moving_reference=setup.reference == "in the state",
+        running_mean=setup.config.stage(setup.stage).ema_decay > 0.0,
+    )
     return _placed(abstract, state_shardings(abstract, jax.tree.map(lambda leaf: leaf.sharding, params)))
 
 
@@ -133,7 +138,7 @@ def _train(setup: Setup) -> Lowered:
         step.lower(state, batch, ref_params=ref_params),  # type: ignore[attr-defined]  # a jitted function
         {
             "parameters": state.params,
-            "optimizer": state.opt_state,
+            "optimizer": (state.opt_state, state.mean_params),
             "reference": (ref_params, state.ref_params),
             "batch": batch,
         },
@@ -194,7 +199,7 @@ def _held(setup: Setup) -> dict[str, Tree]:
     """What training keeps on the devices while it evaluates."""
     state = state_of(setup)
     resident = params_of(setup) if setup.reference == "resident" else None
-    return {"optimizer": state.opt_state, "reference": (resident, state.ref_params)}
+    return {"optimizer": (state.opt_state, state.mean_params), "reference": (resident, state.ref_params)}
 
 
 def _optimizer(setup: Setup) -> Any:

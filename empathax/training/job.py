@@ -36,6 +36,7 @@ from empathax.parallel.exchange import from_leader, together
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import check_batch, param_shardings
 from empathax.training.best import check_best_metric
+from empathax.training.param_groups import check_patterns
 
 Params = Any
 
@@ -103,6 +104,7 @@ def prepare(config: Config, workdir: Path, overwrite: bool = False) -> Job:
         )
     job = assemble(config, workdir)
     with together():
+        check_patterns(config, job.abstract_params)
         for stage in config.stages:
             if metric := config.stage(stage).best_metric:
                 check_best_metric(f"{stage}.best_metric", metric, config.eval.every_steps)
