@@ -132,7 +132,7 @@ training/
     step.py, state.py, optimizer.py    the compiled step and what it changes
     param_groups.py      parameters by their names: frozen ones, weight decay, rates by layer
     reference.py         the frozen reference: resident, or its log-probs from a cache
-    sweep.py             variations of a config side by side, as one report
+    sweep.py, hparams.py    variations of a config side by side, as one report; what tells them apart
     held_out.py, records.py, evaluate_model.py    held-out data under a model; as parts of a record; without a run
     held_out_preferences.py    held-out pairs or single replies: rewards and losses
     best.py              the best evaluation of a stage

@@ -64,13 +64,13 @@ def test_as_many_parameters_decay_as_in_the_trainer(family):
     model = getattr(transformers, f"{theirs}ForCausalLM")(
         getattr(transformers, f"{theirs}Config")(
             vocab_size=config.vocab_size,
-            hidden_size=config.hidden_dim,
+            hidden_size=config.model_dim,
             intermediate_size=config.ff_dim,
             num_hidden_layers=config.num_layers,
             num_attention_heads=config.num_heads,
             num_key_value_heads=config.num_kv_heads,
             head_dim=config.head_dim,
-            tie_word_embeddings=config.tie_embeddings,
+            tie_word_embeddings=config.tied_embeddings,
         )
     )
     names = set(transformers.Trainer.get_decay_parameter_names(None, model))

@@ -1,4 +1,4 @@
-"""Frozen parameters, layer-wise rates, what decays, and running means: in the optimizer, in a step, on disk, in a run."""
+"""Frozen parameters, layer-wise rates, what decays, running means: in the optimizer, a step, on disk, in a run."""
 
 import dataclasses
 import functools
@@ -42,17 +42,18 @@ def _flat(tree):
     return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _steps(options, num_steps=1, state=None):
-    """The states after each step on the same batch, the last step's metrics, and the step."""
+def _steps(options, num_steps=1):
+    """The states after each step on the same batch, the metrics of each, and the step."""
     config = Config(model=ModelOptions(attention="dense"), sft=options)
     tx, schedule = make_optimizer(options, 10)
-    state = state or init_state(jax.tree.map(jnp.array, _params()), tx, running_mean=options.ema_decay > 0)
-    step, batch = make_train_step("sft", MODEL, config, tx, schedule), with_steps(dialogue_batch(2), 2)
-    states, scalars = [], {}
+    state = init_state(jax.tree.map(jnp.array, _params()), tx, running_mean=options.ema_decay > 0)
+    step, batch = make_train_step("sft", MODEL, config, tx, schedule), with_steps(dialogue_batch(2), 1)
+    states, records = [], []
     for _ in range(num_steps):
         state, scalars = step(state, batch)
         states.append(jax.device_get(state))
-    return states, scalars, step
+        records.append(scalars)
+    return states, records, step
 
 
 @functools.cache
@@ -72,7 +73,7 @@ def test_trees_taken_apart_are_put_together_again():
 
 
 def test_frozen_parameters_keep_every_bit_and_have_no_state():
-    (state,), scalars, _ = _steps(dataclasses.replace(SFT, freeze=FROZEN))
+    (state,), (scalars,), _ = _steps(dataclasses.replace(SFT, freeze=FROZEN))
     whole = _plain()[0][0]
     before, after, unfrozen = _flat(_params()), _flat(state.params), _flat(whole.params)
     for name in before:
@@ -87,7 +88,7 @@ def test_frozen_parameters_keep_every_bit_and_have_no_state():
         sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state.opt_state, split(_params(), FROZEN)[0])
     ]
     assert sizes[0] < 2 * sizes[1] + 10
-    assert float(scalars["grad_norm"]) < float(_steps(SFT)[1]["grad_norm"])
+    assert float(scalars["grad_norm"]) < float(_plain()[1][0]["grad_norm"])
 
 
 def test_a_layer_learns_at_the_rate_of_the_one_above_it_times_the_decay():
@@ -121,7 +122,7 @@ def test_a_skipped_step_leaves_the_mean_alone():
     start = _plain()[0][0]
     poisoned = jax.tree.map(jnp.array, start)
     poisoned.params["final_norm"]["scale"] = poisoned.params["final_norm"]["scale"] * jnp.nan
-    after, scalars = _plain()[2](poisoned, with_steps(dialogue_batch(2), 2))
+    after, scalars = _plain()[2](poisoned, with_steps(dialogue_batch(2), 1))
     assert float(scalars["skipped"]) == 1.0
     jax.tree.map(np.testing.assert_array_equal, after.mean_params, start.mean_params)
 
@@ -136,7 +137,7 @@ def test_a_mean_is_a_checkpoints_model_and_is_resumed_bit_for_bit(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored, second)
     model = restore_params(latest_checkpoint(tmp_path), abstract_params(MODEL))
     jax.tree.map(np.testing.assert_array_equal, model, second.mean_params)
-    (again,), _, _ = _steps(SFT, state=restored)
+    again, _ = _plain()[2](restored, with_steps(dialogue_batch(2), 1))
     jax.tree.map(np.testing.assert_array_equal, again, third)
 
 
@@ -168,7 +169,7 @@ def test_patterns_that_cannot_be_meant(changes, sentence):
 def test_a_mean_that_never_moves_is_refused():
     source = default_config()
     source.sft.ema_decay = 1.0
-    with pytest.raises(ConfigError, match="sft.ema_decay = 1.0: the running mean would stay"):
+    with pytest.raises(ConfigError, match=r"sft.ema_decay = 1.0: the running mean would stay"):
         from_config_dict(source)
 
 
@@ -176,6 +177,7 @@ def test_a_run_evaluates_and_keeps_the_mean(tmp_path, monkeypatch):
     """A mean so slow that it stays where it was, while the parameters move."""
     monkeypatch.setattr(job, "make_mesh", lambda options: make_mesh(options, jax.devices()[:1]))
     changes = {"sft__ema_decay": 1.0 - 1e-12, "sft__max_steps": 2, "eval__num_replies": 0, "sft__learning_rate": 0.1}
+    changes["sft__warmup_ratio"] = 0.0
     prepared = job.prepare(tiny_config(stages=("sft",), tracking__tensorboard=False, **changes), tmp_path / "run")
     run(prepared)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -184,4 +186,5 @@ def test_a_run_evaluates_and_keeps_the_mean(tmp_path, monkeypatch):
     trained = [line["loss"] for line in lines if line["split"] == "train"]
     assert abs(trained[1] - trained[0]) > 1e-2
     model = restore_params(latest_checkpoint(tmp_path / "run"), abstract_params(prepared.source.config))
-    jax.tree.map(np.testing.assert_array_equal, model, prepared.load_params())
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9)
+    jax.tree.map(close, model, jax.device_get(prepared.load_params()))
