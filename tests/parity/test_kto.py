@@ -9,21 +9,17 @@ import dataclasses
 from collections import defaultdict
 from types import SimpleNamespace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from trl import KTOTrainer
 from trl.data_utils import unpair_preference_dataset
 
-from empathax.config import Config, DataOptions, DpoOptions
+from empathax.config import DataOptions, DpoOptions
 from empathax.data.batch import Batch, LabeledReplies
 from empathax.data.sources import load_splits
 from empathax.losses import LABELED_ROWS
-from empathax.models.architecture import preset
-from empathax.objectives.logprobs import TokenLogps, sequence_logps
-from empathax.training import metrics, objective
+from tests.parity.known_logps import one_row, one_row_batch, our_loss
 
 REPLIES, LONGEST = 8, 9
 LABELS = np.array([1, 0, 1, 1, 0, 0, 1, 0], bool)
@@ -55,61 +51,14 @@ def _case(kind: str, shift: float = 0.0, seed: int = 0) -> Case:
 
 
 def _batch(case: Case) -> Batch:
-    """All replies in one row; only what the losses read is real."""
-    rows, columns = np.nonzero(case.mask)
-    one_row = lambda x, dtype=np.int32: np.asarray(x, dtype)[None]  # noqa: E731
-    nothing = one_row([])
-    return Batch(
-        token_ids_BT=one_row([0]),
-        positions_BT=one_row([0]),
-        subtree_end_BT=one_row([1]),
-        query_index_BM=one_row(rows),
-        target_id_BM=one_row(columns),
-        sequence_index_BM=one_row(rows),
-        weight_BM=one_row(np.ones(len(rows)), np.float32),
-        sequence_id_BS=one_row(np.arange(2 * REPLIES)),
-        chosen_index_BP=nothing,
-        rejected_index_BP=nothing,
-        pair_weight_BP=nothing.astype(np.float32),
-        replies=LabeledReplies(
-            index_BR=one_row(np.arange(REPLIES)),
-            desirable_BR=one_row(LABELS, np.float32),
-            weight_BR=one_row(np.ones(REPLIES), np.float32),
-            mismatched_index_BR=one_row(REPLIES + np.arange(REPLIES)),
-            mismatched_weight_BR=one_row(np.ones(REPLIES), np.float32),
-        ),
+    replies = LabeledReplies(
+        index_BR=one_row(np.arange(REPLIES)),
+        desirable_BR=one_row(LABELS, np.float32),
+        weight_BR=one_row(np.ones(REPLIES), np.float32),
+        mismatched_index_BR=one_row(REPLIES + np.arange(REPLIES)),
+        mismatched_weight_BR=one_row(np.ones(REPLIES), np.float32),
     )
-
-
-def _ours(case: Case, options: DpoOptions, monkeypatch) -> tuple[dict[str, float], np.ndarray]:
-    """(metrics, gradient by token [2 REPLIES, LONGEST])."""
-    used = case.mask > 0
-
-    def make_scorer(*args, **kwargs):
-        def score(params, batch):
-            tokens = TokenLogps(params, jnp.zeros_like(params), jnp.zeros_like(params), None)
-            return objective.Scored(
-                tokens, *sequence_logps(params, batch.sequence_index_BM, batch.weight_BM, 2 * REPLIES)
-            )
-
-        return score
-
-    monkeypatch.setattr(objective, "make_scorer", make_scorer)
-    loss_fn = objective.make_loss("dpo", preset("tiny-llama"), Config(dpo=options))
-
-    def mean_loss(params, ref_params, batch):
-        loss_sum, count, sums = loss_fn(params, ref_params, batch)
-        return loss_sum / count, sums
-
-    both = jax.value_and_grad(mean_loss, has_aux=True)
-    (loss, sums), grad = both(
-        jnp.asarray(case.logps[used])[None], jnp.asarray(case.ref_logps[used])[None], _batch(case)
-    )
-    values = metrics.finalize(jax.device_get(sums))
-    assert values["loss"] == pytest.approx(float(loss), rel=1e-6)
-    table = np.zeros_like(case.mask)
-    table[used] = np.asarray(grad)[0]
-    return values, table
+    return one_row_batch(case.mask, replies=replies)
 
 
 class _Model(torch.nn.Module):
@@ -172,7 +121,7 @@ def _trl(case: Case, options: DpoOptions) -> tuple[dict[str, float], np.ndarray]
 def test_a_loss_equals_trl(name, weights, kind, shift, monkeypatch):
     options = DpoOptions(loss=(name,), beta=0.3, desirable_weight=weights[0], undesirable_weight=weights[1])
     case = _case(kind, shift)
-    values, grad = _ours(case, options, monkeypatch)
+    values, grad = our_loss(case.logps, case.ref_logps, case.mask, _batch(case), options, monkeypatch)
     wanted, wanted_grad = _trl(case, options)
     largest = float(np.abs(case.logps.sum(1)).max())
     for metric, value in wanted.items():
