@@ -32,7 +32,8 @@ def get_config() -> ml_collections.ConfigDict:
 def get_sweep() -> dict[str, dict[str, object]]:
     return {
         "sigmoid": {},
-        "ipo": {"dpo.loss": ("ipo",)},  # means of log-ratios: beta (tau) as for sigmoid asks for much larger ones
+        "ipo": {"dpo.loss": ("ipo",)},
         "simpo": {"dpo.loss": ("simpo",), "dpo.beta": 2.0, "dpo.simpo_gamma": 1.0},
-        "kto": {"dpo.loss": ("kto",), "data.unpair": True},  # each pair as a desirable and an undesirable reply
+        # each pair as a desirable and an undesirable reply; a row holds half as much, for the mismatched ones
+        "kto": {"dpo.loss": ("kto",), "data.unpair": True, "dpo.rows_per_batch": 2},
     }
