@@ -69,12 +69,14 @@ class Evaluator:
 def run_stage(job: Job, stage: str, source: Callable[[], Params], evaluator: Evaluator) -> StageResult:
     """Trains one stage from the parameters that `source` gives and returns its result, from disk if it is finished.
 
-    The result is the last step's, or the best evaluation's where the stage names a `best_metric`.
+    The result is the last step's, or the best evaluation's where the stage names a `best_metric`; with `ema_decay` the
+    running mean of the parameters there.
     """
     num_steps, trainable = job.num_steps(stage), trainable_of(job, stage)
     tx, schedule = make_optimizer(job.config.stage(stage), num_steps)
     follows = stage == "dpo" and job.config.dpo.ref_sync_steps > 0
-    abstract = abstract_state(trainable.abstract, tx, moving_reference=follows)
+    extras = {"moving_reference": follows, "running_mean": job.config.stage(stage).ema_decay > 0.0}
+    abstract = abstract_state(trainable.abstract, tx, **extras)
     shardings = state_shardings(abstract, trainable.shardings)
     meta = stage_meta(job, stage, num_steps)
     with StageCheckpoints(job.workdir / "checkpoints" / stage, job.config.checkpoint.keep) as checkpoints:
@@ -88,7 +90,7 @@ def run_stage(job: Job, stage: str, source: Callable[[], Params], evaluator: Eva
         checkpoints.frozen = start.frozen
         frozen = _reference(job, start.model, evaluator.held_out) if stage == "dpo" else Reference()
         if found is None:
-            state = init_state(start.params(), tx, shardings, moving_reference=follows)
+            state = init_state(start.params(), tx, shardings, **extras)
         else:
             state, _ = checkpoints.restore(jax.tree.map(_placed, abstract, shardings))
         base = start.base
@@ -103,13 +105,13 @@ def run_stage(job: Job, stage: str, source: Callable[[], Params], evaluator: Eva
             )
             measured: Measured | None = last
             if best is not None and best.step not in (None, int(state.step)):
-                state, measured = state.replace(params=best.params(trainable.abstract)), None
+                state, measured = state.replace(params=best.params(trainable.abstract), mean_params=None), None
                 meta = {**meta, "best_step": best.step}
         checkpoints.save(state, {**meta, "finished": True})
         checkpoints.wait()
     if StopVote(job.mesh).last_vote():
         raise Preempted(f"stopped by SIGTERM after {stage} was finished; run the same command again to go on")
-    return StageResult(model_of(state.params), measured)
+    return StageResult(model_of(state.result), measured)
 
 
 def _best_evaluation(job: Job, stage: str, is_new: bool) -> AbstractContextManager[BestEvaluation | None]:
@@ -156,7 +158,7 @@ def _train(
             return values
 
         def evaluate(state: TrainState) -> None:
-            measured = held_out.measure_in_loop(model_of(state.params), [stage])
+            measured = held_out.measure_in_loop(model_of(state.result), [stage])
             values = record(int(state.step), measured, measured.answers)
             if best is not None:
                 best.offer(state, values)
@@ -181,7 +183,7 @@ def _train(
             workdir=job.workdir,
             mesh=job.mesh,
         )
-        measured = held_out.measure(model_of(state.params), job.datasets.keys())
+        measured = held_out.measure(model_of(state.result), job.datasets.keys())
         values = record(int(state.step), measured, held_out.in_loop_answers(measured.answers))
         if best is not None:
             best.offer(state, values)
@@ -221,7 +223,7 @@ def _check_first_step(options: DpoOptions) -> Callable[[Mapping[str, float]], No
     def check(metrics: Mapping[str, float]) -> None:
         if not has_reference:
             return
-        found, margin = metrics.get("loss_pairs", metrics["loss"]), metrics["reward_margin"]
+        found, margin = metrics.get("loss_pairs", metrics["loss"]), metrics.get("reward_margin", 0.0)
         is_off = expected is not None and abs(found - expected) > FIRST_STEP_TOLERANCE * max(1.0, abs(expected))
         if is_off or abs(margin) > FIRST_STEP_TOLERANCE:
             loss = "" if expected is None else f"loss {expected:.6f}, "
@@ -241,8 +243,8 @@ def _stage_metrics(stage: str, measured: Measured, before: Measured, held_out: H
 
 def _in_words(values: Mapping[str, float]) -> str:
     shown = (
-        "perplexity", "token_accuracy", "loss", "reward_accuracy", "reward_margin", "logp_chosen", "logp_rejected",
-        "bleu4_sentence", "rouge_l", "distinct_2", "validation_gap",
+        "perplexity", "token_accuracy", "loss", "reward_accuracy", "reward_margin", "kl", "logp_chosen",
+        "logp_rejected", "bleu4_sentence", "rouge_l", "distinct_2", "validation_gap",
     )  # fmt: skip
     return ", ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
 
