@@ -1,8 +1,8 @@
 """Llama-3-70B on ESConv: DPO of a LoRA adapter, as the DBT paper trains its 7B and 8B models.
 
 Command:  python -m empathax.train --config=configs/llama70b_lora_dpo.py --workdir=runs/llama70b_lora_dpo
-Hardware: one node of 8 GPUs with 80 GB, or a TPU v5p-16 (v5p:2x2x2); bytes a device, compiled without them:
-          docs/adapters.md.
+Hardware: the frozen weights are 141 GB in bfloat16, split over all devices; what a device holds of a step:
+          python -m empathax.plan --config=configs/llama70b_lora_dpo.py --topology=h100:8
 Expected: not run yet.
 """
 
