@@ -20,6 +20,7 @@ from empathax.preferences.data_card import card
 from empathax.preferences.filters import Filtered
 from empathax.preferences.surface_cues import SurfaceCues, surface_cues
 
+RESPONSES = "responses"  # answers of models, kept as they arrive
 STARTED, SUMMARY, DROPPED, CARD = "started.json", "summary.json", "dropped.jsonl", "README.md"
 
 
@@ -62,7 +63,7 @@ def start(directory: Path, settings: Mapping[str, Any], now: Callable[[], float]
     path = directory / STARTED
     plain = json.loads(json.dumps(dict(settings)))
     if not path.exists():
-        if others := sorted(entry.name for entry in directory.iterdir()):
+        if others := sorted(entry.name for entry in directory.iterdir() if entry.name != RESPONSES):
             raise ConfigError(f"{directory} holds {', '.join(others[:5])} and no {STARTED}: name an empty directory")
         started = now()
         output.write_json(path, {"time": started, "settings": plain})

@@ -193,12 +193,16 @@ class ChatServer:
         return f"The {num_answered} answers are lost: without a cache nothing is kept"
 
 
-def server_of_flags(name: str, flags: Mapping[str, Any]) -> ChatServer | None:
+def server_of_flags(
+    name: str, flags: Mapping[str, Any], budget: Budget | None = None, **options: Any
+) -> ChatServer | None:
     """The server of a command's --NAME, --NAME-model, --NAME-key-variable and --response-cache; None without the first
-    two. Raises a ConfigError if one of them is missing, or the server cannot work."""
+    two. `options` are further ones of ServerOptions. Raises a ConfigError if one of them is missing, or the server
+    cannot work."""
     url, model = flags[name], flags[f"{name}_model"]
     if bool(url) != bool(model):
         raise ConfigError(f"--{name}=URL and --{name}-model=NAME belong together: give both")
     if not url:
         return None
-    return ChatServer(ServerOptions(url, model, key_variable=flags[f"{name}_key_variable"]), flags["response_cache"])
+    server = ServerOptions(url, model, key_variable=flags[f"{name}_key_variable"], **options)
+    return ChatServer(server, flags["response_cache"], budget=budget)

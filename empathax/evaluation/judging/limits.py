@@ -65,6 +65,7 @@ class Budget:
     def __init__(self, prices: Prices, most: float = 0.0) -> None:
         self.prices, self.most = prices, most
         self.spent = 0.0
+        self.prompt_tokens = self.answer_tokens = 0
         self.reserved = 0.0
         self._counted: set[str] = set()
 
@@ -87,10 +88,18 @@ class Budget:
             return
         self._counted.add(key)
         prompt, answer = most_tokens(request)
-        self.spent += self.prices.cost(
-            prompt if outcome.prompt_tokens is None else outcome.prompt_tokens,
-            answer if outcome.completion_tokens is None else outcome.completion_tokens,
-        )
+        prompt = prompt if outcome.prompt_tokens is None else outcome.prompt_tokens
+        answer = answer if outcome.completion_tokens is None else outcome.completion_tokens
+        self.prompt_tokens += prompt
+        self.answer_tokens += answer
+        self.spent += self.prices.cost(prompt, answer)
+
+    def facts(self) -> dict[str, float]:
+        """The sums, as plain values; empty if nothing was asked of a server."""
+        if not self._counted:
+            return {}
+        tokens = {"prompt_tokens": self.prompt_tokens, "answer_tokens": self.answer_tokens}
+        return {"requests": len(self._counted), **tokens, "cost": round(self.spent, 6)}
 
     def in_words(self) -> str:
         """What was spent, and of how much."""
