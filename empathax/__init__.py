@@ -122,7 +122,7 @@ evaluation/
         table.py, columns.py    its numbers; headings, digits, which way is better
         paper.py, ordering.py   the paper's Table 1; where the order of rows is the same
         text.py          Markdown, LaTeX, JSON
-        page.py, charts.py, templates/    the HTML page; its charts as inline SVG
+        page.py, html.py, charts.py, templates/    the HTML page; its charts as inline SVG
 
 training/
     job.py               everything checked before anything compiles
@@ -140,10 +140,17 @@ training/
 preferences/: preference data, made, judged and known (docs/preference_data.md)
     contexts.py, pairs.py    where a supporter speaks; a pair with where everything in it comes from
     rule_sets.py         the door to sets made by rules
+    llm_sets.py          the door to sets made with a language model, which these make:
+    candidates.py, prompts/    a reply per level of validation, per style, or several samples
+    backends.py, local_backend.py    who writes and judges: a server, or a model in this process
+    ranking.py, rankers.py    votes and their majority; an LLM as judge, the classifier of levels
+    review.py, agreement.py    human ranks as CSV; Fleiss' kappa
+    dry_run.py           what a run would ask and cost
     rules.py, reply_pool.py, emotions.py    the rules; replies moved between dialogues; Plutchik's wheel
     filters.py           which pairs are kept, by these:
     wordings.py, near_duplicates.py, overlap.py    refusals and harm; Jaccard similarity; held-out dialogues
     surface_cues.py      how far a bag of words and length go
+    inspection.py, inspect_page.py, templates/    any set looked at; the HTML page
     set_files.py, data_card.py    the directory of a set; its README.md
 
 planning/: what a config needs of hardware that is not there

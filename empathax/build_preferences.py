@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from empathax.preferences.ranking import Ranker
 
 USAGE = """python -m empathax.build_preferences --source=PATH --out=DIR --rules=NAMES
-       python -m empathax.build_preferences --source=PATH --out=DIR --candidates=KIND (--server=URL | --model=MODEL)"""
+       python -m empathax.build_preferences --source=PATH --out=DIR --candidates=KIND (--server=URL | --model=MODEL)
+       python -m empathax.build_preferences --inspect=PATH --out=FILE.html"""
 RANKERS = ("design", "judge", "levels", "human")
 
 
@@ -29,6 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--source", default="", help="dialogues, prompts or pairs: whatever data.path takes (else that of --config)")
     add("--out", type=Path, help="a new directory, or one that the same command began")
+    add("--inspect", default="", metavar="PATH", help="look at any preference set: an HTML page goes to --out")
     add("--splits", default="train,valid", help="train, valid, test, with commas between")
     add("--seed", type=int, default=0)
     add("--max-length-ratio", type=float, default=3.0, help="words of one reply per word of the other; 0 = no limit")
@@ -79,6 +81,7 @@ def _add_servers(group: argparse._ArgumentGroup) -> None:
     add("--concurrency", type=int, default=8, help="requests under way at once")
     add("--timeout", type=float, default=120.0, help="seconds of one attempt")
     add("--max-attempts", type=int, default=6, help="of one request")
+    add("--first-wait", type=float, default=1.0, help="seconds before a second attempt; doubles from one to the next")
     add("--requests-per-minute", type=float, default=0.0, help="0 = no limit")
     add("--tokens-per-minute", type=float, default=0.0, help="0 = no limit")
     add("--max-failed-share", type=float, default=0.0, help="of requests that may fail without an error")
@@ -92,11 +95,14 @@ def main(argv: Sequence[str]) -> int:
     """See docs/commands.md and docs/preference_data.md. Returns the exit code."""
     parser = _parser()
     flags, rest = parser.parse_known_args(argv)
-    if bool(flags.rules) == bool(flags.candidates):
-        parser.error("give one of --rules and --candidates: what pairs are made of")
+    if sum(map(bool, (flags.rules, flags.candidates, flags.inspect))) != 1:
+        parser.error("give one of --rules and --candidates (what pairs are made of), or --inspect")
     if not flags.out and not flags.dry_run:
-        parser.error("--out is missing: where the set is to be written")
+        parser.error("--out is missing: where the set (--inspect: the page) is to be written")
+    flags.source = flags.source or flags.inspect
     config = _config(flags, rest)
+    if flags.inspect:
+        return _inspect(flags, config)
     return _by_rules(flags, config) if flags.rules else _by_model(flags, config)
 
 
@@ -165,6 +171,21 @@ def _by_model(flags: argparse.Namespace, config: Config) -> int:
     return 0
 
 
+def _inspect(flags: argparse.Namespace, config: Config) -> int:
+    from empathax.evaluation import output
+    from empathax.evaluation.classifiers.files import load_classifier
+    from empathax.preferences.inspect_page import page
+    from empathax.preferences.inspection import in_words, inspect_set
+
+    output.check_writable(flags.out)
+    classifier = load_classifier(flags.levels) if flags.levels else None
+    found = inspect_set(flags.inspect, config.data, classifier)
+    output.write_text(flags.out, page(flags.inspect, found))
+    _say(in_words(flags.inspect, found))
+    _say(f"wrote {flags.out}")
+    return 0
+
+
 def _recipe(flags: argparse.Namespace, config: Config) -> Recipe:
     """What is asked of the model. Raises a ConfigError for settings that cannot work."""
     from empathax.data.prompts import system_text
@@ -207,6 +228,7 @@ def _backend(flags: argparse.Namespace, name: str, model: str, config: Config, b
         concurrency=flags.concurrency,
         timeout_seconds=flags.timeout,
         max_attempts=flags.max_attempts,
+        first_wait_seconds=flags.first_wait,
         max_failed_share=flags.max_failed_share,
         requests_per_minute=flags.requests_per_minute,
         tokens_per_minute=flags.tokens_per_minute,

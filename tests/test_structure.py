@@ -34,7 +34,7 @@ ROOMS = {
     "scipy": {"preferences/surface_cues.py"},
     "openai": {"evaluation/judging/openai_client.py"},
     "pyphen": {"evaluation/text/style.py"},
-    "markupsafe": {"evaluation/report/page.py"},
+    "markupsafe": {"evaluation/report/html.py"},
 }
 FORBIDDEN_TEXT = ("trust_remote_code=True", "import pickle", "yaml.load(", "torch.load")
 FORBIDDEN_CALLS = {"eval", "exec"}
