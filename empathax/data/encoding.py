@@ -125,7 +125,8 @@ class ReplyEncoder:
             if len(turns) != 1 or len(ids) - cut < least:
                 raise Unusable(
                     "no room for the reply within data.max_length",
-                    f"the reply and the least of its prompt take more than data.max_length = {self._max_length} tokens",
+                    "the reply and the least of its prompt take more than "
+                    f"data.max_length = {self._max_length} tokens; raise it",
                 )
             text = tokenizer.decode(ids[cut:]).lstrip("\ufffd \n")  # a character may have been cut in two
             messages = (*system, Message("user", text))
@@ -145,7 +146,7 @@ class ReplyEncoder:
         if room - excess < min(MIN_PROMPT_TOKENS, room):
             raise Unusable(
                 "no room for the reply within data.max_length",
-                f"the reply alone takes almost all of data.max_length = {self._max_length} tokens",
+                f"the reply alone takes almost all of data.max_length = {self._max_length} tokens; raise it",
             )
         return EncodedExample(prompt, tuple(_cut(reply, num_bos, excess) for reply in encoded), truncated=True)
 

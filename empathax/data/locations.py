@@ -23,7 +23,7 @@ Part = Callable[[Tally], Iterable[Values]]  # a split: the values of each of its
 def open_source(path: str, objective: str, eval_split: str = "valid") -> dict[str, Part]:
     """Undecoded rows by split: "train" and "eval" where the source has them, else "all".
 
-    Raises a DataError if there is nothing there, or splits but not the one that `eval_split` asks for.
+    Raises a DataError if there is nothing there.
     """
     if path == "samples":
         kind = "preferences" if objective == "dpo" else "dialogues"
@@ -64,7 +64,7 @@ def _directory_splits(directory: Path, eval_split: str) -> dict[str, list[Path]]
                 splits[split] = found
                 break
     if "train" in splits:
-        return _with_test(splits, eval_split, str(directory))
+        return splits
     if len(files) == 1:
         return {"all": files}
     listing = ", ".join(p.name for p in files) or "no data file"
@@ -72,13 +72,6 @@ def _directory_splits(directory: Path, eval_split: str) -> dict[str, list[Path]]
         f"{directory}: found {listing}; expected train.* and valid.* or test.*, or exactly one file of "
         f"{', '.join(SUFFIXES)}: name the file itself"
     )
-
-
-def _with_test(splits: dict[str, Any], eval_split: str, place: str) -> dict[str, Any]:
-    """`splits`, unless a test split is asked for that is not there: another one in its place would go unnoticed."""
-    if eval_split == "test" and "eval" not in splits:
-        raise DataError(f"{place}: found no test split, which data.eval_split = 'test' asks for; set data.eval_path")
-    return splits
 
 
 def _hub_splits(name: str, eval_split: str) -> dict[str, Part]:
@@ -98,7 +91,7 @@ def _hub_splits(name: str, eval_split: str) -> dict[str, Part]:
         if found:
             splits[split] = _hub_rows(loaded[found], f"{name}/{found}")
     if "train" in splits:
-        return _with_test(splits, eval_split, name)
+        return splits
     first = next(iter(loaded))
     return {"all": _hub_rows(loaded[first], f"{name}/{first}")}
 

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,7 @@ def load_splits(options: DataOptions, objective: str, seed: int = 0) -> Splits:
         held_out = open_source(options.eval_path, objective)
         parts["eval"] = _rows(held_out.get("eval") or held_out.get("all") or held_out["train"], options, tally)
         parts["train"] = parts.get("train", parts.pop("all", []))
+    _check_split(path, options.eval_split, parts)
     check_bad_rows(tally, options.max_bad_fraction)
     if not any(parts.values()):
         raise DataError(f"{path}: there is no row in it")
@@ -83,6 +84,15 @@ def check_bad_rows(tally: Tally, max_bad_fraction: float) -> None:
     allowed = f"data.max_bad_fraction = {max_bad_fraction:g} allows {int(max_bad_fraction * tally.num_rows)}"
     heading = f"{len(tally.bad)} of {tally.num_rows} rows cannot be used ({allowed})"
     raise_all(DataError, heading, tally.bad, limit=SHOWN_REASONS)
+
+
+def _check_split(path: str, eval_split: str, parts: Collection[str]) -> None:
+    """A DataError for a test split that is asked for and not there: other rows in its place would go unnoticed."""
+    if eval_split == "test" and "eval" not in parts:
+        raise DataError(
+            f"{path}: found no test split, which data.eval_split = 'test' asks for; name the held-out file in "
+            "data.eval_path, or leave data.eval_split at 'valid'"
+        )
 
 
 def split_key(row: Row) -> str:

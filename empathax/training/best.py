@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import shutil
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from empathax.errors import ConfigError
-from empathax.evaluation.report.columns import better_way
+from empathax.evaluation.report.columns import better_metrics, better_way
 from empathax.parallel.exchange import process_number, together
 from empathax.training.checkpoint import StageCheckpoints, restore_params
 from empathax.training.state import TrainState
@@ -66,7 +67,11 @@ class BestEvaluation:
 def check_best_metric(setting: str, metric: str, every_steps: int) -> None:
     """Raises a ConfigError if a best evaluation cannot be chosen by `metric`."""
     if not better_way(metric):
-        raise ConfigError(f"{setting} = {metric!r}: expected a metric of docs/metrics.md of which one way is better")
+        close = difflib.get_close_matches(metric, better_metrics(), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(
+            f"{setting} = {metric!r}: expected a metric of docs/metrics.md of which one way is better{hint}"
+        )
     if not every_steps:
         raise ConfigError(f"{setting} = {metric!r} chooses among the evaluations of a stage: set eval.every_steps")
 

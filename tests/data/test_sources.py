@@ -55,6 +55,15 @@ def test_a_directory_with_its_own_splits(write_lines, tmp_path):
     assert splits.train[0].origin == f"{tmp_path}/d/train.jsonl:1"
 
 
+def test_a_test_split_that_is_not_there_is_refused_unless_a_file_is_named(write_lines, tmp_path):
+    file = write_lines("rows.jsonl", pairs(6))
+    held_out = write_lines("held/held_out.jsonl", pairs(2, "q{}"))
+    with pytest.raises(DataError, match=r"found no test split.*data\.eval_path"):
+        load_splits(options(file, eval_split="test"), "sft")
+    named = load_splits(options(file, eval_split="test", eval_path=str(held_out)), "sft")
+    assert (len(named.train), len(named.eval)) == (6, 2)
+
+
 def test_parts_of_a_split_under_names_of_the_hub(write_lines, tmp_path):
     write_lines("d/data/train-00000-of-00002.jsonl", pairs(2))
     write_lines("d/data/train-00001-of-00002.jsonl", pairs(3, "q{}"))

@@ -44,6 +44,8 @@ def test_it_is_still_known_after_a_stop(tmp_path):
 def test_what_cannot_be_chosen_by_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="which one way is better"):
         check_best_metric("sft.best_metric", "entropy", 5)
+    with pytest.raises(ConfigError, match="did you mean 'perplexity'"):
+        check_best_metric("sft.best_metric", "perplexty", 5)
     with pytest.raises(ConfigError, match=r"set eval.every_steps"):
         check_best_metric("sft.best_metric", "perplexity", 0)
     with (

@@ -83,11 +83,15 @@ GROUPS = {
 OTHER = "Other measurements"
 
 
+def better_metrics() -> dict[str, str]:
+    """The metrics of which one way is better: "higher" or "lower"."""
+    columns = [column for columns in (TABLE_1, *GROUPS.values()) for column in columns if column.better]
+    return {column.metric: column.better for column in columns} | {"loss": "lower"}
+
+
 def better_way(metric: str) -> str:
     """ "higher" or "lower"; "" where neither is better, or the metric is unknown."""
-    columns = [column for columns in (TABLE_1, *GROUPS.values()) for column in columns]
-    ways = {column.metric: column.better for column in columns} | {"loss": "lower"}
-    return ways.get(metric, "")
+    return better_metrics().get(metric, "")
 
 
 def groups_of(metrics: Collection[str]) -> dict[str, tuple[Column, ...]]:

@@ -15,6 +15,7 @@ from empathax.evaluation.report.table import Cell, Results, Section
 NOT_MEASURED = "not measured"
 BEST, NEAR = "★", "≈"
 FORMAT = 1
+FEW_DIALOGUES = 20
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -36,8 +37,14 @@ class Report:
         return (
             f"{BEST} best of its column; {NEAR} the difference from the best is not clear (its 95% interval holds 0). "
             f"Ranges: 95% bootstrap intervals, {self.results.num_resamples:,} resamples of whole dialogues, "
-            f"seed {self.results.seed}."
+            f"seed {self.results.seed}.{self._cautions()}"
         )
+
+    def _cautions(self) -> str:
+        moved = "Dist and validation_gap: intervals moved by the bias that resampling whole dialogues gives them."
+        number = self.results.records[0].data.num_dialogues
+        few = f" {number} dialogues are few: intervals of so few are too narrow." if number < FEW_DIALOGUES else ""
+        return f" {moved}{few}"
 
     def data(self) -> str:
         """What was evaluated."""
