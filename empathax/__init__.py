@@ -15,7 +15,7 @@ Settings and errors
     config.py            ConfigDict in, frozen and checked dataclasses out
     config_fields.py     what a setting may hold; checks of all of them at once
     config_flags.py      --config flags to settings: one run, or the variations of a sweep
-    losses.py            which preference losses exist and what each takes; what does not fit together
+    losses.py, loss_checks.py    which preference losses exist and what each takes; what does not fit together
     hardware.py          TPU slices and GPU nodes by name
     mesh_settings.py     what config.mesh may say: sizes, presets by hardware, rules of what lies where
     recipes.py           the two papers' recipes, for the files in configs/
@@ -57,6 +57,8 @@ data/: from files to rows of prefix trees
     locations.py, files.py, sources.py    what data.path names, read and typed
     trl_format.py, support_corpora.py     the formats: TRL's, ESConv, EmpatheticDialogues
     records.py           typed rows
+    examples.py          rows to examples in token ids
+    labeled.py           single replies with a label, and mismatched ones for the estimate of the KL
     chat.py              messages to ids through a chat template, with the exact tokens of a reply
     families.py, prompts.py               built-in templates; system prompts
     sandbox.py, template_worker.py        templates run in a limited child process
@@ -80,6 +82,7 @@ objectives/
     logprobs.py          chunked log-softmax with its own gradient
     sft.py, preference.py    the losses, as sums that add up over any split; preference.py is the door to these:
     margin_losses.py, ratio_losses.py, sorted_losses.py, reference_free_losses.py    the families of preference losses
+    unpaired.py          the losses of single replies with a label
     pairs.py             both replies of a pair out of a batch: log-probs, discounted tails, importance weights
     divergences.py       what an f-divergence makes of a log-ratio
 
@@ -129,9 +132,11 @@ training/
     run.py, stage.py, loop.py    a run, a stage of it, its steps
     objective.py         a model's log-probs handed to the losses
     step.py, state.py, optimizer.py    the compiled step and what it changes
+    param_groups.py      parameters by their names: frozen ones, weight decay, rates by layer
     reference.py         the frozen reference: resident, or its log-probs from a cache
-    sweep.py             variations of a config side by side, as one report
+    sweep.py, hparams.py    variations of a config side by side, as one report; what tells them apart
     held_out.py, records.py, evaluate_model.py    held-out data under a model; as parts of a record; without a run
+    held_out_preferences.py    held-out pairs or single replies: rewards and losses
     best.py              the best evaluation of a stage
     metrics.py           sums to the numbers of a report
     checkpoint.py, checkpoint_export.py    Orbax; export

@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from empathax import losses, mesh_settings
+from empathax import loss_checks, losses, mesh_settings
 from empathax.config_fields import build, option, plain
 from empathax.errors import ConfigError, raise_all
 
@@ -54,6 +54,7 @@ class DataOptions:
     seeker_first_only: bool = True  # drop dialogues that the supporter opens
     opening_user_turn: str = "Hello."  # put before a supporter-first dialogue where the template needs a user turn
     esconv_rejected: str = option("advice", ("advice", "random"))  # rejected reply of ESConv pairs
+    unpair: bool = False  # for kto: a desirable and an undesirable reply of each pair
     max_train_dialogues: int = option(0, low=0)  # 0 = all
     max_eval_dialogues: int = option(0, low=0)
     max_dropped_fraction: float = option(0.2, low=0.0, high=1.0)  # rows lost to truncation etc. before it is an error
@@ -78,6 +79,10 @@ class StageOptions:
     b2: float = option(0.999, low=0.0, high=1.0)
     eps: float = option(1e-8, low=0.0)
     weight_decay: float = option(0.0, low=0.0)
+    no_decay: tuple[str, ...] = ("*norm*", "*bias*")  # parameters that it leaves out, by globs over their paths
+    freeze: tuple[str, ...] = ()  # parameters that are not trained: "embedding/*", "layers/mlp/*"
+    layerwise_decay: float = option(1.0, low=0.0, high=1.0)  # learning rate of a layer over that of the one above it
+    ema_decay: float = option(0.0, low=0.0, high=1.0)  # running mean of the parameters, the stage's result; 0 = off
     max_grad_norm: float = option(1.0, low=0.0)  # 0 = no clipping
     max_nonfinite_steps: int = option(5, low=1)  # skipped in a row before the run ends with exit code 6
     best_metric: str = ""  # the stage's result is its evaluation that is best in this metric; "" = its last step
@@ -105,6 +110,8 @@ class DpoOptions(StageOptions):
     simpo_gamma: float = option(0.5, low=0.0)  # simpo, alphapo: the margin that is aimed at
     cpo_alpha: float = option(1.0, low=0.0)  # cpo, cpo_hinge, cpo_ipo: weight of the chosen replies' likelihood
     alphapo_alpha: float = 0.0  # alphapo and the cpo losses: shape of the reward; 0 = the log-prob
+    desirable_weight: float = option(1.0, low=0.0)  # kto, apo_zero_unpaired: weight of a desirable reply's loss
+    undesirable_weight: float = option(1.0, low=0.0)  # and of an undesirable one's
     reference: str = option("auto", losses.REFERENCES)  # auto: resident, or none for a loss without one
     ref_sync_steps: int = option(0, low=0)  # TR-DPO: the reference moves towards the policy every n steps; 0 = never
     ref_mixup_alpha: float = option(0.6, low=0.0, high=1.0)  # by this share of the way
@@ -208,7 +215,8 @@ def from_config_dict(source: ml_collections.ConfigDict | dict[str, Any]) -> Conf
     problems: list[str] = []
     config = build(Config, values, "", problems)
     _check_stages(config, problems)
-    problems += losses.problems(vars(config.dpo), vars(DpoOptions()))
+    of_losses = loss_checks.problems(vars(config.dpo), vars(DpoOptions()))
+    problems += of_losses or loss_checks.unpair_problems(vars(config.dpo), config.data.unpair)
     problems += mesh_settings.problems(vars(config.mesh), vars(MeshOptions()))
     raise_all(ConfigError, "the config cannot be used", problems)
     return config
@@ -225,6 +233,11 @@ def _check_stages(config: Config, problems: list[str]) -> None:
         f"{stage}.first_moment_dtype = 'bfloat16': {reason}"
         for stage in STAGES
         if (reason := _moment_problem(config.stage(stage)))
+    ]
+    problems += [
+        f"{stage}.ema_decay = 1.0: the running mean would stay what it is at the start; expected less than 1"
+        for stage in STAGES
+        if config.stage(stage).ema_decay == 1.0
     ]
     if config.data.eval_split == "test":
         problems += [

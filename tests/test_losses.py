@@ -70,6 +70,14 @@ MISUSE = [
     ({"ref_sync_steps": 8, "reference": "precomputed"}, "only a reference in memory can follow the policy"),
     ({"loss": "simpo", "ref_sync_steps": 8}, "only a reference in memory can follow the policy"),
     ({"ref_mixup_alpha": 0.9}, "dpo.ref_sync_steps is 0"),
+    ({"loss": "kto,sigmoid"}, "'kto' read single replies with a label, 'sigmoid' pairs"),
+    ({"loss": "apo_zero_unpaired,sft"}, "'apo_zero_unpaired' read single replies with a label, 'sft' pairs"),
+    ({"loss": "kto", "ld_alpha": 0.5}, "dpo.ld_alpha = 0.5 does not go with dpo.loss = 'kto'"),
+    ({"loss": "kto", "use_weighting": True}, "dpo.use_weighting does not go with dpo.loss = 'kto'"),
+    ({"loss": "kto", "f_divergence": "js"}, "dpo.f_divergence = 'js' does not go with dpo.loss = 'kto'"),
+    ({"loss": "kto", "reference": "none"}, "dpo.reference = 'none': 'kto' need one"),
+    ({"loss": "kto", "desirable_weight": 0.0, "undesirable_weight": 0.0}, "expected at least one above 0"),
+    ({"desirable_weight": 2.0}, "dpo.desirable_weight = 2.0 does nothing", "('kto', 'apo_zero_unpaired' do)"),
 ]
 
 
@@ -80,6 +88,15 @@ def test_misuse_is_refused_by_name(changes, sentences):
     for sentence in sentences:
         assert sentence in str(caught.value)
     assert "problems" not in str(caught.value)  # one mistake, one sentence
+
+
+def test_pairs_are_taken_apart_for_losses_of_single_replies_only():
+    source = default_config()
+    source.data.unpair = True
+    with pytest.raises(ConfigError, match=r"data.unpair = True does not go with dpo.loss = 'sigmoid'"):
+        from_config_dict(source)
+    source.dpo.loss = ("kto",)
+    assert from_config_dict(source).data.unpair
 
 
 def test_all_problems_at_once():

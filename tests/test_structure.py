@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors"},
     {"losses", "hardware"},
-    {"mesh_settings"},
+    {"mesh_settings", "loss_checks"},
     {"config_fields"},
     {"config"},
     {"config_flags"},

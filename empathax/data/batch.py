@@ -10,6 +10,19 @@ from jaxtyping import Float, Int
 Array = Any  # numpy on the host, jax once it lies on the mesh
 
 
+class LabeledReplies(flax.struct.PyTreeNode):
+    """Single replies with a label (data/labeled.py): which of a row's S replies they are; unused slots have weight 0.
+
+    A mismatched reply is this prompt with the reply to another; weight 0 where there is none.
+    """
+
+    index_BR: Int[Array, "*a B R"]
+    desirable_BR: Float[Array, "*a B R"]  # 1 or 0
+    weight_BR: Float[Array, "*a B R"]
+    mismatched_index_BR: Int[Array, "*a B R"]
+    mismatched_weight_BR: Float[Array, "*a B R"]
+
+
 class Batch(flax.struct.PyTreeNode):
     """B rows of T tokens, each a forest of prefix trees in depth-first preorder (docs/prefix_tree.md).
 
@@ -30,3 +43,4 @@ class Batch(flax.struct.PyTreeNode):
     rejected_index_BP: Int[Array, "*a B P"]
     pair_weight_BP: Float[Array, "*a B P"]
     ref_logps_BS: Float[Array, "*a B S"] | None = None  # precomputed reference, fp32
+    replies: LabeledReplies | None = None  # single replies with a label; P = 0 then

@@ -4,54 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int32
 
 from empathax.config import DataOptions
-from empathax.data.chat import ChatTemplate, EncodedReply
-from empathax.data.encoding import Prompt, ReplyEncoder, Unusable
+from empathax.data.chat import ChatTemplate
+from empathax.data.encoding import ReplyEncoder
+from empathax.data.examples import Example, encode_rows
+from empathax.data.labeled import count_labels
 from empathax.data.packing import PackedRows, pack
 from empathax.data.packing_report import packing_report
-from empathax.data.prefix_tree import ScoredSequence
-from empathax.data.records import CompletionRow, Dialogue, PreferenceRow, Row
-from empathax.data.row_plan import Group, Unit
+from empathax.data.row_plan import Group
 from empathax.data.sources import load_splits
 from empathax.errors import ConfigError, DataError
+from empathax.losses import MISMATCHED_ROWS, PAIRED_ROWS
 
 if TYPE_CHECKING:
     from empathax.models.model_config import ModelConfig
     from empathax.models.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Example:
-    """A prompt and the reply that is to be learned (in pairs, the chosen one), for sampling and for metrics.
-
-    `prompt_ids` are what a model continues; `turn` of `num_turns` is the reply's place among its dialogue's replies.
-    """
-
-    prompt: Prompt
-    prompt_ids: Int32[np.ndarray, " prompt"]
-    reply: str
-    sequence_ids: tuple[int, ...]  # (reply,) or (chosen, rejected)
-    dialogue_id: str
-    origin: str
-    turn: int
-    num_turns: int
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class EncodedSplit:
-    """One split, encoded: units by dialogue, and the examples they came from."""
-
-    groups: tuple[Group, ...]
-    examples: tuple[Example, ...]
 
 
 @dataclass(frozen=True)
@@ -83,9 +57,14 @@ class Dataset:
 
 
 def build_dataset(
-    options: DataOptions, objective: str, tokenizer: Tokenizer, model_config: ModelConfig, seed: int = 0
+    options: DataOptions,
+    objective: str,
+    tokenizer: Tokenizer,
+    model_config: ModelConfig,
+    seed: int = 0,
+    rows_kind: str = PAIRED_ROWS,
 ) -> Dataset:
-    """Reads, encodes and packs the data of one stage ("sft" or "dpo").
+    """Reads, encodes and packs the data of one stage ("sft" or "dpo"); `rows_kind` is what dpo reads (losses.py).
 
     Raises:
         DataError: see data/sources.py; also if more examples are lost than `max_dropped_fraction`.
@@ -93,19 +72,33 @@ def build_dataset(
     """
     template = ChatTemplate(tokenizer, options.chat_template, model_config.family)
     encoder = ReplyEncoder(template, options)
-    splits = load_splits(options, objective, seed)
+    splits = load_splits(options, objective, seed, rows_kind)
     dropped: Counter[str] = Counter(splits.tally.dropped)
     counts: Counter[str] = Counter(splits.tally.counts)
-    encoded = [encode_rows(rows, objective, encoder, dropped, counts) for rows in (splits.train, splits.eval)]
+    encoded = [
+        encode_rows(rows, objective, encoder, dropped, counts, rows_kind) for rows in (splits.train, splits.eval)
+    ]
     num_kept = sum(len(split.examples) for split in encoded)
     _check_dropped(dropped, num_kept, options.max_dropped_fraction)
     for split in encoded:
         check_token_ids(split.groups, tokenizer, model_config)
+    mismatched = objective == "dpo" and rows_kind == MISMATCHED_ROWS
     limits = (options.max_pairs_per_dialogue, 0)  # evaluation adds up over batches, whatever is in them
     packed = [
-        pack(split.groups, options.packing, options.row_length, options.max_length, limit)
+        pack(
+            split.groups,
+            options.packing,
+            options.row_length,
+            options.max_length,
+            limit,
+            labels=split.labels,
+            mismatched=mismatched,
+        )
         for split, limit in zip(encoded, limits, strict=True)
     ]
+    counts.update(count_labels(encoded[0].labels))
+    if mismatched:
+        counts["replies without a mismatched one"] = sum(map(_count_unmatched, packed))
     report = {
         "rows_read": splits.tally.num_rows,
         "rows_bad": len(splits.tally.bad),
@@ -140,63 +133,6 @@ def build_dataset(
     )
 
 
-def encode_rows(
-    rows: Sequence[Row], objective: str, encoder: ReplyEncoder, dropped: Counter[str], counts: Counter[str]
-) -> EncodedSplit:
-    """Units of one split by dialogue, in the rows' order; what cannot be used is counted in `dropped` by reason."""
-    groups: dict[str, list[Unit]] = {}
-    examples: list[Example] = []
-    num_turns = _num_turns(rows)
-    next_id = 0
-    for row in rows:
-        for prompt, replies in replies_of(row, objective):
-            try:
-                if len(replies) == 2 and replies[0].strip() == replies[1].strip():
-                    raise Unusable("chosen equals rejected")
-                encoded = encoder.encode(prompt, replies)
-            except Unusable as error:
-                dropped[error.reason] += 1
-                continue
-            unit = tuple(to_sequence(reply, next_id + n) for n, reply in enumerate(encoded.replies))
-            next_id += len(unit)
-            counts["examples with a truncated prompt"] += encoded.truncated
-            counts["replies whose first token joins the prompt's end"] += sum(
-                reply.num_mismatched > 0 for reply in encoded.replies
-            )
-            groups.setdefault(row.dialogue_id, []).append(unit)
-            examples.append(
-                Example(
-                    prompt=encoded.prompt,
-                    prompt_ids=encoded.replies[0].prompt_ids,
-                    reply=replies[0],
-                    sequence_ids=tuple(sequence.sequence_id for sequence in unit),
-                    dialogue_id=row.dialogue_id,
-                    origin=row.origin,
-                    turn=_num_replies(prompt),
-                    num_turns=num_turns[row.dialogue_id],
-                    meta=row.meta,
-                )
-            )
-    return EncodedSplit(tuple(groups.values()), tuple(examples))
-
-
-def replies_of(row: Row, objective: str) -> Iterator[tuple[Prompt, tuple[str, ...]]]:
-    """(prompt, replies) of each example a row gives; sft learns the chosen reply of a pair."""
-    if isinstance(row, PreferenceRow):
-        yield row.prompt, (row.chosen, row.rejected) if objective == "dpo" else (row.chosen,)
-    elif isinstance(row, CompletionRow):
-        yield row.prompt, (row.completion,)
-    else:
-        for index, message in enumerate(row.messages):
-            if message.role == "assistant" and index >= row.first_trained:
-                yield row.messages[:index], (message.content,)
-
-
-def to_sequence(reply: EncodedReply, sequence_id: int) -> ScoredSequence:
-    """A reply as it goes into a prefix tree."""
-    return ScoredSequence(reply.prompt_ids, reply.reply_ids, sequence_id)
-
-
 def check_token_ids(groups: Sequence[Group], tokenizer: Tokenizer, model_config: ModelConfig) -> None:
     """Raises a ConfigError if a token has no row in the model's embedding."""
     largest = max(
@@ -219,18 +155,16 @@ def trained_texts(rows: PackedRows, row: int, tokenizer: Tokenizer) -> list[str]
     return texts
 
 
-def _num_replies(prompt: Prompt) -> int:
-    """Assistant turns already given: the place of the next reply among its dialogue's."""
-    return 0 if isinstance(prompt, str) else sum(message.role == "assistant" for message in prompt)
-
-
-def _num_turns(rows: Sequence[Row]) -> dict[str, int]:
-    """Replies of each dialogue, as far as the rows tell."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        num_replies = _num_replies(row.messages) if isinstance(row, Dialogue) else _num_replies(row.prompt) + 1
-        counts[row.dialogue_id] = max(counts.get(row.dialogue_id, 0), num_replies)
-    return counts
+def _count_unmatched(rows: PackedRows) -> int:
+    """Replies whose row has no other prompt. Raises a DataError if there are only these."""
+    num_replies = len(rows.labels)
+    unmatched = num_replies - sum(int((tree.sequence_ids >= num_replies).sum()) for tree in rows.trees)
+    if num_replies and unmatched == num_replies:
+        raise DataError(
+            "no packed row holds two prompts, and kto estimates the KL divergence from prompts with each other's "
+            "replies: raise data.row_length or data.max_length, or add data"
+        )
+    return unmatched
 
 
 def _check_dropped(dropped: Counter[str], num_kept: int, max_fraction: float) -> None:

@@ -2,11 +2,13 @@
 
 A unit is what must stay together: one reply (SFT), or the chosen and the rejected reply of a pair. A group is the units
 that may share a prefix: a dialogue. `packing` says how much is shared: "tree" lays a group out as one tree, "pair" each
-unit as one tree, "none" every reply as a chain of its own (both chains of a pair still in one row).
+unit as one tree, "none" every reply as a chain of its own (both chains of a pair still in one row). Replies with a
+label (data/labeled.py) are units of one, to which planning may add a mismatched reply.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from empathax.data.batch import Batch
+from empathax.data.labeled import labeled_replies, with_mismatched, with_room
 from empathax.data.passes import deal
 from empathax.data.prefix_tree import Tree, build_tree
 from empathax.data.row_plan import Group, RowPlan, plan_rows, round_up
@@ -27,12 +30,13 @@ SEQUENCE_MULTIPLE = 8  # S and P
 
 @dataclass(frozen=True)
 class RowSizes:
-    """Shapes of a row: T tokens, M trained-token slots, S replies, P pairs (0 without pairs)."""
+    """Shapes of a row: T tokens, M trained-token slots, S replies, P pairs (0 without pairs), R labeled replies."""
 
     tokens: int
     trained: int
     sequences: int
     pairs: int
+    labeled: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class PackedRows:
     Read-only and random access, so that it can be a Grain source. `num_sequences` is one more than the largest
     sequence id. `pass_sizes` are the rows of each pass of data/passes.py, one after another; `dialogues` holds the
     units of each dialogue in a row as (dialogue, units), where `max_units` limits them in a step (0 = no limit).
+    `labels` are those of replies by sequence id, none where replies have none; the id of a reply's mismatched one is
+    their number more.
     """
 
     trees: tuple[Tree, ...]
@@ -52,17 +58,25 @@ class PackedRows:
     pass_sizes: tuple[int, ...] = ()
     dialogues: tuple[tuple[tuple[int, int], ...], ...] = ()
     max_units: int = 0
+    labels: tuple[bool, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tree_indices)
 
     def __getitem__(self, row: int) -> Batch:
         """The arrays of one row: `Batch` fields without the B dimension."""
-        return _lay_out([self.trees[i] for i in self.tree_indices[row]], self.sizes, self.paired)
+        return self._lay_out([self.trees[i] for i in self.tree_indices[row]])
 
     def empty_row(self) -> Batch:
         """A row that trains nothing, to fill a last batch."""
-        return _lay_out([], self.sizes, self.paired)
+        return self._lay_out([])
+
+    def _lay_out(self, trees: Sequence[Tree]) -> Batch:
+        batch = _lay_out(trees, self.sizes, self.paired)
+        if not self.labels:
+            return batch
+        ids = np.concatenate([np.zeros(0, np.int32), *(tree.sequence_ids for tree in trees)])
+        return dataclasses.replace(batch, replies=labeled_replies(ids, self.labels, self.sizes.labeled))
 
     def sequence_ids(self, row: int) -> Int32[np.ndarray, " sequences"]:
         """Ids of the replies in one row."""
@@ -78,7 +92,8 @@ class PackedRows:
 
     def fingerprint(self) -> str:
         """Digest of every array of every row."""
-        digest = hashlib.sha256(repr((self.tree_indices, self.paired, self.sizes, self.pass_sizes)).encode())
+        facts = (self.tree_indices, self.paired, self.sizes, self.pass_sizes)
+        digest = hashlib.sha256(repr((*facts, self.labels) if self.labels else facts).encode())
         for tree in self.trees:
             for array in (tree.token_ids, tree.subtree_end, tree.query_index, tree.target_id, tree.sequence_ids):
                 digest.update(np.ascontiguousarray(array, "<i4").tobytes())
@@ -86,7 +101,14 @@ class PackedRows:
 
 
 def pack(
-    groups: Sequence[Group], packing: str, row_length: int = 0, max_length: int = 0, max_units: int = 0
+    groups: Sequence[Group],
+    packing: str,
+    row_length: int = 0,
+    max_length: int = 0,
+    max_units: int = 0,
+    *,
+    labels: Sequence[bool] = (),
+    mismatched: bool = False,
 ) -> PackedRows:
     """Packs `groups` into rows of `row_length` tokens.
 
@@ -100,26 +122,31 @@ def pack(
             take less work in it, since fewer trees are split.
         max_length: longest prompt + reply of the data, used by row_length = 0; 0 = unlimited.
         max_units: units of one dialogue that a training step may hold, 0 = any number; see data/passes.py.
+        labels: whether each reply is desirable, by sequence id, for units of one reply; () = they have no labels.
+        mismatched: with labels, each prompt also with another prompt's reply (data/labeled.py).
 
     Raises:
         ConfigError: a unit is larger than `row_length`.
     """
     share, merge = packing != "none", packing == "tree"
-    passes = deal(groups, max_units)
+    given = with_room(groups, len(labels)) if mismatched else groups
+    passes = deal(given, max_units)
     if not merge:
         passes = [[[unit] for group in dealt for unit in group] for dealt in passes]
     plan = plan_rows(passes, share, merge, row_length, max_length)
+    plan = with_mismatched(plan, max_length) if mismatched else plan
     trees, rows = _trees(plan, share, merge)
-    paired = any(len(group[0]) == 2 for dealt in passes for group in dealt)
+    paired = not labels and any(len(group[0]) == 2 for dealt in passes for group in dealt)
     return PackedRows(
         trees=tuple(trees),
         tree_indices=tuple(tuple(row) for row in rows),
         paired=paired,
-        sizes=_row_sizes(trees, rows, plan.length, paired),
+        sizes=_row_sizes(trees, rows, plan.length, paired, len(labels)),
         num_sequences=max((int(tree.sequence_ids.max()) for tree in trees), default=-1) + 1,
         pass_sizes=plan.pass_sizes,
         dialogues=_dialogues(plan, groups) if max_units else (),
         max_units=max_units,
+        labels=tuple(labels),
     )
 
 
@@ -142,14 +169,18 @@ def _trees(plan: RowPlan, share: bool, merge: bool) -> tuple[list[Tree], list[li
     return trees, [[row] for row in range(len(trees))]
 
 
-def _row_sizes(trees: Sequence[Tree], rows: Sequence[Sequence[int]], length: int, paired: bool) -> RowSizes:
+def _row_sizes(
+    trees: Sequence[Tree], rows: Sequence[Sequence[int]], length: int, paired: bool, num_labels: int
+) -> RowSizes:
     trained = max((sum(trees[i].num_trained for i in row) for row in rows), default=0)
     sequences = max((sum(len(trees[i].sequence_ids) for i in row) for row in rows), default=0)
+    labeled = max((sum(int((trees[i].sequence_ids < num_labels).sum()) for i in row) for row in rows), default=0)
     return RowSizes(
         tokens=length,
         trained=round_up(trained, TRAINED_MULTIPLE),
         sequences=round_up(sequences, SEQUENCE_MULTIPLE),
         pairs=round_up(sequences // 2, SEQUENCE_MULTIPLE) if paired else 0,
+        labeled=round_up(labeled, SEQUENCE_MULTIPLE) if num_labels else 0,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from empathax.data.packing import PackedRows
+from empathax.data.prefix_tree import Tree
 from empathax.data.row_plan import Group
 
 
@@ -19,7 +20,7 @@ def packing_report(rows: PackedRows, groups: Sequence[Group]) -> dict[str, float
     """
     tokens, trained = _by_row(rows, "num_tokens"), _by_row(rows, "num_trained")
     num_units = sum(len(group) for group in groups)
-    unshared = sum(sequence.num_tokens for group in groups for unit in group for sequence in unit)
+    unshared = sum(_tokens_one_by_one(tree) for tree in rows.trees)
     num_rows = max(len(rows), 1)
     return {
         "rows": len(rows),
@@ -37,6 +38,12 @@ def packing_report(rows: PackedRows, groups: Sequence[Group]) -> dict[str, float
         "tokens_per_unit_unshared": unshared / max(num_units, 1),
         "times_fewer_tokens": unshared / max(sum(tokens), 1),
     }
+
+
+def _tokens_one_by_one(tree: Tree) -> int:
+    """Tokens of a tree's sequences without sharing: the last target of each stands two past its query's depth."""
+    last_query = tree.query_index[np.append(np.flatnonzero(np.diff(tree.sequence_index)), -1)]
+    return int((tree.positions[last_query] + 2).sum())
 
 
 def _by_row(rows: PackedRows, figure: str) -> list[int]:

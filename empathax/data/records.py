@@ -34,13 +34,14 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class CompletionRow:
-    """A prompt and its reply; a prompt is messages, or plain text."""
+    """A prompt and its reply; a prompt is messages, or plain text. `label`: whether the reply is desirable, if told."""
 
     prompt: tuple[Message, ...] | str
     completion: str
     dialogue_id: str
     origin: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+    label: bool | None = None
 
 
 @dataclass(frozen=True)

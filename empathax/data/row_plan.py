@@ -192,7 +192,7 @@ def _check_units(groups: Sequence[Group], sizes: Sequence[int], row_length: int,
     length = round_up(row_length, ROW_MULTIPLE)
     largest_unit = _largest_unit(groups, sizes, length, share)
     if largest_unit > length:
-        kind = "pair" if len(groups[0][0]) == 2 else "reply with its prompt"
+        kind = "pair of replies" if len(groups[0][0]) == 2 else "reply with its prompt"
         raise ConfigError(
             f"data.row_length = {row_length}: the largest {kind} takes {largest_unit} tokens and must lie in one row; "
             f"set data.row_length to {round_up(largest_unit, ROW_MULTIPLE)} or more (0 = automatic), or lower "

@@ -13,10 +13,11 @@ from typing import Any
 from empathax.config import DataOptions
 from empathax.data.files import BadRow, NoReply
 from empathax.data.locations import Part, Values, open_source
-from empathax.data.records import CompletionRow, Dialogue, PreferenceRow, Row, Tally
+from empathax.data.records import CompletionRow, Dialogue, Row, Tally
 from empathax.data.support_corpora import esconv_pairs, parse_empathetic_dialogues, parse_esconv
 from empathax.data.trl_format import group_id, parse_row
 from empathax.errors import DataError, raise_all
+from empathax.losses import PAIRED_ROWS
 
 SHOWN_REASONS = 5
 
@@ -30,8 +31,8 @@ class Splits:
     tally: Tally
 
 
-def load_splits(options: DataOptions, objective: str, seed: int = 0) -> Splits:
-    """Rows for `objective` ("sft" or "dpo").
+def load_splits(options: DataOptions, objective: str, seed: int = 0, rows_kind: str = PAIRED_ROWS) -> Splits:
+    """Rows for `objective` ("sft" or "dpo"); `rows_kind` is what the losses of dpo read (losses.py).
 
     "dpo" reads `preference_path` where that is set. Held out is: `eval_path`, which belongs to `path`; else the
     source's own split (`eval_split`); else `eval_fraction` of the rows by a hash of the prompt, for every seed alike.
@@ -58,8 +59,10 @@ def load_splits(options: DataOptions, objective: str, seed: int = 0) -> Splits:
     if "eval" not in parts:
         parts = _held_out(parts.get("all", parts.get("train", [])), options.eval_fraction)
     train, held = parts.get("train", parts.get("all", [])), parts["eval"]
-    if objective == "dpo":
-        train, held = (_as_pairs(rows, options.esconv_rejected, seed, path) for rows in (train, held))
+    if objective == "dpo" and (rows_kind == PAIRED_ROWS or options.unpair):
+        train, held = (_as_pairs(rows, options, seed, path) for rows in (train, held))
+    if objective == "dpo" and rows_kind != PAIRED_ROWS:
+        _check_labels([*train, *held], options.unpair, path)
     return Splits(_limited(train, options.max_train_dialogues), _limited(held, options.max_eval_dialogues), tally)
 
 
@@ -178,17 +181,40 @@ def _hash(key: str) -> int:
     return int.from_bytes(hashlib.sha256(f"held out/{key}".encode()).digest()[:8], "big")
 
 
-def _as_pairs(rows: list[Row], rejected: str, seed: int, path: str) -> list[Row]:
-    """Preference rows as they are; pairs made of dialogues whose turns can be replaced."""
-    dialogues = [row for row in rows if isinstance(row, Dialogue)]
-    unpaired = any(isinstance(row, CompletionRow) for row in rows)
+def _as_pairs(rows: list[Row], options: DataOptions, seed: int, path: str) -> list[Row]:
+    """Preference rows as they are; pairs made of dialogues whose turns can be replaced. Replies with a label stay only
+    where pairs are taken apart anyway."""
+    dialogues, rejected = [row for row in rows if isinstance(row, Dialogue)], options.esconv_rejected
+    single = [row for row in rows if isinstance(row, CompletionRow)]
+    if not options.unpair and any(row.label is not None for row in single):
+        raise DataError(
+            f"{path}: the rows are single replies with a label, and dpo.loss compares pairs: set dpo.loss to 'kto' or "
+            "'apo_zero_unpaired', or data.preference_path to rows with prompt, chosen and rejected"
+        )
+    unpaired = bool(single) and not options.unpair
     if unpaired or (rejected == "advice" and any("strategies" not in dialogue.meta for dialogue in dialogues)):
         raise DataError(
             f"{path}: the rows have no rejected reply, which dpo needs: set data.preference_path to rows with prompt, "
             "chosen and rejected" + ("" if unpaired else ", or data.esconv_rejected='random'")
         )
     made = esconv_pairs(dialogues, rejected, seed) if dialogues else []
-    return [*(row for row in rows if isinstance(row, PreferenceRow)), *made]
+    return [*(row for row in rows if not isinstance(row, Dialogue)), *made]
+
+
+def _check_labels(rows: list[Row], unpair: bool, path: str) -> None:
+    """Raises a DataError unless every row is a reply with a label, or a pair that `unpair` takes apart."""
+    if not unpair and any(not isinstance(row, CompletionRow) for row in rows):
+        raise DataError(
+            f"{path}: the rows are pairs or dialogues, and dpo.loss takes single replies with a label: set "
+            "data.unpair=true to make a desirable and an undesirable reply of each pair, or give rows with prompt, "
+            "completion and label"
+        )
+    unlabeled = [row for row in rows if isinstance(row, CompletionRow) and row.label is None]
+    if unlabeled:
+        raise DataError(
+            f"{path}: {len(unlabeled)} of {len(rows)} replies have no label, the first at {unlabeled[0].origin}: "
+            'expected "label": true where the reply is desirable, false where it is not'
+        )
 
 
 def _limited(rows: list[Row], num_dialogues: int) -> list[Row]:

@@ -1,4 +1,5 @@
-"""TRL's row formats: preference, prompt-completion and language-modelling rows, as strings or lists of messages.
+"""TRL's row formats: preference (paired or not), prompt-completion and language-modelling rows, as strings or lists of
+messages.
 
 https://huggingface.co/docs/trl/dataset_formats; a "system" column is put before the prompt.
 """
@@ -13,7 +14,9 @@ from typing import Any
 from empathax.data.files import BadRow, NoReply
 from empathax.data.records import ROLES, CompletionRow, Dialogue, Message, PreferenceRow, Row
 
-FORMATS = '{"prompt", "chosen", "rejected"}, {"prompt", "completion"} or {"messages"}'
+FORMATS = (
+    '{"prompt", "chosen", "rejected"}, {"prompt", "completion"}, {"prompt", "completion", "label"} or {"messages"}'
+)
 
 Text = tuple[Message, ...] | str
 
@@ -92,12 +95,19 @@ def _completion(value: dict[str, Any], system: tuple[Message, ...], origin: str)
     prompt = _with_system(_text(value, "prompt"), system)
     completion = _text(value, "completion")
     if not isinstance(completion, str) and len(completion) > 1:  # several turns: each assistant turn is trained
+        if _label(value.get("label")) is not None:
+            raise BadRow(f"completion has {len(completion)} messages and a label: expected one assistant message")
         head = _as_messages(prompt)
         messages = (*head, *completion)
         check_turns(messages)
         return Dialogue(messages, _dialogue_id(value, prompt), origin, first_trained=len(head))
     return CompletionRow(
-        prompt, _reply(completion, "completion", prompt), _dialogue_id(value, prompt), origin, _meta(value)
+        prompt,
+        _reply(completion, "completion", prompt),
+        _dialogue_id(value, prompt),
+        origin,
+        _meta(value),
+        _label(value.get("label")),
     )
 
 
@@ -191,6 +201,11 @@ def _dialogue_id(value: dict[str, Any], prompt: Text) -> str:
 def _meta(value: dict[str, Any]) -> dict[str, Any]:
     used = ("messages", "prompt", "completion", "system", "id", "dialogue_id")
     return {key: item for key, item in value.items() if key not in used}
+
+
+def _label(value: Any) -> bool | None:
+    """Whether a reply is desirable; None where `label` says something else or nothing."""
+    return bool(value) if isinstance(value, bool) or (type(value) is int and value in (0, 1)) else None
 
 
 def _kind(value: Any) -> str:

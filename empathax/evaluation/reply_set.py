@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from empathax.data.dataset import Example
+from empathax.data.examples import Example
 from empathax.data.records import Message
 from empathax.evaluation.validation import quartile
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from empathax.config import DataOptions
 from empathax.data.chat import ChatTemplate
-from empathax.data.dataset import check_token_ids, replies_of, to_sequence
+from empathax.data.dataset import check_token_ids
 from empathax.data.encoding import ReplyEncoder, Unusable
+from empathax.data.examples import replies_of, to_sequence
 from empathax.data.loader import eval_batches
 from empathax.data.packing import PackedRows, pack
 from empathax.data.records import PreferenceRow, Row, Tally

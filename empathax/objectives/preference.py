@@ -1,7 +1,8 @@
 """The door to the preference losses: what a config names, as sums over pairs that add up over any split of the data.
 
 Every loss is a short pure function in a file of its family; losses.py declares in which form it takes log-probs and
-which settings. This file joins the two, so that a caller has nothing to get wrong. docs/objectives.md is the table.
+which settings. This file joins the two, so that a caller has nothing to get wrong; unpaired.py does for single replies.
+docs/objectives.md is the table.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from empathax import losses
+from empathax import loss_checks, losses
 from empathax.config import DpoOptions
 from empathax.errors import ConfigError, raise_all
 from empathax.losses import LOSSES, Loss
 from empathax.objectives import divergences, margin_losses, ratio_losses, reference_free_losses, sorted_losses
 from empathax.objectives.pairs import Pairs
 from empathax.objectives.sft import Sums
+from empathax.objectives.unpaired import Replies, unpaired_loss
 
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "sigmoid": margin_losses.sigmoid,
@@ -47,12 +49,17 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 
 def check_options(options: DpoOptions) -> None:
     """Raises ConfigError with everything that is wrong with the settings of stage dpo."""
-    raise_all(ConfigError, "the objective cannot be used", losses.problems(vars(options), vars(DpoOptions())))
+    raise_all(ConfigError, "the objective cannot be used", loss_checks.problems(vars(options), vars(DpoOptions())))
 
 
 def reference_kind(options: DpoOptions) -> str:
     """ "resident", "precomputed" or "none": `dpo.reference` with "auto" resolved."""
     return losses.reference_kind(vars(options))
+
+
+def reads_single_replies(options: DpoOptions) -> bool:
+    """Whether the losses are of single replies with a label (unpaired.py), not of pairs."""
+    return losses.rows_kind(vars(options)) != losses.PAIRED_ROWS
 
 
 def preference_loss(
@@ -93,10 +100,17 @@ def nll_weight(options: DpoOptions) -> float:
 
 
 def initial_loss(options: DpoOptions) -> float | None:
-    """The mean of the pair losses where the policy is its reference, whatever the pairs; None if it depends on them.
+    """The mean of the losses of pairs or replies where the policy is its reference, whatever these are; None if it
+    depends on them.
 
     The likelihood term is not in it. Asked of the losses themselves, with every log-ratio 0.
     """
+    if reads_single_replies(options):
+        if options.desirable_weight != options.undesirable_weight:
+            return None
+        nothing, once = jnp.zeros(1), jnp.ones(1)
+        replies = Replies(nothing, nothing, once, once, nothing, nothing, once)
+        return float(unpaired_loss(replies, options)[0])
     if options.use_weighting or any(LOSSES[name].takes == losses.LOGPS for name in options.loss):
         return None
     zero, one = jnp.zeros(1), jnp.ones(1)
@@ -109,6 +123,8 @@ def _loss_sum(loss: Loss, pairs: Pairs, options: DpoOptions) -> jax.Array:
     settings = {name: getattr(options, name) for name in loss.options}
     if loss.takes == losses.NOTHING:
         return jnp.zeros((), jnp.float32)
+    if loss.takes == losses.REPLIES:
+        raise ConfigError(f"dpo.loss = {loss.name!r} takes single replies with a label, not pairs: see unpaired_loss")
     function = FUNCTIONS[loss.name]
     if loss.takes == losses.SORTED:
         values, weight = function(pairs, **settings)

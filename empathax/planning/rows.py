@@ -9,6 +9,7 @@ from empathax.data.dataset import build_dataset
 from empathax.data.packing import SEQUENCE_MULTIPLE, TRAINED_MULTIPLE, PackedRows, RowSizes
 from empathax.data.row_plan import ROW_MULTIPLE, round_up
 from empathax.errors import DataError, WeightsError
+from empathax.losses import PAIRED_ROWS, rows_kind
 from empathax.planning.flops import tree_counts
 from empathax.planning.model import PlannedModel
 
@@ -38,13 +39,18 @@ _ESCONV = {
 
 
 def find_rows(config: Config, stage: str, model: PlannedModel) -> tuple[Rows, str]:
-    """The rows of a stage and where they come from, in words: the data, where they and the tokenizer can be read."""
+    """The rows of a stage and where they come from, in words: the data, where they and the tokenizer can be read.
+
+    Raises a DataError if they cannot, and rows of the kind were not measured.
+    """
     reason = "the model's tokenizer is not here"
     try:
         if config.model.tokenizer_path or model.tokenizer:
             return _from_data(config, stage, model), f"rows of {config.data.path}"
     except (DataError, WeightsError) as error:  # not here, or not to be read; wrong settings are errors of the plan too
         reason = str(error).splitlines()[0]
+    if stage == "dpo" and rows_kind(vars(config.dpo)) != PAIRED_ROWS:
+        raise DataError(f"{reason}; there are no figures to assume for replies with a label: plan with the data")
     return assumed_rows(config, stage), f"rows assumed to be like ESConv's, see docs/plan.md ({reason})"
 
 
@@ -68,7 +74,7 @@ def measured_rows(packed: PackedRows) -> Rows:
         tokens=counts.tokens / num_rows,
         trained=counts.trained / num_rows,
         visible_pairs=counts.visible_pairs / num_rows,
-        units=num_sequences / num_rows / (2 if packed.paired else 1),
+        units=(len(packed.labels) or num_sequences / (2 if packed.paired else 1)) / num_rows,
         num_rows=num_rows,
     )
 
@@ -106,4 +112,5 @@ def _from_data(config: Config, stage: str, model: PlannedModel) -> Rows:
     path = config.model.tokenizer_path
     tokenizer = load_tokenizer(path) if path or model.tokenizer is None else model.tokenizer()
     tokenizer = tokenizer.fitted_to(model.config.vocab_size)
-    return measured_rows(build_dataset(config.data, stage, tokenizer, model.config, config.seed).train)
+    kind = rows_kind(vars(config.dpo))
+    return measured_rows(build_dataset(config.data, stage, tokenizer, model.config, config.seed, kind).train)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from empathax.config import Config
-from empathax.data.batch import Batch
+from empathax.data.batch import Batch, LabeledReplies
 from empathax.data.packing import RowSizes
 from empathax.errors import ConfigError
 from empathax.evaluation.generation.decoding import generate
@@ -30,7 +30,7 @@ from empathax.training.step import make_reply_step, make_score_step, make_train_
 
 PARTS = ("train", "reference", "eval", "decode")
 _ANY_NUM_STEPS = 1000  # of the learning rate's schedule: constants of the program, no shapes
-_FLOATS = {"weight_BM", "pair_weight_BP", "ref_logps_BS"}
+_FLOATS = {"weight_BM", "pair_weight_BP", "ref_logps_BS", "desirable_BR", "weight_BR", "mismatched_weight_BR"}
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,12 @@ def params_of(setup: Setup) -> Tree:
 def state_of(setup: Setup) -> TrainState:
     """The train state, abstract, with its shardings."""
     params, (tx, _) = params_of(setup), _optimizer(setup)
-    abstract = abstract_state(params, tx, moving_reference=setup.reference == "in the state")
+    abstract = abstract_state(
+        params,
+        tx,
+        moving_reference=setup.reference == "in the state",
+        running_mean=setup.config.stage(setup.stage).ema_decay > 0.0,
+    )
     return _placed(abstract, state_shardings(abstract, jax.tree.map(lambda leaf: leaf.sharding, params)))
 
 
@@ -106,6 +111,7 @@ def batch_of(setup: Setup, rows: int, micro_batches: int = 0, with_reference: bo
         "M": setup.sizes.trained,
         "S": setup.sizes.sequences,
         "P": setup.sizes.pairs,
+        "R": setup.sizes.labeled,
     }
     leading = (micro_batches,) if micro_batches else ()
     sharding = batch_sharding(setup.mesh, num_leading=len(leading))
@@ -116,7 +122,9 @@ def batch_of(setup: Setup, rows: int, micro_batches: int = 0, with_reference: bo
         dtype = jnp.float32 if name in _FLOATS else jnp.int32
         return jax.ShapeDtypeStruct((*leading, rows, sizes[name[-1]]), dtype, sharding=sharding)
 
-    return Batch(**{name: array(name) for name in Batch.__dataclass_fields__})
+    replies = LabeledReplies(**{name: array(name) for name in LabeledReplies.__dataclass_fields__})
+    arrays = {name: array(name) for name in Batch.__dataclass_fields__ if name != "replies"}
+    return Batch(**arrays, replies=replies if setup.sizes.labeled else None)
 
 
 def _train(setup: Setup) -> Lowered:
@@ -130,7 +138,7 @@ def _train(setup: Setup) -> Lowered:
         step.lower(state, batch, ref_params=ref_params),  # type: ignore[attr-defined]  # a jitted function
         {
             "parameters": state.params,
-            "optimizer": state.opt_state,
+            "optimizer": (state.opt_state, state.mean_params),
             "reference": (ref_params, state.ref_params),
             "batch": batch,
         },
@@ -191,7 +199,7 @@ def _held(setup: Setup) -> dict[str, Tree]:
     """What training keeps on the devices while it evaluates."""
     state = state_of(setup)
     resident = params_of(setup) if setup.reference == "resident" else None
-    return {"optimizer": state.opt_state, "reference": (resident, state.ref_params)}
+    return {"optimizer": (state.opt_state, state.mean_params), "reference": (resident, state.ref_params)}
 
 
 def _optimizer(setup: Setup) -> Any:

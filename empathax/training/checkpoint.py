@@ -1,8 +1,9 @@
 """Training state on disk: asynchronous Orbax checkpoints, one directory per stage, one per step in it.
 
 A checkpoint holds three items: `params`, `rest` (optimizer state and counters) and `meta` (JSON: the step, what the
-model is and which data it was trained on). A stage whose newest checkpoint says
-`finished` is never trained again.
+model is and which data it was trained on). `params` are what a model is made of: the running mean of the parameters
+where one is kept; they themselves are then in `rest`. A stage whose newest checkpoint says `finished` is never trained
+again.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class StageCheckpoints:
         """Starts a background save of `state` at its step. `meta` must be JSON; `step` is added to it."""
         step = int(state.step)
         args = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
+            params=ocp.args.StandardSave(_model(state)),
             rest=ocp.args.StandardSave(_rest(state)),
             meta=ocp.args.JsonSave({**meta, "step": step}),
         )
@@ -72,17 +73,18 @@ class StageCheckpoints:
         step = self.latest_step()
         if step is None:
             raise CheckpointError(f"{self.directory} holds no finished checkpoint")
-        rest = _rest(like)
-        _check_layout(self.directory / str(step), {"params": like.params, "rest": rest})
+        model, rest = _model(like), _rest(like)
+        _check_layout(self.directory / str(step), {"params": model, "rest": rest})
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract(like.params)),
+                params=ocp.args.StandardRestore(abstract(model)),
                 rest=ocp.args.StandardRestore(abstract(rest)),
                 meta=ocp.args.JsonRestore(),
             ),
         )
-        return like.replace(params=restored["params"], **restored["rest"]), restored["meta"]
+        name = "params" if like.mean_params is None else "mean_params"
+        return like.replace(**{name: restored["params"]}, **restored["rest"]), restored["meta"]
 
     def meta(self) -> dict[str, Any] | None:
         """The meta of the newest checkpoint, or None if there is no checkpoint."""
@@ -103,8 +105,13 @@ class StageCheckpoints:
         self._manager.close()
 
 
+def _model(state: TrainState) -> Any:
+    return state.params if state.mean_params is None else state.mean_params
+
+
 def _rest(state: TrainState) -> dict[str, Any]:
-    values = {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "params"}
+    other = "params" if state.mean_params is None else "mean_params"  # which is the item of its own
+    values = {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != other}
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -88,7 +88,7 @@ def _record(evaluation: Evaluation, label: str, measured: Measured, against: Mea
         evaluation.scorer.score(held_out.turns, measured.answers),
         **data_of(job, evaluation.scorer),
         metrics=model_metrics(held_out, measured, against),
-        per_example=model_statistics(job, held_out, measured, against),
+        per_example=model_statistics(job, measured, against),
     )
 
 

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import partial
 from typing import TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
-from empathax.config import DpoOptions
 from empathax.data.batch import Batch
-from empathax.data.dataset import Example
+from empathax.data.dataset import Dataset
+from empathax.data.examples import Example
 from empathax.data.loader import eval_batches
 from empathax.data.packing import PackedRows
 from empathax.evaluation.generation.replies import generate_replies
 from empathax.evaluation.reply_set import Turn, by_dialogue, pick_turns, turn_of
-from empathax.objectives.pairs import Pairs
-from empathax.objectives.preference import preference_loss, reference_kind
 from empathax.parallel.distributed import put_batch, rows_of_process
 from empathax.parallel.rules import batch_sharding
-from empathax.training import metrics
+from empathax.training import held_out_preferences, metrics
 from empathax.training.job import Job, Params
 from empathax.training.reference import precompute
 from empathax.training.report import Measured
@@ -47,8 +43,9 @@ class HeldOut:
         first = next(iter(job.datasets.values()))
         dataset, limits = job.datasets.get("sft", first), job.config.eval
         self._template = dataset.template
-        self._shown = pick_examples(dataset.eval_examples, limits.num_replies)
-        self._examples = pick_turns(dataset.eval_examples, limits.turns or limits.in_loop_turns)
+        wanted = [example for example in dataset.eval_examples if example.is_wanted]
+        self._shown = pick_examples(wanted, limits.num_replies)
+        self._examples = pick_turns(wanted, limits.turns or limits.in_loop_turns)
         in_loop = {id(example) for example in pick_turns(self._examples, limits.in_loop_turns)}
         self._in_loop = [place for place, example in enumerate(self._examples) if id(example) in in_loop]
         self.turns: tuple[Turn, ...] = tuple(
@@ -80,29 +77,20 @@ class HeldOut:
         """Perplexity, token accuracy, entropy and loss on the held-out replies; {} if they were not measured."""
         return metrics.finalize(metrics.total([_totals(measured.reply_sums)])) if measured.reply_sums else {}
 
-    def pair_metrics(self, logps: Sequence[float] | Logps, ref_logps: Sequence[float] | Logps) -> dict[str, float]:
+    def reward_metrics(self, logps: Sequence[float] | Logps, ref_logps: Sequence[float] | Logps) -> dict[str, float]:
         """Rewards, margin, accuracy and both log-probs on the held-out pairs, from log-probs by sequence id.
 
         Rewards are beta x log-ratio to `ref_logps`, whatever the objective: one ruler for every model.
         """
-        values = self._pair_metrics(logps, ref_logps, DpoOptions(beta=self._job.config.dpo.beta))
-        return {name: value for name, value in values.items() if name != "loss"}
+        return held_out_preferences.reward_metrics(self._preferences, logps, ref_logps, self._job.config.dpo.beta)
 
     def objective_metrics(self, logps: Sequence[float] | Logps, ref_logps: Sequence[float] | Logps) -> dict[str, float]:
         """The same as the stage's own objective sees the pairs, with its loss; `ref_logps` unused if it has none."""
-        return self._pair_metrics(logps, ref_logps, self._job.config.dpo)
+        return held_out_preferences.objective_metrics(self._preferences, logps, ref_logps, self._job.config.dpo)
 
-    def _pair_metrics(
-        self, logps: Sequence[float] | Logps, ref_logps: Sequence[float] | Logps, options: DpoOptions
-    ) -> dict[str, float]:
-        lengths = self._job.datasets["dpo"].eval.reply_lengths()
-        policy, ref, lengths_2P = (self.by_pair(values) for values in (logps, ref_logps, lengths))
-        return metrics.finalize(metrics.total([pair_sums(policy, ref, lengths_2P, options)]))
-
-    def by_pair(self, logps: Sequence[float] | Logps) -> Float32[np.ndarray, "2 P"]:
-        """Log-probs by sequence id as those of the (chosen, rejected) replies of each held-out pair."""
-        ids = np.asarray([example.sequence_ids for example in self._job.datasets["dpo"].eval_examples])
-        return np.asarray(logps, np.float32)[ids].T
+    @property
+    def _preferences(self) -> Dataset:
+        return self._job.datasets["dpo"]
 
     def row_logps(self, params: Params, rows: PackedRows) -> Logps:
         """Log-probs of every reply in `rows`, by sequence id."""
@@ -114,11 +102,15 @@ class HeldOut:
         replies = self._replies(params, [*shown, *asked])
         return Measured(
             reply_sums=self._reply_sums(params) if "sft" in objectives else None,
-            pair_logps=self.row_logps(params, self._job.datasets["dpo"].eval).tolist() if "dpo" in objectives else None,
+            pair_logps=self._pair_logps(params).tolist() if "dpo" in objectives else None,
             prompts=[last_turn(example) for example in shown for _ in range(samples)],
             replies=replies[: len(shown) * samples],
             answers=replies[len(shown) * samples :],
         )
+
+    def _pair_logps(self, params: Params) -> Logps:
+        rows = self._preferences.eval
+        return np.where(rows.reply_lengths() > 0, self.row_logps(params, rows), np.float32(0.0))
 
     def _replies(self, params: Params, examples: Sequence[Example]) -> list[str]:
         """`eval.num_samples` replies to each prompt, one after another."""
@@ -141,29 +133,6 @@ class HeldOut:
         batches = eval_batches(rows, self._job.config.eval.rows_per_batch, parts=parts, num_parts=num_parts)
         sharding = batch_sharding(self._job.mesh)
         return (put_batch(batch, sharding) for batch in batches)
-
-
-@partial(jax.jit, static_argnames="options")
-def pair_sums(
-    logps_2P: jax.Array, ref_logps_2P: jax.Array, lengths_2P: jax.Array, options: DpoOptions
-) -> dict[str, jax.Array]:
-    """Metric sums over pairs from the log-probs and lengths of their (chosen, rejected) replies.
-
-    Of whole replies and unweighted: `ld_alpha` and `use_weighting` are for training.
-    """
-    if reference_kind(options) == "none":
-        ref_logps_2P = jnp.zeros_like(ref_logps_2P)
-    lengths_2P = jnp.asarray(lengths_2P, jnp.float32)
-    pairs = Pairs(
-        chosen=logps_2P[0],
-        rejected=logps_2P[1],
-        ref_chosen=ref_logps_2P[0],
-        ref_rejected=ref_logps_2P[1],
-        weight=jnp.ones_like(logps_2P[0]),
-        chosen_tokens=lengths_2P[0],
-        rejected_tokens=lengths_2P[1],
-    )
-    return preference_loss(pairs, options)[2]
 
 
 def pick_examples(examples: Sequence[Example], count: int) -> list[Example]:

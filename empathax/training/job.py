@@ -24,6 +24,7 @@ from empathax.data.loader import Loader
 from empathax.errors import ConfigError, DataError
 from empathax.evaluation.generation.sampling import sampling_from
 from empathax.evaluation.generation.stop_tokens import stop_token_ids
+from empathax.losses import rows_kind
 from empathax.mesh_settings import parse_rules
 from empathax.models.source import ModelSource, load_tokenizer, resolve_model
 from empathax.models.tokenizer import Tokenizer
@@ -35,6 +36,7 @@ from empathax.parallel.exchange import from_leader, together
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import check_batch, param_shardings
 from empathax.training.best import check_best_metric
+from empathax.training.param_groups import check_patterns
 
 Params = Any
 
@@ -102,6 +104,7 @@ def prepare(config: Config, workdir: Path, overwrite: bool = False) -> Job:
         )
     job = assemble(config, workdir)
     with together():
+        check_patterns(config, job.abstract_params)
         for stage in config.stages:
             if metric := config.stage(stage).best_metric:
                 check_best_metric(f"{stage}.best_metric", metric, config.eval.every_steps)
@@ -136,7 +139,10 @@ def _assemble(config: Config, workdir: Path) -> Job:
     abstract = abstract_params(source.config, jnp.dtype(config.model.param_dtype))
     shardings = param_shardings(mesh, abstract, logical_axes(source.config), parse_rules(config.mesh.rules))
     objectives = dict.fromkeys((*config.stages, *config.eval.objectives))
-    datasets = {name: build_dataset(config.data, name, tokenizer, source.config, config.seed) for name in objectives}
+    kind = rows_kind(vars(config.dpo))
+    datasets = {
+        name: build_dataset(config.data, name, tokenizer, source.config, config.seed, kind) for name in objectives
+    }
     for stage, dataset in datasets.items():
         stop_token_ids(dataset.template, config.eval.stop_tokens)
         if not len(dataset.eval):

@@ -18,6 +18,7 @@ from empathax.errors import NonFiniteError, Preempted
 from empathax.parallel.distributed import is_leader
 from empathax.parallel.stopping import StopVote
 from empathax.training.checkpoint import StageCheckpoints
+from empathax.training.metrics import measured
 from empathax.training.state import TrainState
 from empathax.training.tracking import ProgressBar, Tracker
 
@@ -122,7 +123,7 @@ class _Recorder:
             return
         step, on_device = self._pending
         self._pending = None
-        metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
+        metrics = measured({name: float(value) for name, value in jax.device_get(on_device).items()})
         self.clock.add(metrics)
         if self._check_first is not None:
             self._check_first(metrics)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from empathax.config import Config, DpoOptions, ModelOptions
-from empathax.data.batch import Batch
+from empathax.data.batch import Batch, LabeledReplies
 from empathax.errors import ConfigError
 from empathax.models.model_config import ModelConfig
 from empathax.models.transformer import hidden_states, output_projection
@@ -24,8 +24,15 @@ from empathax.objectives.pairs import (
     take_pairs,
     token_numbers,
 )
-from empathax.objectives.preference import check_options, nll_weight, preference_loss, reference_kind
+from empathax.objectives.preference import (
+    check_options,
+    nll_weight,
+    preference_loss,
+    reads_single_replies,
+    reference_kind,
+)
 from empathax.objectives.sft import Sums, sft_loss, token_sums
+from empathax.objectives.unpaired import Replies, unpaired_loss
 from empathax.parallel.mesh import compute_dtype
 from empathax.training.state import Tree
 
@@ -63,7 +70,8 @@ def make_loss(objective: str, model_config: ModelConfig, config: Config, *, mesh
     if objective != "dpo":
         raise ConfigError(f"objective {objective!r} does not exist; expected 'sft' or 'dpo'")
     check_options(config.dpo)
-    return _preference_loss(model_config, config, mesh)
+    make = _unpaired_loss if reads_single_replies(config.dpo) else _preference_loss
+    return make(model_config, config, mesh)
 
 
 def make_scorer(
@@ -124,6 +132,42 @@ def _preference_loss(model_config: ModelConfig, config: Config, mesh: Mesh | Non
         return loss_sum, num_pairs, sums
 
     return loss_fn
+
+
+def _unpaired_loss(model_config: ModelConfig, config: Config, mesh: Mesh | None) -> LossFn:
+    options, score = config.dpo, make_scorer(model_config, config.model, mesh)
+
+    def loss_fn(
+        params: Tree, ref_params: Tree | None, batch: Batch, tokens_per_pair: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, Sums]:
+        labeled = batch.replies
+        if labeled is None:
+            raise ConfigError(f"dpo.loss = {options.loss} takes replies with a label, but these batches hold none")
+        policy = score(params, batch)
+        reference = _reference(score, ref_params, batch, policy, options)
+        loss_sum, num_replies, sums = unpaired_loss(_replies(policy, reference, labeled), options)
+        places = (batch.weight_BM, batch.sequence_index_BM, labeled.index_BR)
+        desirable_weight_BM = chosen_token_weight(*places, labeled.weight_BR * labeled.desirable_BR)
+        trained_weight_BM = chosen_token_weight(*places, labeled.weight_BR)
+        sums |= token_sums(policy.tokens, desirable_weight_BM) | {"trained_tokens": trained_weight_BM.sum()}
+        return loss_sum, num_replies, sums
+
+    return loss_fn
+
+
+def _replies(policy: Scored, reference: Scored, labeled: LabeledReplies) -> Replies:
+    index = (labeled.index_BR, labeled.mismatched_index_BR)
+    logps_BR, mismatched_BR = take_pairs(policy.logps_BS, *index)
+    ref_logps_BR, ref_mismatched_BR = take_pairs(reference.logps_BS, *index)
+    return Replies(
+        logps=logps_BR,
+        ref_logps=ref_logps_BR,
+        desirable=labeled.desirable_BR,
+        weight=labeled.weight_BR,
+        mismatched_logps=mismatched_BR,
+        ref_mismatched_logps=ref_mismatched_BR,
+        mismatched_weight=labeled.mismatched_weight_BR,
+    )
 
 
 def _reference(score: Scorer, ref_params: Tree | None, batch: Batch, policy: Scored, options: DpoOptions) -> Scored:

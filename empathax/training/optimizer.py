@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from empathax.config import StageOptions
+from empathax.training.param_groups import decay_mask, of_trained, scale_by_layer
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 
@@ -20,12 +22,17 @@ def make_optimizer(options: StageOptions, num_steps: int) -> tuple[optax.Gradien
 
     The step multiplies the two, so that the rate follows the batches seen, also past skipped updates. Optimizer states
     are float32 whatever the parameters are, but for a first moment in `options.first_moment_dtype`. Weight decay is
-    decoupled and leaves out norms and biases.
+    decoupled and leaves out what `options.no_decay` names. `options.freeze` is not updated: it has no state, and the
+    directions are a tree without it.
     """
     directions = [_direction(options)]
     if options.weight_decay:
-        directions.append(optax.add_decayed_weights(options.weight_decay, mask=decay_mask))
-    return _in_float32(optax.chain(*directions)), make_schedule(options, num_steps)
+        mask = partial(decay_mask, excluded=options.no_decay)
+        directions.append(optax.add_decayed_weights(options.weight_decay, mask=mask))
+    tx = of_trained(optax.chain(*directions), options.freeze)
+    if options.layerwise_decay != 1.0:
+        tx = optax.chain(tx, scale_by_layer(options.layerwise_decay))
+    return _in_float32(tx), make_schedule(options, num_steps)
 
 
 def make_schedule(options: StageOptions, num_steps: int) -> Schedule:
@@ -45,16 +52,6 @@ def make_schedule(options: StageOptions, num_steps: int) -> Schedule:
         return peak * jnp.where(step < warmup, step / max(1, warmup), decay)
 
     return schedule
-
-
-def decay_mask(params: Any) -> Any:
-    """True for the parameters that weight decay shrinks: all but norms and biases (embeddings included)."""
-
-    def decays(path: tuple[Any, ...], _: Any) -> bool:
-        name = jax.tree_util.keystr(path, simple=True, separator="/").lower()
-        return "norm" not in name and "bias" not in name
-
-    return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def _direction(options: StageOptions) -> optax.GradientTransformation:

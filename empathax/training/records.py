@@ -18,6 +18,7 @@ from empathax.evaluation.report.record import Curve
 from empathax.evaluation.report.statistics import LogLikelihoods, MeanOfValues, RatioOfSums, RewardMargins, Statistic
 from empathax.evaluation.validation import LevelCounts, count_levels
 from empathax.training.held_out import HeldOut
+from empathax.training.held_out_preferences import by_pair, by_side, has_pairs
 from empathax.training.job import Job
 from empathax.training.report import Measured
 from empathax.training.tracking import METRICS_FILE
@@ -27,9 +28,7 @@ GENERATION = (
 )  # fmt: skip
 
 
-def model_statistics(
-    job: Job, held_out: HeldOut, measured: Measured, reference: Measured | None
-) -> dict[str, Statistic]:
+def model_statistics(job: Job, measured: Measured, reference: Measured | None) -> dict[str, Statistic]:
     """Per-reply and per-pair statistics of the language-model and preference metrics.
 
     Rewards are against `reference`; they are left out without one.
@@ -45,16 +44,26 @@ def model_statistics(
         found["token_accuracy"] = RatioOfSums(owners, tuple(sums["correct"].tolist()), tokens)
         found["entropy"] = RatioOfSums(owners, tuple(sums["entropy"].tolist()), tokens)
     if measured.pair_logps:
-        owners = tuple(example.dialogue_id for example in job.datasets["dpo"].eval_examples)
-        logps_2P = held_out.by_pair(measured.pair_logps)
-        sides = ("chosen", "rejected")
-        found |= {f"logp_{side}": MeanOfValues.of(owners, row_P) for side, row_P in zip(sides, logps_2P, strict=True)}
-        if reference and reference.pair_logps:
-            rewards_2P = job.config.dpo.beta * (logps_2P - held_out.by_pair(reference.pair_logps))
-            found |= {
-                f"reward_{side}": MeanOfValues.of(owners, row_P) for side, row_P in zip(sides, rewards_2P, strict=True)
-            }
-            found["reward_margin"] = RewardMargins(owners, tuple((rewards_2P[0] - rewards_2P[1]).tolist()))
+        found |= _preference_statistics(job, measured.pair_logps, reference.pair_logps if reference else None)
+    return found
+
+
+def _preference_statistics(job: Job, logps: Sequence[float], ref_logps: Sequence[float] | None) -> dict[str, Statistic]:
+    """Of held-out pairs or single replies; a margin belongs to a pair."""
+    dataset = job.datasets["dpo"]
+    kinds = {"logp": np.asarray(logps, np.float32)}
+    if ref_logps:
+        kinds["reward"] = job.config.dpo.beta * (kinds["logp"] - np.asarray(ref_logps, np.float32))
+    found: dict[str, Statistic] = {
+        f"{kind}_{side}": MeanOfValues.of(owners, values_N)
+        for kind, values in kinds.items()
+        for side, (owners, values_N) in by_side(dataset, values).items()
+        if owners
+    }
+    if ref_logps and has_pairs(dataset):
+        chosen_P, rejected_P = by_pair(dataset, kinds["reward"])
+        owners = tuple(example.dialogue_id for example in dataset.eval_examples)
+        found["reward_margin"] = RewardMargins(owners, tuple((chosen_P - rejected_P).tolist()))
     return found
 
 
@@ -63,7 +72,7 @@ def model_metrics(held_out: HeldOut, measured: Measured, reference: Measured | N
     found = held_out.reply_metrics(measured)
     if measured.pair_logps:
         against = reference.pair_logps if reference and reference.pair_logps else None
-        pairs = held_out.pair_metrics(measured.pair_logps, against or measured.pair_logps)
+        pairs = held_out.reward_metrics(measured.pair_logps, against or measured.pair_logps)
         found |= pairs if against else {name: value for name, value in pairs.items() if name.startswith("logp_")}
     return {name: value for name, value in found.items() if name != "loss"}  # of replies or pairs: others say which
 

@@ -115,7 +115,7 @@ def _write_records(
             scores[name],
             **data_of(job, scorer),
             metrics=model_metrics(held_out, measured, base),
-            per_example=model_statistics(job, held_out, measured, base),
+            per_example=model_statistics(job, measured, base),
             curves=curves_of(job.workdir, job.config.stages[:number]),
         )
         write_record(place / FILE, record)
@@ -145,8 +145,11 @@ def _against_own_reference(job: Job, held_out: HeldOut, known: Evaluations) -> l
         return []
     names, number = row_names(job.config.stages), job.config.stages.index("dpo") + 1
     after, before = known.measured[names[number]], known.measured[names[number - 1]]
-    values = held_out.pair_metrics(after.pair_logps or (), before.pair_logps or ())
+    values = held_out.reward_metrics(after.pair_logps or (), before.pair_logps or ())
+    measured = [
+        f"{name} {values[f'reward_{name}']:.3f}" for name in ("accuracy", "margin") if f"reward_{name}" in values
+    ]
     return [
-        f"{names[number]} against the reference it started from ({names[number - 1]}): held-out reward accuracy "
-        f"{values['reward_accuracy']:.3f}, margin {values['reward_margin']:.3f}"
+        f"{names[number]} against the reference it started from ({names[number - 1]}): held-out reward "
+        f"{', '.join(measured)}"
     ]

@@ -68,12 +68,14 @@ class Evaluator:
 def run_stage(job: Job, stage: str, source: Callable[[], Params], evaluator: Evaluator) -> StageResult:
     """Trains one stage from the parameters that `source` gives and returns its result, from disk if it is finished.
 
-    The result is the last step's, or the best evaluation's where the stage names a `best_metric`.
+    The result is the last step's, or the best evaluation's where the stage names a `best_metric`; with `ema_decay` the
+    running mean of the parameters there.
     """
     num_steps = job.num_steps(stage)
     tx, schedule = make_optimizer(job.config.stage(stage), num_steps)
     follows = stage == "dpo" and job.config.dpo.ref_sync_steps > 0
-    abstract = abstract_state(job.abstract_params, tx, moving_reference=follows)
+    extras = {"moving_reference": follows, "running_mean": job.config.stage(stage).ema_decay > 0.0}
+    abstract = abstract_state(job.abstract_params, tx, **extras)
     shardings = state_shardings(abstract, job.param_shardings)
     meta = _meta(job, stage, num_steps)
     with StageCheckpoints(job.workdir / "checkpoints" / stage, job.config.checkpoint.keep) as checkpoints:
@@ -85,7 +87,7 @@ def run_stage(job: Job, stage: str, source: Callable[[], Params], evaluator: Eva
         start = source()
         frozen = _reference(job, start, evaluator.held_out) if stage == "dpo" else Reference()
         if found is None:
-            state = init_state(start, tx, shardings, moving_reference=follows)
+            state = init_state(start, tx, shardings, **extras)
         else:
             state, _ = checkpoints.restore(jax.tree.map(_placed, abstract, shardings))
         del start, source
@@ -93,10 +95,10 @@ def run_stage(job: Job, stage: str, source: Callable[[], Params], evaluator: Eva
         step = partial(step, ref_params=frozen.params)
         with _best_evaluation(job, stage, is_new=found is None) as best:
             state, last = _train(job, stage, state, step, num_steps, evaluator, frozen, checkpoints, best, meta)
-            result = StageResult(state.params, last)
+            result = StageResult(state.result, last)
             if best is not None and best.step not in (None, int(state.step)):
                 result = StageResult(best.params(job.abstract_params))
-                state, meta = state.replace(params=result.params), {**meta, "best_step": best.step}
+                state, meta = state.replace(params=result.params, mean_params=None), {**meta, "best_step": best.step}
         checkpoints.save(state, {**meta, "finished": True})
         checkpoints.wait()
     if StopVote(job.mesh).last_vote():
@@ -147,7 +149,7 @@ def _train(
             return values
 
         def evaluate(state: TrainState) -> None:
-            measured = held_out.measure_in_loop(state.params, [stage])
+            measured = held_out.measure_in_loop(state.result, [stage])
             values = record(int(state.step), measured, measured.answers)
             if best is not None:
                 best.offer(state, values)
@@ -172,7 +174,7 @@ def _train(
             workdir=job.workdir,
             mesh=job.mesh,
         )
-        measured = held_out.measure(state.params, job.datasets.keys())
+        measured = held_out.measure(state.result, job.datasets.keys())
         values = record(int(state.step), measured, held_out.in_loop_answers(measured.answers))
         if best is not None:
             best.offer(state, values)
@@ -212,7 +214,7 @@ def _check_first_step(options: DpoOptions) -> Callable[[Mapping[str, float]], No
     def check(metrics: Mapping[str, float]) -> None:
         if not has_reference:
             return
-        found, margin = metrics.get("loss_pairs", metrics["loss"]), metrics["reward_margin"]
+        found, margin = metrics.get("loss_pairs", metrics["loss"]), metrics.get("reward_margin", 0.0)
         is_off = expected is not None and abs(found - expected) > FIRST_STEP_TOLERANCE * max(1.0, abs(expected))
         if is_off or abs(margin) > FIRST_STEP_TOLERANCE:
             loss = "" if expected is None else f"loss {expected:.6f}, "
@@ -237,8 +239,8 @@ def _stage_metrics(stage: str, measured: Measured, before: Measured, held_out: H
 
 def _in_words(values: Mapping[str, float]) -> str:
     shown = (
-        "perplexity", "token_accuracy", "loss", "reward_accuracy", "reward_margin", "logp_chosen", "logp_rejected",
-        "bleu4_sentence", "rouge_l", "distinct_2", "validation_gap",
+        "perplexity", "token_accuracy", "loss", "reward_accuracy", "reward_margin", "kl", "logp_chosen",
+        "logp_rejected", "bleu4_sentence", "rouge_l", "distinct_2", "validation_gap",
     )  # fmt: skip
     return ", ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -28,6 +29,14 @@ class TrainState(flax.struct.PyTreeNode):
     ref_params: Tree | None = (
         None  # a reference that follows the policy (dpo.ref_sync_steps), a part of the run's state
     )
+    mean_params: Tree | None = None  # running mean of the parameters (ema_decay), float32
+
+    @property
+    def result(self) -> Tree:
+        """The parameters to evaluate and to keep: the running mean where there is one, in the parameters' dtypes."""
+        if self.mean_params is None:
+            return self.params
+        return jax.tree.map(lambda mean, param: mean.astype(param.dtype), self.mean_params, self.params)
 
 
 def init_state(
@@ -36,19 +45,26 @@ def init_state(
     shardings: TrainState | None = None,
     *,
     moving_reference: bool = False,
+    running_mean: bool = False,
 ) -> TrainState:
     """A state at step 0 that takes over `params`: the first step donates them, so keep a copy of any you still need.
 
-    With `moving_reference` it holds a copy of them as the reference to begin with.
+    With `moving_reference` it holds a copy of them as the reference to begin with, with `running_mean` one as the mean.
     """
-    return jax.jit(lambda params: _new_state(params, tx, moving_reference), out_shardings=shardings)(params)
+    new = partial(_new_state, tx=tx, moving_reference=moving_reference, running_mean=running_mean)
+    return jax.jit(new, out_shardings=shardings)(params)
 
 
 def abstract_state(
-    abstract_params: Tree, tx: optax.GradientTransformation, *, moving_reference: bool = False
+    abstract_params: Tree,
+    tx: optax.GradientTransformation,
+    *,
+    moving_reference: bool = False,
+    running_mean: bool = False,
 ) -> TrainState:
     """Shapes and dtypes of the state, for sharding rules, checkpoints and compiling without the arrays."""
-    return jax.eval_shape(lambda params: _new_state(params, tx, moving_reference), abstract_params)
+    new = partial(_new_state, tx=tx, moving_reference=moving_reference, running_mean=running_mean)
+    return jax.eval_shape(new, abstract_params)
 
 
 def state_shardings(abstract: TrainState, param_shardings: Tree) -> TrainState:
@@ -104,7 +120,9 @@ def _digest(leaf: jax.Array) -> jax.Array:
     return (bits * (mixed | np.uint32(1))).sum(dtype=jnp.uint32)
 
 
-def _new_state(params: Tree, tx: optax.GradientTransformation, moving_reference: bool) -> TrainState:
+def _new_state(
+    params: Tree, tx: optax.GradientTransformation, moving_reference: bool, running_mean: bool
+) -> TrainState:
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,
@@ -113,6 +131,7 @@ def _new_state(params: Tree, tx: optax.GradientTransformation, moving_reference:
         nonfinite_streak=zero,
         nonfinite_total=zero,
         ref_params=jax.tree.map(jnp.copy, params) if moving_reference else None,
+        mean_params=jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params) if running_mean else None,
     )
 
 

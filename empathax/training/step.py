@@ -18,8 +18,9 @@ from empathax.data.batch import Batch
 from empathax.models.model_config import ModelConfig
 from empathax.objectives.sft import Sums
 from empathax.training import metrics
-from empathax.training.objective import LossFn, make_loss, make_scorer, per_reply, tokens_per_pair
+from empathax.training.objective import make_loss, make_scorer, per_reply, tokens_per_pair
 from empathax.training.optimizer import Schedule
+from empathax.training.param_groups import merge, split
 from empathax.training.state import TrainState, Tree
 
 # (state, batch with leading dims [A, B], reference parameters or None) -> (state, metrics by name)
@@ -59,7 +60,7 @@ def make_train_step(
     of tokens (SFT) or pairs (DPO) in each. `tx` and `schedule` come from `make_optimizer`, `shardings` from
     `state_shardings`. A DPO reference is `state.ref_params`, `ref_params` or `batch.ref_logps_BS`. An update is
     skipped, and counted, if the loss or the gradient's norm is not finite: parameters and optimizer state then keep
-    every bit.
+    every bit, as frozen parameters always do. A running mean in the state follows each update.
 
     The result can be lowered with `jax.ShapeDtypeStruct`s, e.g. for hardware that is not there. Metrics are float32
     scalars: the names of docs/metrics.md, learning_rate, grad_norm (before clipping), skipped, nonfinite_streak,
@@ -67,18 +68,25 @@ def make_train_step(
     """
     replicated: Any = shardings.step if shardings else None  # the sharding of a scalar
     loss_fn = make_loss(objective, model_config, config, mesh=replicated.mesh if replicated else None)
-    max_grad_norm = config.stage(objective).max_grad_norm
+    options = config.stage(objective)
+    grad_shardings = split(shardings.params, options.freeze)[0] if shardings else None
 
     def step(state: TrainState, batch: Batch, ref_params: Tree | None = None) -> tuple[TrainState, dict[str, Any]]:
         ref_params = ref_params if state.ref_params is None else state.ref_params
         reply_tokens = tokens_per_pair(objective, config.dpo, batch)
-        grads, sums = _accumulate(loss_fn, state.params, ref_params, batch, shardings, reply_tokens)
+        trained, frozen = split(state.params, options.freeze)
+
+        def loss(params: Tree, micro: Batch) -> tuple[jax.Array, jax.Array, Sums]:
+            return loss_fn(merge(params, frozen), ref_params, micro, reply_tokens)
+
+        grads, sums = _accumulate(loss, trained, batch, grad_shardings)
         scalars = metrics.in_graph(sums)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(grad_norm)
         learning_rate = schedule(state.step)
-        updated = _update(state, _clipped(grads, grad_norm, max_grad_norm), learning_rate, tx)
-        new_state = _with_moved_reference(_gated(finite, state, updated), config.dpo)
+        grads = _clipped(grads, grad_norm, options.max_grad_norm)
+        updated = _update(state, trained, frozen, grads, learning_rate, tx)
+        new_state = _with_moved_reference(_gated(finite, state, updated, options.ema_decay), config.dpo)
         scalars |= {
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
@@ -134,24 +142,22 @@ def make_reply_step(
 
 
 def _accumulate(
-    loss_fn: LossFn,
+    loss_fn: Callable[[Tree, Batch], tuple[jax.Array, jax.Array, Sums]],
     params: Tree,
-    ref_params: Tree | None,
     batch: Batch,
-    shardings: TrainState | None,
-    reply_tokens: jax.Array | None,
+    shardings: Tree | None,
 ) -> tuple[Tree, Sums]:
     """Float32 gradients of the mean loss over all A micro-batches, and the metric sums."""
 
     def sums_and_grads(micro: Batch) -> tuple[Tree, jax.Array, Sums]:
         def loss(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Sums]]:
-            loss_sum, count, sums = loss_fn(params, ref_params, micro, reply_tokens)
+            loss_sum, count, sums = loss_fn(params, micro)
             return loss_sum, (count, sums)
 
         grads, (count, sums) = jax.grad(loss, has_aux=True)(params)
         grads = jax.tree.map(lambda grad: grad.astype(jnp.float32), grads)
         if shardings:
-            grads = jax.lax.with_sharding_constraint(grads, shardings.params)
+            grads = jax.lax.with_sharding_constraint(grads, shardings)
         return grads, count, sums
 
     first = jax.tree.map(lambda leaf: leaf[0], batch)
@@ -175,18 +181,30 @@ def _clipped(grads: Tree, grad_norm: jax.Array, max_grad_norm: float) -> Tree:
     return jax.tree.map(lambda grad: grad * scale, grads)
 
 
-def _update(state: TrainState, grads: Tree, learning_rate: jax.Array, tx: optax.GradientTransformation) -> TrainState:
+def _update(
+    state: TrainState,
+    trained: Tree,
+    frozen: Tree,
+    grads: Tree,
+    learning_rate: jax.Array,
+    tx: optax.GradientTransformation,
+) -> TrainState:
+    """`state` with its parameters `trained` moved; `frozen` are the others."""
     directions, opt_state = tx.update(grads, state.opt_state, state.params)
 
     def move(param: jax.Array, direction: jax.Array) -> jax.Array:
         return (param.astype(jnp.float32) - learning_rate * direction).astype(param.dtype)
 
-    return state.replace(params=jax.tree.map(move, state.params, directions), opt_state=opt_state)
+    moved = jax.tree.map(move, trained, directions)
+    return state.replace(params=merge(moved, frozen), opt_state=opt_state)
 
 
-def _gated(finite: jax.Array, old: TrainState, new: TrainState) -> TrainState:
+def _gated(finite: jax.Array, old: TrainState, new: TrainState, ema_decay: float) -> TrainState:
     """`new` if `finite`, else the old parameters and optimizer state, bit for bit; the step counts either way."""
     keep = partial(jax.tree.map, partial(jnp.where, finite))
+    mean = old.mean_params
+    if mean is not None:
+        mean = keep(_moved_mean(mean, new.params, ema_decay), mean)
     skipped = 1 - finite.astype(jnp.int32)
     return TrainState(
         step=old.step + 1,
@@ -195,7 +213,13 @@ def _gated(finite: jax.Array, old: TrainState, new: TrainState) -> TrainState:
         nonfinite_streak=(old.nonfinite_streak + 1) * skipped,
         nonfinite_total=old.nonfinite_total + skipped,
         ref_params=old.ref_params,
+        mean_params=mean,
     )
+
+
+def _moved_mean(mean: Tree, params: Tree, decay: float) -> Tree:
+    """The exponential moving average decay x mean + (1 - decay) x parameters, from the first step on."""
+    return jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new.astype(jnp.float32), mean, params)
 
 
 def _with_moved_reference(state: TrainState, options: DpoOptions) -> TrainState:

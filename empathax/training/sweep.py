@@ -18,10 +18,12 @@ from empathax.parallel.agreement import check_code_and_settings
 from empathax.parallel.distributed import is_leader
 from empathax.parallel.exchange import together
 from empathax.training import job as jobs_of
+from empathax.training.hparams import told_apart
 from empathax.training.job import Job
 from empathax.training.report import Measured
 from empathax.training.run import row_names
 from empathax.training.run import run as run_one
+from empathax.training.tracking import write_hparams
 
 BASE = "base"
 
@@ -45,6 +47,9 @@ def run(jobs: Mapping[str, Job], workdir: Path) -> str:
 
     Of variations the records of all rows (their base model once) become `report`'s files in `workdir`.
     """
+    with together():
+        if is_leader():
+            _write_hparams(jobs)
     if "" in jobs:
         return run_one(jobs[""])
     labels, bases = row_labels(jobs), dict[str, Measured]()
@@ -52,6 +57,15 @@ def run(jobs: Mapping[str, Job], workdir: Path) -> str:
         run_one(job, labels[name], bases)
     with together():
         return _report(jobs, labels, workdir) if is_leader() else ""
+
+
+def _write_hparams(jobs: Mapping[str, Job]) -> None:
+    """A trial for each stage of each run, for TensorBoard over the directory of a sweep or of many runs."""
+    values = told_apart({name: job.config for name, job in jobs.items()})
+    for name, job in jobs.items():
+        for stage in job.config.stages if job.config.tracking.tensorboard else ():
+            trial = f"{name or job.workdir.name} {stage}"
+            write_hparams(job.workdir / "tensorboard" / stage, values[name], trial)
 
 
 def _report(jobs: Mapping[str, Job], labels: Mapping[str, Mapping[str, str]], workdir: Path) -> str:

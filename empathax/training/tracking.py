@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -93,6 +94,17 @@ class Tracker:
         except OSError as error:  # metrics.jsonl is the record; a full disk here must not end the run
             warnings.warn(f"TensorBoard files cannot be written any more: {error}", stacklevel=2)
             self._events = None
+
+
+def write_hparams(directory: Path, values: Mapping[str, bool | float | str], trial: str) -> None:
+    """Puts the settings of the run whose events are in `directory` into TensorBoard's HParams tab, as `trial`."""
+    summary = hparams_pb(dict(values), trial_id=trial)
+    try:
+        writer = EventFileWriter(str(directory))
+        writer.add_event(event_pb2.Event(wall_time=time.time(), step=0, summary=summary))
+        writer.close()
+    except OSError as error:
+        warnings.warn(f"TensorBoard files cannot be written: {error}", stacklevel=2)
 
 
 def _drop_lines_after(path: Path, stage: str, step: int) -> None:

@@ -24,7 +24,7 @@ from empathax.data.batch import Batch
 from empathax.data.row_plan import Group
 from empathax.models.source import ModelSource, resolve_model
 from empathax.training import metrics
-from empathax.training.held_out import pair_sums
+from empathax.training.held_out_preferences import pair_sums
 from empathax.training.optimizer import make_optimizer
 from empathax.training.reference import frozen_copy, precompute
 from empathax.training.state import Tree, init_state

@@ -11,7 +11,8 @@ import numpy as np
 
 from empathax.config import Config, DataOptions, DpoOptions, ModelOptions, SftOptions
 from empathax.data.chat import ChatTemplate
-from empathax.data.dataset import Dataset, Example, build_dataset
+from empathax.data.dataset import Dataset, build_dataset
+from empathax.data.examples import Example
 from empathax.data.prompts import system_text
 from empathax.data.records import Dialogue, Message
 from empathax.data.sources import load_splits

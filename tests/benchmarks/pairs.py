@@ -8,8 +8,8 @@ from pathlib import Path
 
 from empathax.config import DataOptions
 from empathax.data.chat import ChatTemplate
-from empathax.data.dataset import encode_rows
 from empathax.data.encoding import ReplyEncoder
+from empathax.data.examples import encode_rows
 from empathax.data.row_plan import Group
 from empathax.data.sources import load_splits
 from empathax.models.source import ModelSource

@@ -9,6 +9,7 @@ from empathax.config import DataOptions
 from empathax.data.records import CompletionRow, Dialogue, PreferenceRow
 from empathax.data.sources import load_all, load_splits
 from empathax.errors import DataError
+from empathax.losses import LABELED_ROWS, MISMATCHED_ROWS, PAIRED_ROWS
 
 
 def options(path, **changes):
@@ -163,6 +164,42 @@ def test_rows_without_a_rejected_reply_make_no_pairs(write_lines, rejected):
     path = write_lines("rows.jsonl", [{"prompt": "a", "completion": "b"}] * 3)
     with pytest.raises(DataError, match=r"no rejected reply.*data.preference_path"):
         load_splits(options(path, esconv_rejected=rejected), "dpo")
+
+
+LABELED = [{"prompt": f"p{n}", "completion": f"a{n}", "label": n % 2 == 0} for n in range(6)]
+
+
+def test_replies_with_a_label_and_pairs_taken_apart(write_lines):
+    path = write_lines("rows.jsonl", LABELED)
+    found = load_splits(options(path, eval_fraction=0.0), "dpo", rows_kind=LABELED_ROWS).train
+    assert [row.label for row in found] == [True, False] * 3
+    both = write_lines("both.jsonl", [*LABELED, *pairs(2)])
+    found = load_splits(options(both, eval_fraction=0.0, unpair=True), "dpo", rows_kind=LABELED_ROWS).train
+    assert [type(row) for row in found] == [CompletionRow] * 6 + [PreferenceRow] * 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "sentence"),
+    [
+        (pairs(3), LABELED_ROWS, "the rows are pairs or dialogues.*set data.unpair=true"),
+        (pairs(3), MISMATCHED_ROWS, "the rows are pairs or dialogues.*set data.unpair=true"),
+        (esconv(3), LABELED_ROWS, "the rows are pairs or dialogues"),
+        (LABELED, PAIRED_ROWS, "single replies with a label, and dpo.loss compares pairs: set dpo.loss to 'kto'"),
+        ([*LABELED, {"prompt": "a", "completion": "b"}], LABELED_ROWS, "1 of 7 replies have no label.*rows.jsonl:7"),
+        ([{"prompt": "a", "completion": "b", "label": "joy"}], LABELED_ROWS, "1 of 1 replies have no label"),
+    ],
+)
+def test_rows_of_another_kind_than_the_loss_reads(rows, kind, sentence, write_lines):
+    path = write_lines("rows.jsonl", rows)
+    with pytest.raises(DataError, match=sentence):
+        load_splits(options(path, eval_fraction=0.0), "dpo", rows_kind=kind)
+
+
+def test_a_label_is_of_one_message(write_lines):
+    turns = [{"role": role, "content": "x"} for role in ("assistant", "user", "assistant")]
+    row = {"prompt": [{"role": "user", "content": "a"}], "completion": turns, "label": True}
+    with pytest.raises(DataError, match="completion has 3 messages and a label: expected one assistant message"):
+        load_splits(options(write_lines("rows.jsonl", [row])), "dpo", rows_kind=LABELED_ROWS)
 
 
 def test_dialogues_without_strategies_make_random_pairs(write_lines):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from empathax.data.dataset import Example
+from empathax.data.examples import Example
 from empathax.data.records import Message
 from empathax.evaluation.reply_set import pick_turns, turn_of
 

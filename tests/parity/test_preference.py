@@ -12,21 +12,17 @@ import re
 from collections import defaultdict
 from types import SimpleNamespace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from trl import DPOConfig, DPOTrainer, KTOConfig
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
-from empathax.config import Config, DpoOptions
+from empathax.config import DpoOptions
 from empathax.data.batch import Batch
-from empathax.losses import DIVERGENCES, LOSSES, MARGIN
-from empathax.models.architecture import preset
-from empathax.objectives.logprobs import TokenLogps, sequence_logps
-from empathax.training import metrics, objective
+from empathax.losses import DIVERGENCES, LOSSES, MARGIN, REPLIES
+from tests.parity.known_logps import one_row, one_row_batch, our_loss
 
 OF_CPO = {"sigmoid": "cpo", "hinge": "cpo_hinge", "ipo": "cpo_ipo", "simpo": "simpo", "alphapo": "alphapo"}
 DIVERGENCE_NAMES = {
@@ -35,7 +31,8 @@ DIVERGENCE_NAMES = {
     "js": "js_divergence",
     "alpha": "alpha_divergence",
 }
-OF_DPO = [name for name, loss in LOSSES.items() if loss.needs_reference or name == "sft"]
+OF_PAIRS = {name: loss for name, loss in LOSSES.items() if loss.takes != REPLIES}  # the others: test_kto.py
+OF_DPO = [name for name, loss in OF_PAIRS.items() if loss.needs_reference or name == "sft"]
 # the settings that a loss cannot do without
 NEEDED = {"exo_pair": {"label_smoothing": 1e-3}, "alphapo": {"alphapo_alpha": 0.25}}
 PAIRS, LONGEST = 6, 9
@@ -74,55 +71,12 @@ def _case(kind: str, seed: int = 0) -> Case:
 
 
 def _batch(case: Case) -> Batch:
-    """All replies in one row; only what the losses read is real."""
-    rows, columns = np.nonzero(case.mask)
-    one_row = lambda x, dtype=np.int32: np.asarray(x, dtype)[None]  # noqa: E731
-    return Batch(
-        token_ids_BT=one_row([0]),
-        positions_BT=one_row([0]),
-        subtree_end_BT=one_row([1]),
-        query_index_BM=one_row(rows),
-        target_id_BM=one_row(columns),
-        sequence_index_BM=one_row(rows),
-        weight_BM=one_row(np.ones(len(rows)), np.float32),
-        sequence_id_BS=one_row(np.arange(2 * PAIRS)),
+    return one_row_batch(
+        case.mask,
         chosen_index_BP=one_row(np.arange(PAIRS)),
         rejected_index_BP=one_row(np.arange(PAIRS, 2 * PAIRS)),
         pair_weight_BP=one_row(np.ones(PAIRS), np.float32),
     )
-
-
-def _ours(case: Case, options: DpoOptions, monkeypatch) -> tuple[dict[str, float], np.ndarray]:
-    """(metrics, gradient by token [2 PAIRS, LONGEST])."""
-    used = case.mask > 0
-    squares = jnp.asarray(case.log_sum_squares[used])[None]
-
-    def make_scorer(*args, sum_squares=False):
-        def score(params, batch):
-            zeros = jnp.zeros_like(params)
-            tokens = TokenLogps(params, zeros, zeros, squares if sum_squares else None)
-            return objective.Scored(
-                tokens, *sequence_logps(params, batch.sequence_index_BM, batch.weight_BM, 2 * PAIRS)
-            )
-
-        return score
-
-    monkeypatch.setattr(objective, "make_scorer", make_scorer)
-    loss_fn = objective.make_loss("dpo", preset("tiny-llama"), Config(dpo=options))
-
-    def mean_loss(params, ref_params, batch):
-        loss_sum, num_pairs, sums = loss_fn(params, ref_params, batch)
-        return loss_sum / num_pairs, sums
-
-    both = jax.value_and_grad(mean_loss, has_aux=True)
-    (loss, sums), grad = both(
-        jnp.asarray(case.logps[used])[None], jnp.asarray(case.ref_logps[used])[None], _batch(case)
-    )
-    values = metrics.finalize(jax.device_get(sums))
-    assert values["loss"] == pytest.approx(float(loss), rel=1e-6)
-    table = np.zeros_like(case.mask)
-    table[used] = np.asarray(grad)[0]
-    return values, table
 
 
 class _Model(torch.nn.Module):
@@ -222,7 +176,8 @@ def _trl_reference_free(case: Case, options: DpoOptions) -> tuple[dict[str, floa
 
 def _check(kind: str, options: DpoOptions, monkeypatch) -> None:
     case = _case(kind)
-    values, grad = _ours(case, options, monkeypatch)
+    arrays = (case.logps, case.ref_logps, case.mask, _batch(case))
+    values, grad = our_loss(*arrays, options, monkeypatch, case.log_sum_squares)
     theirs = _trl_dpo if set(options.loss) <= set(OF_DPO) else _trl_reference_free
     relu = torch.clamp_min  # TRL multiplies its result in place, which its backward pass does not allow
     monkeypatch.setattr(torch, "relu", lambda x: relu(x, 0.0).clone())
@@ -243,7 +198,7 @@ def _check(kind: str, options: DpoOptions, monkeypatch) -> None:
 def _single() -> list[DpoOptions]:
     """Each loss alone, with what it can take."""
     cases = []
-    for name, loss in LOSSES.items():
+    for name, loss in OF_PAIRS.items():
         base = DpoOptions(loss=(name,), beta=0.3, **NEEDED.get(name, {}))
         cases.append(base)
         if "label_smoothing" in loss.options and name != "sigmoid":  # TRL's sigmoid ignores it; see test_logps.py
@@ -294,8 +249,9 @@ def test_trl_has_no_loss_that_we_lack():
     of_cpo = set(CPOConfig.__dataclass_fields__["loss_type"].metadata["choices"])
     assert of_cpo == OF_CPO.keys()
     assert set(OF_CPO.values()) | {"orpo"} <= LOSSES.keys()
-    # losses of replies without a pair, which we do not have yet
-    assert KTOConfig.__dataclass_fields__["loss_type"].metadata["choices"] == ["kto", "apo_zero_unpaired"]
+    of_kto = set(KTOConfig.__dataclass_fields__["loss_type"].metadata["choices"])
+    assert of_kto >= set(re.findall(r'loss_type == "(\w+)"', inspect.getsource(KTOTrainer._compute_loss)))
+    assert of_kto == LOSSES.keys() - OF_PAIRS.keys()
     divergences = set(re.findall(r'f_divergence_type == "(\w+)"', source))
     assert divergences == set(DIVERGENCE_NAMES.values())
     assert DIVERGENCE_NAMES.keys() == set(DIVERGENCES)

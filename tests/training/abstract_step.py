@@ -50,6 +50,6 @@ def _batch(num_micro, sharding, has_logps):
                 (*lead, SIZES[name[-1]]), jnp.float32 if name in floats else jnp.int32, sharding=sharding
             )
             for name in Batch.__dataclass_fields__
-            if has_logps or name != "ref_logps_BS"
+            if name != "replies" and (has_logps or name != "ref_logps_BS")
         }
     )

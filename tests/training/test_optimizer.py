@@ -13,7 +13,8 @@ from empathax.config import BFLOAT16_MAX_DECAY, StageOptions, default_config, fr
 from empathax.errors import ConfigError
 from empathax.models.architecture import preset
 from empathax.models.transformer import abstract_params
-from empathax.training.optimizer import decay_mask, make_optimizer, make_schedule
+from empathax.training.optimizer import make_optimizer, make_schedule
+from empathax.training.param_groups import decay_mask
 from empathax.training.state import abstract_state, init_state, leaf_digests, state_shardings
 
 OPTIONS = StageOptions(learning_rate=1e-3, warmup_ratio=0.0, schedule="constant")
@@ -75,7 +76,7 @@ def test_adafactor_by_formula():
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
 def test_decay_leaves_out_norms_and_biases_only(family):
     params = abstract_params(preset(f"tiny-{family}"))
-    mask = jax.tree_util.tree_leaves_with_path(decay_mask(params))
+    mask = jax.tree_util.tree_leaves_with_path(decay_mask(params, StageOptions().no_decay))
     decayed = {jax.tree_util.keystr(path, simple=True, separator="/") for path, decays in mask if decays}
     assert decayed == {
         jax.tree_util.keystr(path, simple=True, separator="/")

@@ -51,4 +51,5 @@ def one_row_batches(groups, packing):
 
 
 def with_steps(batch, accumulation_steps):
-    return jax.tree.map(lambda leaf: leaf.reshape(accumulation_steps, -1, *leaf.shape[1:]), batch)
+    size = len(batch.token_ids_BT) // accumulation_steps
+    return jax.tree.map(lambda leaf: leaf.reshape(accumulation_steps, size, *leaf.shape[1:]), batch)

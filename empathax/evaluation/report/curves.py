@@ -12,7 +12,7 @@ from empathax.evaluation.report.record import Curve
 # what says how a model learned; the rest of a line is about speed, memory and the optimizer
 NAMES = (
     "loss", "perplexity", "token_accuracy", "entropy", "reward_accuracy", "reward_margin",
-    "reward_chosen", "reward_rejected", "logp_chosen", "logp_rejected",
+    "reward_chosen", "reward_rejected", "kl", "logp_chosen", "logp_rejected",
     "bleu4_sentence", "rouge_l", "distinct_2", "validation_gap",
 )  # fmt: skip
 
