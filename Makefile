@@ -4,9 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := $(VENV)/.extras
 WEIGHTS := $(VENV)/.weights
+ESCONV ?= data/esconv
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test parity slurm lint format typecheck bench clean help
+.PHONY: demo test parity slurm preferences lint format typecheck bench clean help
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -27,6 +28,11 @@ lint: $(EXTRAS)-lint  ## ruff, mypy and shellcheck, as CI runs them
 
 slurm: $(EXTRAS)-test  ## launch/slurm.sbatch on a real SLURM of one node (as root, packages slurm-wlm and munge)
 	EMPATHAX_TEST_SLURM=1 $(BIN)/python -m pytest -n 0 tests/launch/test_slurm.py
+
+preferences: $(EXTRAS)-test $(WEIGHTS)  ## pairs from a real llama.cpp server (compiles it for minutes); ESCONV=DIR
+	test -x .venv-llama/bin/python || $(PYTHON) -m venv .venv-llama
+	.venv-llama/bin/python -m pip install --quiet "llama-cpp-python[server]==0.3.36"
+	$(BIN)/python -m tests.preferences.real_server --source=$(ESCONV) --server-python=.venv-llama/bin/python $(FLAGS)
 
 format: $(EXTRAS)-lint  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix-only .

@@ -6,6 +6,7 @@ Commands (python -m empathax.NAME; docs/commands.md)
     score.py             log-probs of given replies, row by row
     chat.py              talk to a model, or to two side by side
     export.py            a checkpoint as a Hugging Face directory
+    build_preferences.py preference pairs by rules or with an LLM, ranked, filtered, looked at
     train_classifier.py  the classifiers that evaluation uses: levels of validation, epitome-style heads
     report.py            evaluated models as one comparison: Markdown, LaTeX, JSON, HTML
     plan.py              memory, network and time of a config on hardware that is not there
@@ -117,6 +118,7 @@ evaluation/
     judging/             chat servers and LLM judges
         chat_server.py   any OpenAI-compatible server: requests in, outcomes out, asked and paid for once
         chat_requests.py, openai_client.py, response_cache.py    their types; one call; answers on disk
+        server_options.py, limits.py    how much patience; what may be asked a minute, and cost
         server_replies.py    replies of a server, as a row of a comparison
         judge.py, judge_pairs.py    an LLM as judge: of single replies, of two models in both orders
         judge_material.py, judge_answers.py, rubrics/    what it is shown; what it said
@@ -129,7 +131,7 @@ evaluation/
         table.py, columns.py    its numbers; headings, digits, which way is better
         paper.py, ordering.py   the paper's Table 1; where the order of rows is the same
         text.py          Markdown, LaTeX, JSON
-        page.py, charts.py, templates/    the HTML page; its charts as inline SVG
+        page.py, html.py, charts.py, templates/    the HTML page; its charts as inline SVG
 
 training/
     job.py               everything checked before anything compiles
@@ -147,6 +149,22 @@ training/
     metrics.py           sums to the numbers of a report
     checkpoint.py, checkpoint_export.py    Orbax; export
     tracking.py, report.py    metrics.jsonl, TensorBoard, progress; the before/after table
+
+preferences/: preference data, made, judged and known (docs/preference_data.md)
+    contexts.py, pairs.py    where a supporter speaks; a pair with where everything in it comes from
+    rule_sets.py         the door to sets made by rules
+    llm_sets.py          the door to sets made with a language model, which these make:
+    candidates.py, prompts/    a reply per level of validation, per style, or several samples
+    backends.py, local_backend.py    who writes and judges: a server, or a model in this process
+    ranking.py, rankers.py    votes and their majority; an LLM as judge, the classifier of levels
+    review.py, agreement.py    human ranks as CSV; Fleiss' kappa
+    dry_run.py           what a run would ask and cost
+    rules.py, reply_pool.py, emotions.py    the rules; replies moved between dialogues; Plutchik's wheel
+    filters.py           which pairs are kept, by these:
+    wordings.py, near_duplicates.py, overlap.py    refusals and harm; Jaccard similarity; held-out dialogues
+    surface_cues.py      how far a bag of words and length go
+    inspection.py, inspect_page.py, templates/    any set looked at; the HTML page
+    set_files.py, data_card.py    the directory of a set; its README.md
 
 planning/: what a config needs of hardware that is not there
     worker.py, child.py  the process that compiles, and how it is run and heard

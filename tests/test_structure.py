@@ -19,10 +19,10 @@ LAYERS = [
     {"models"},
     {"objectives", "data", "parallel"},
     {"evaluation"},
-    {"training"},
+    {"training", "preferences"},
     {"planning"},
 ]
-COMMANDS = {"train", "evaluate", "score", "chat", "export", "report", "train_classifier", "plan"}
+COMMANDS = {"train", "evaluate", "score", "chat", "export", "report", "train_classifier", "plan", "build_preferences"}
 ROOMS = {
     "orbax": {"training/checkpoint.py", "models/orbax_files.py"},
     "ml_collections": {"config.py", "config_flags.py", "recipes.py"},
@@ -31,9 +31,10 @@ ROOMS = {
     "sentencepiece": {"models/"},
     "tensorboard": {"training/tracking.py"},
     "matplotlib": {"evaluation/level_plot.py"},
+    "scipy": {"preferences/surface_cues.py"},
     "openai": {"evaluation/judging/openai_client.py"},
     "pyphen": {"evaluation/text/style.py"},
-    "markupsafe": {"evaluation/report/page.py"},
+    "markupsafe": {"evaluation/report/html.py"},
 }
 FORBIDDEN_TEXT = ("trust_remote_code=True", "import pickle", "yaml.load(", "torch.load")
 FORBIDDEN_CALLS = {"eval", "exec"}

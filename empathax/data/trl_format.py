@@ -87,6 +87,7 @@ def _preference(value: dict[str, Any], system: tuple[Message, ...], origin: str)
         rejected=_reply(rejected, "rejected", prompt),
         dialogue_id=_dialogue_id(value, prompt),
         origin=origin,
+        meta={"provenance": value["provenance"]} if "provenance" in value else {},
     )
 
 

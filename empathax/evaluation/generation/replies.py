@@ -62,25 +62,29 @@ def generate_ids(
     config: Config,
     *,
     mesh: Mesh | None = None,
+    stream_ids: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, list[int]]]:
     """(index, new token ids without the stop token) of every reply, in the order in which they are done.
 
-    Sample j of prompt i has the index i * num_samples + j. Replies end at `stop_ids` alone: `config.eval.stop_tokens`
-    are a text's business, see `stop_token_ids`.
+    Sample j of prompt i has the index i * num_samples + j. Its random numbers come from (config.seed, the prompt's
+    stream, j); prompt i has the stream i, or `stream_ids[i]` (0 to 2^31 - 1) where these are given. Replies end
+    at `stop_ids` alone: `config.eval.stop_tokens` are a text's business, see `stop_token_ids`.
     """
     options = config.eval
     sampling = sampling_from(options)
     check_room(prompts, model_config, options.max_new_tokens)
     num_shards = mesh.shape["data"] if mesh else 1
+    streams = np.arange(len(prompts), dtype=np.int32) if stream_ids is None else np.array(stream_ids, np.int32)
     for indices in _batches(prompts, options.num_samples, options.generation_batch, num_shards):
         row_ids, sample_ids = np.divmod(indices, options.num_samples)
         layout = lay_out_prompts([prompts[row] for row in np.where(row_ids < 0, row_ids.max(), row_ids)], num_shards)
-        layout, row_ids, sample_ids = _placed((layout, row_ids, sample_ids), mesh)
+        random_ids = np.where(row_ids < 0, row_ids, streams[row_ids])
+        layout, random_ids, sample_ids = _placed((layout, random_ids, sample_ids), mesh)
         generated = generate(
             params,
             model_config,
             layout,
-            row_ids,
+            random_ids,
             np.int32(config.seed),
             sample_ids,
             max_new_tokens=options.max_new_tokens,

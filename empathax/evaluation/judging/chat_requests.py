@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from empathax.data.records import Message
 
@@ -76,6 +77,16 @@ class ChatOutcome:
     @property
     def is_cached(self) -> bool:
         return self.attempts == 0 and self.status != FAILED
+
+
+class Answers(Protocol):
+    """Whoever answers requests: a chat server, or a model of one's own."""
+
+    def complete(
+        self, requests: Sequence[ChatRequest], on_progress: Callable[[int], None] | None = None
+    ) -> list[ChatOutcome]:
+        """The outcome of every request, in order."""
+        ...
 
 
 @dataclass

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from empathax.data.records import Message
-from empathax.evaluation.judging.chat_requests import ANSWERED, ChatOutcome
-from empathax.evaluation.judging.chat_server import ChatServer
+from empathax.evaluation.judging.chat_requests import ANSWERED, Answers, ChatOutcome, ChatRequest
 from empathax.evaluation.judging.judge_answers import final_object, winner_in
 from empathax.evaluation.judging.judge_material import DEFAULT_OPTIONS, JudgeOptions, judge_request
 from empathax.evaluation.report.statistics import MeanOfValues
@@ -81,15 +80,16 @@ class Comparison:
 
 
 def compare_replies(
-    judge: ChatServer,
+    judge: Answers,
     prompts: Sequence[Sequence[Message]],
     *,
     replies_a: Sequence[str],
     replies_b: Sequence[str],
     options: JudgeOptions = DEFAULT_OPTIONS,
+    rubric: str = RUBRIC,
     on_progress: Callable[[int], None] | None = None,
 ) -> Comparison:
-    """Which of two replies supports better, prompt by prompt. Equal replies are a tie that nobody is asked about.
+    """Which of two replies is better by `rubric`, prompt by prompt. Equal ones are a tie that nobody is asked about.
 
     Raises ConfigError and DataError as `ChatServer.complete`.
     """
@@ -97,13 +97,20 @@ def compare_replies(
     asked = [number for number, (_, a, b) in enumerate(rows) if a.strip() != b.strip()]
     requests = []
     for prompt, a, b in (rows[number] for number in asked):
-        for first, second in ((a, b), (b, a)):
-            requests.append(judge_request(RUBRIC, prompt, {"first": first, "second": second}, options))
+        requests += comparison_requests(prompt, a, b, options, rubric)
     outcomes = judge.complete(requests, on_progress)
     verdicts = [Verdict((TIE, TIE))] * len(rows)
     for number, if_first, if_second in zip(asked, outcomes[::2], outcomes[1::2], strict=True):
         verdicts[number] = Verdict((_result(if_first, _IF_FIRST), _result(if_second, _IF_SECOND)))
     return Comparison(tuple(verdicts))
+
+
+def comparison_requests(
+    prompt: Sequence[Message], a: str, b: str, options: JudgeOptions = DEFAULT_OPTIONS, rubric: str = RUBRIC
+) -> list[ChatRequest]:
+    """What a judge is asked of two replies: with `a` first, and with `b` first."""
+    orders = ((a, b), (b, a))
+    return [judge_request(rubric, prompt, {"first": one, "second": two}, options) for one, two in orders]
 
 
 def _result(outcome: ChatOutcome, meaning: dict[str, str]) -> str | None:

@@ -32,6 +32,7 @@ class ResponseCache:
         self.num_ignored = 0
         self._now = now
         self._outcomes: dict[str, ChatOutcome] = {}
+        self._times: dict[str, float] = {}
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._read()
@@ -48,12 +49,16 @@ class ResponseCache:
         """The answer kept under `key`, if there is one."""
         return self._outcomes.get(key)
 
+    def time_of(self, key: str) -> float | None:
+        """When the answer under `key` was kept, in seconds since 1970; None if it is not known."""
+        return self._times.get(key)
+
     def put(self, key: str, url: str, model: str, request: ChatRequest, outcome: ChatOutcome) -> None:
         """Keeps an answer; failures are not kept. Raises a ConfigError if the disk refuses."""
         if outcome.status == FAILED:
             return
         fields = {name: value for name, value in asdict(outcome).items() if name != "attempts"}
-        entry = {
+        entry: dict[str, Any] = {
             "key": key,
             "url": url,
             "request": request.payload(model),
@@ -69,6 +74,7 @@ class ResponseCache:
                 f"{self.num_answers} answers are kept"
             ) from None
         self._outcomes[key] = ChatOutcome(**fields)
+        self._times[key] = entry["time"]
 
     def _read(self) -> None:
         if not self.path.exists():
@@ -76,11 +82,13 @@ class ResponseCache:
         with self.path.open("rb") as file:
             for line in file:
                 try:
-                    key, outcome = _entry(json.loads(line))
+                    key, outcome, when = _entry(json.loads(line))
                 except (ValueError, KeyError, TypeError, RecursionError):
                     self.num_ignored += 1
                     continue
-                self._outcomes.setdefault(key, outcome)
+                if key not in self._outcomes:
+                    self._outcomes[key] = outcome
+                    self._times |= {key: when} if when is not None else {}
 
     def _append(self, line: bytes) -> None:
         # Prompts are people's words: for the owner's eyes only.
@@ -95,10 +103,11 @@ class ResponseCache:
             os.close(descriptor)
 
 
-def _entry(value: Any) -> tuple[str, ChatOutcome]:
-    """Key and outcome of a line. Raises ValueError, KeyError or TypeError for anything else."""
+def _entry(value: Any) -> tuple[str, ChatOutcome, float | None]:
+    """Key, outcome and time of a line. Raises ValueError, KeyError or TypeError for anything else."""
     outcome = ChatOutcome(**value["outcome"])
     is_usable = isinstance(value["key"], str) and isinstance(outcome.text, str) and outcome.status in STATUSES
     if not is_usable or outcome.status == FAILED:
         raise ValueError("not an answer")
-    return value["key"], outcome
+    when = value.get("time")
+    return value["key"], outcome, float(when) if isinstance(when, int | float) else None

@@ -60,8 +60,8 @@ def generate_from_server(
         DataError: a prompt is empty or ends with a reply already, or as `complete`.
     """
     check_options(options)
-    opened = [_opened(prompt, opening_user_turn) for prompt in prompts]
-    for number, prompt in enumerate(opened, start=1):
+    conversations = [opened(prompt, opening_user_turn) for prompt in prompts]
+    for number, prompt in enumerate(conversations, start=1):
         if not prompt or prompt[-1].role == "assistant":
             found = "ends with an assistant's turn" if prompt else "is empty"
             raise DataError(f"prompt {number} of {len(prompts)} {found}: expected something to reply to")
@@ -75,14 +75,15 @@ def generate_from_server(
             stop=options.stop_tokens,
             sample=sample,
         )
-        for prompt in opened
+        for prompt in conversations
         for sample in range(options.num_samples)
     ]
     outcomes = server.complete(requests, on_progress)
     return ServerReplies(tuple(outcome.text for outcome in outcomes), tuple(outcomes))
 
 
-def _opened(prompt: Sequence[Message], opening_user_turn: str) -> tuple[Message, ...]:
+def opened(prompt: Sequence[Message], opening_user_turn: str) -> tuple[Message, ...]:
+    """`prompt` with `opening_user_turn` ("" for none) before a conversation that the assistant begins."""
     system = tuple(message for message in prompt if message.role == "system")
     turns = tuple(message for message in prompt if message.role != "system")
     is_open = bool(turns) and turns[0].role == "user"

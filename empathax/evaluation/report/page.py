@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 
 from empathax.data.records import Message
 from empathax.evaluation.level_shares import LEVELS
 from empathax.evaluation.report import charts
 from empathax.evaluation.report.columns import RECONSTRUCTION, TABLE_1
+from empathax.evaluation.report.html import environment
 from empathax.evaluation.report.paper import CITATION
 from empathax.evaluation.report.record import EvaluationRecord, Reply
 from empathax.evaluation.report.text import BEST, NEAR, NOT_MEASURED, Report
 
 NUM_PROMPTS = 36
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
@@ -41,29 +37,25 @@ class Answers:
 def page(report: Report) -> str:
     """The HTML of a report."""
     records = report.results.records
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("empathax.evaluation.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_printable,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(
-        report=report,
-        records=records,
-        sections=report.results.sections(),
-        table_1=TABLE_1,
-        legend=report.legend(),
-        marks={"best": BEST, "near": NEAR, "missing": NOT_MEASURED},
-        reconstruction=RECONSTRUCTION,
-        citation=CITATION,
-        levels=LEVELS,
-        charts=charts,
-        line_charts=charts.line_charts(records),
-        histograms=charts.histograms(records),
-        level_charts=charts.level_charts(records),
-        answers=side_by_side(records),
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            report=report,
+            records=records,
+            sections=report.results.sections(),
+            table_1=TABLE_1,
+            legend=report.legend(),
+            marks={"best": BEST, "near": NEAR, "missing": NOT_MEASURED},
+            reconstruction=RECONSTRUCTION,
+            citation=CITATION,
+            levels=LEVELS,
+            charts=charts,
+            line_charts=charts.line_charts(records),
+            histograms=charts.histograms(records),
+            level_charts=charts.level_charts(records),
+            answers=side_by_side(records),
+        )
     )
 
 
@@ -80,10 +72,3 @@ def side_by_side(records: Sequence[EvaluationRecord], limit: int = NUM_PROMPTS) 
         )
         for number in picked.tolist()
     ]
-
-
-def _printable(value: Any) -> Any:
-    """Text without characters that HTML cannot hold: control characters become U+FFFD."""
-    if isinstance(value, str) and not isinstance(value, Markup):
-        return _UNPRINTABLE.sub("\ufffd", value)
-    return value

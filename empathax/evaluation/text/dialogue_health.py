@@ -102,7 +102,12 @@ def _columns(replies: Sequence[str], num_words: Sequence[int], special_tokens: S
     yield [len(re.findall(r"\?+", text)) for text in plain]
     for finds in _CUES.values():
         yield [finds(text) is not None for text in plain]
-    yield [bool(_TEMPLATE.search(reply) or own(reply)) for reply in replies]
+    yield [bool(leaks_template(reply) or own(reply)) for reply in replies]
+
+
+def leaks_template(reply: str) -> bool:
+    """Whether `reply` holds a control token of a known chat template."""
+    return _TEMPLATE.search(reply) is not None
 
 
 def _repeats(

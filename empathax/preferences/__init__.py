@@ -1,0 +1,1 @@
+"""Preference data: made by rules or with an LLM, ranked, filtered, known."""

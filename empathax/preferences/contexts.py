@@ -1,0 +1,143 @@
+"""Contexts: the places in dialogues where the supporter speaks, by split; pairs are made for these."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from empathax.config import DataOptions
+from empathax.data.records import CompletionRow, Dialogue, Message, Row
+from empathax.data.sources import load_splits
+from empathax.errors import DataError
+from empathax.evaluation.validation import quartile
+
+SPLITS = ("train", "valid", "test")
+_KINDS = ("problem_type", "emotion_type")  # what makes two dialogues alike
+
+
+@dataclass(frozen=True)
+class Context:
+    """A supporter's turn that is to be spoken.
+
+    Attributes:
+        dialogue_id, turn: its dialogue, and its number there among the supporter's turns, from 0.
+        num_turns: the dialogue's supporter turns; 0 where the place in a dialogue is not known.
+        prompt: what was said before it, without a system message; at least one turn of the seeker's.
+        reply: what was said there; "" where nothing was.
+        strategies: ESConv's, of `reply`; empty where unmarked.
+        kinds: problem_type and emotion_type of the dialogue, lower case, where known.
+        origin: "file:line".
+    """
+
+    dialogue_id: str
+    turn: int
+    num_turns: int
+    prompt: tuple[Message, ...]
+    reply: str
+    origin: str
+    strategies: tuple[str | None, ...] = ()
+    kinds: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def context_id(self) -> str:
+        """The dialogue and the turn."""
+        return f"{self.dialogue_id}/{self.turn}"
+
+    @property
+    def quartile(self) -> int | None:
+        """0 to 3; None where the place in a dialogue is not known."""
+        return quartile(self.turn, self.num_turns) if self.num_turns else None
+
+    @property
+    def seeker(self) -> str:
+        """The seeker's last words."""
+        return next(message.content for message in reversed(self.prompt) if message.role == "user")
+
+
+def load_rows(options: DataOptions) -> dict[str, list[Row]]:
+    """All rows of the source by split: "train", "valid" and "test" where it has them; a source without splits is
+    "train", but for what `data.eval_fraction` holds out as "valid". Dialogues that the supporter opens are among them.
+
+    Raises:
+        DataError: as `load_splits`.
+    """
+    every = dataclasses.replace(options, seeker_first_only=False, max_train_dialogues=0, max_eval_dialogues=0)
+    splits = load_splits(every, "sft")
+    rows = {"train": splits.train, "valid": splits.eval}
+    with contextlib.suppress(DataError):  # no test split
+        test = [] if options.eval_path else load_splits(dataclasses.replace(every, eval_split="test"), "sft").eval
+        known = {row.origin for row in splits.eval}  # the test split is the held-out one where there is no other
+        rows["test"] = [row for row in test if row.origin not in known]
+    return {split: found for split, found in rows.items() if found}
+
+
+def load_contexts(rows: dict[str, list[Row]], options: DataOptions) -> dict[str, list[Context]]:
+    """The contexts of each split, as `options.seeker_first_only` and the limits on dialogues say.
+
+    Raises:
+        DataError: there is none at all.
+    """
+    found = {}
+    for split, part in rows.items():
+        most = options.max_train_dialogues if split == "train" else options.max_eval_dialogues
+        found[split] = list(contexts_of(_limited(part, options.seeker_first_only, most)))
+    if not any(found.values()):
+        raise DataError(f"{options.path}: no row has a turn of the seeker's that a supporter could answer")
+    return found
+
+
+def contexts_of(rows: Sequence[Row]) -> Iterator[Context]:
+    """Every context of `rows`, in order. What a supporter says before the seeker has spoken is none."""
+    for row in rows:
+        if isinstance(row, Dialogue):
+            yield from _of_dialogue(row)
+            continue
+        prompt = (Message("user", row.prompt),) if isinstance(row.prompt, str) else row.prompt
+        reply = row.completion if isinstance(row, CompletionRow) else row.chosen
+        turns = tuple(message for message in prompt if message.role != "system")
+        if any(message.role == "user" for message in turns):
+            number = sum(message.role == "assistant" for message in turns)
+            yield Context(row.dialogue_id, number, 0, turns, reply, row.origin, kinds=_kinds(row.meta))
+
+
+def digest(splits: Iterable[tuple[str, Sequence[Context]]]) -> str:
+    """Sixteen hex digits that change with any word of the contexts or their order."""
+    said = [(split, context.context_id, context.prompt, context.reply) for split, part in splits for context in part]
+    return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
+
+
+def _of_dialogue(dialogue: Dialogue) -> Iterator[Context]:
+    turns = tuple(message for message in dialogue.messages if message.role != "system")
+    places = [number for number, message in enumerate(turns) if message.role == "assistant"]
+    strategies = dialogue.meta.get("strategies", ((),) * len(places))
+    for index, place in enumerate(places):
+        if place:
+            yield Context(
+                dialogue_id=dialogue.dialogue_id,
+                turn=index,
+                num_turns=len(places),
+                prompt=turns[:place],
+                reply=turns[place].content,
+                origin=dialogue.origin,
+                strategies=tuple(strategies[index]),
+                kinds=_kinds(dialogue.meta),
+            )
+
+
+def _kinds(meta: Any) -> dict[str, str]:
+    return {name: str(meta[name]).strip().lower() for name in _KINDS if meta.get(name)}
+
+
+def _limited(rows: Sequence[Row], seeker_first_only: bool, most: int) -> list[Row]:
+    kept = [row for row in rows if not (seeker_first_only and _supporter_opens(row))]
+    names = set(list(dict.fromkeys(row.dialogue_id for row in kept))[: most or None])
+    return [row for row in kept if row.dialogue_id in names]
+
+
+def _supporter_opens(row: Row) -> bool:
+    turns = [message for message in row.messages if message.role != "system"] if isinstance(row, Dialogue) else []
+    return bool(turns) and turns[0].role == "assistant"

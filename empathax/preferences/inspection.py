@@ -1,0 +1,170 @@
+"""Any preference set looked at: surface cues, levels and places in the dialogue, duplicates, samples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from empathax.config import DataOptions
+from empathax.data.records import Message, PreferenceRow
+from empathax.data.sources import load_splits
+from empathax.errors import DataError
+from empathax.evaluation.classifiers.classifier import Classifier, classify
+from empathax.evaluation.level_data import LEVEL_HEAD, level_of_strategy
+from empathax.evaluation.level_shares import LEVELS
+from empathax.preferences.near_duplicates import NearDuplicates
+from empathax.preferences.reply_pool import num_words, plain
+from empathax.preferences.surface_cues import SurfaceCues, surface_cues
+
+SIDES = ("chosen", "rejected")
+NUM_SAMPLES = 12
+UNKNOWN = "unknown"
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A pair to be read."""
+
+    row: PreferenceRow
+    facts: dict[str, Any]
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        prompt = self.row.prompt
+        return (Message("user", prompt),) if isinstance(prompt, str) else prompt
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """What is in one split.
+
+    Attributes:
+        levels: side -> [quartile or "unknown", level or "unknown"] -> pairs; empty where nothing is known.
+        words: side -> words of a reply at the quantiles 5, 25, 50, 75 and 95 %.
+        repeated: side -> (reply, times) of the most repeated replies.
+        duplicates, near_duplicates: pairs whose two replies are (nearly) those of an earlier pair.
+    """
+
+    num_pairs: int
+    num_prompts: int
+    cues: SurfaceCues
+    levels: dict[str, dict[tuple[str, str], int]]
+    words: dict[str, tuple[float, ...]]
+    distinct: dict[str, int]
+    repeated: dict[str, list[tuple[str, int]]]
+    duplicates: int
+    near_duplicates: int
+    samples: tuple[Sample, ...]
+
+
+def inspect_set(path: str, options: DataOptions, classifier: Classifier | None = None) -> dict[str, SplitFacts]:
+    """The facts of each split of the set at `path`: a file, a directory, a hub name or "samples".
+
+    Levels of validation are read by `classifier`, else they are what was asked for, or those of ESConv's strategies,
+    as the rows' provenance says.
+
+    Raises:
+        DataError: the set cannot be read, or has no pairs.
+    """
+    splits = load_splits(_for(path, options), "dpo")
+    parts = {"train": splits.train, "held out": splits.eval}
+    found = {
+        split: split_facts([row for row in rows if isinstance(row, PreferenceRow)], classifier)
+        for split, rows in parts.items()
+        if rows
+    }
+    if not found:
+        raise DataError(f"{path}: there are no pairs in it")
+    return found
+
+
+def split_facts(rows: Sequence[PreferenceRow], classifier: Classifier | None = None) -> SplitFacts:
+    """The facts of some pairs."""
+    replies = [(row.chosen, row.rejected) for row in rows]
+    by_side = dict(zip(SIDES, zip(*replies, strict=True), strict=True))
+    duplicates, near = _duplicates(replies)
+    picked = np.unique(np.linspace(0, len(rows) - 1, min(NUM_SAMPLES, len(rows))).round().astype(int)).tolist()
+    counts = {side: Counter(map(plain, texts)) for side, texts in by_side.items()}
+    return SplitFacts(
+        num_pairs=len(rows),
+        num_prompts=len({repr(row.prompt) for row in rows}),
+        cues=surface_cues(replies, [row.dialogue_id for row in rows]),
+        levels=_levels(rows, classifier),
+        words={side: tuple(np.quantile([num_words(t) for t in texts], _QUANTILES)) for side, texts in by_side.items()},
+        distinct={side: len(found) for side, found in counts.items()},
+        repeated={side: [item for item in found.most_common(3) if item[1] > 1] for side, found in counts.items()},
+        duplicates=duplicates,
+        near_duplicates=near,
+        samples=tuple(Sample(rows[number], _provenance(rows[number])) for number in picked),
+    )
+
+
+def in_words(path: str, found: dict[str, SplitFacts]) -> str:
+    """A few lines for the terminal."""
+    lines = []
+    for split, facts in found.items():
+        cues = facts.cues
+        lines.append(
+            f"{path}, {split}: {facts.num_pairs:,} pairs; words alone order {cues.bag_accuracy:.1%} rightly, length "
+            f"alone {cues.length_accuracy:.1%}; {facts.duplicates:,} duplicates, {facts.near_duplicates:,} "
+            "near-duplicates"
+        )
+        lines += [f"  warning: {text}" for text in cues.warnings()]
+    return "\n".join(lines)
+
+
+def _for(path: str, options: DataOptions) -> DataOptions:
+    return DataOptions(path=path, preference_path=path, source=options.source, eval_fraction=0.0)
+
+
+def _duplicates(replies: Sequence[tuple[str, str]]) -> tuple[int, int]:
+    exact: set[tuple[str, str]] = set()
+    index, num_exact, num_near = NearDuplicates(), 0, 0
+    for chosen, rejected in replies:
+        pair, document = (plain(chosen), plain(rejected)), f"{chosen}\n{rejected}"
+        if pair in exact:
+            num_exact += 1
+        elif index.find(document) is not None and pair[::-1] not in exact:
+            num_near += 1
+        exact.add(pair)
+        index.add(document)
+    return num_exact, num_near
+
+
+def _levels(rows: Sequence[PreferenceRow], classifier: Classifier | None) -> dict[str, dict[tuple[str, str], int]]:
+    places = [_quartile(row) for row in rows]
+    found = {}
+    for side in SIDES:
+        names = _read_levels(rows, side, classifier) if classifier else [_known_level(row, side) for row in rows]
+        counts = Counter(zip(places, names, strict=True))
+        found[side] = dict(counts) if any(name != UNKNOWN for _, name in counts) else {}
+    return found
+
+
+def _read_levels(rows: Sequence[PreferenceRow], side: str, classifier: Classifier) -> list[str]:
+    seekers = [Sample(row, {}).turns[-1].content for row in rows]
+    logits_EL = classify(classifier, [getattr(row, side) for row in rows], seekers)[LEVEL_HEAD.name]
+    return [LEVELS[int(level)] for level in logits_EL.argmax(axis=-1)]
+
+
+def _known_level(row: PreferenceRow, side: str) -> str:
+    source = _provenance(row).get(side, {})
+    if source.get("variant") in LEVELS:
+        return str(source["variant"])
+    levels = [level for name in source.get("strategies", ()) if (level := level_of_strategy(name)) is not None]
+    return LEVELS[levels[-1]] if levels else UNKNOWN
+
+
+def _quartile(row: PreferenceRow) -> str:
+    place = _provenance(row).get("quartile")
+    return UNKNOWN if place is None else str(place + 1)
+
+
+def _provenance(row: PreferenceRow) -> dict[str, Any]:
+    found = row.meta.get("provenance")
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,102 @@
+"""Candidates to annotators and back."""
+
+import csv
+
+import pytest
+
+from empathax.data.records import Message
+from empathax.errors import DataError
+from empathax.evaluation.level_shares import LEVELS
+from empathax.preferences.contexts import Context
+from empathax.preferences.pairs import Candidate, Pair
+from empathax.preferences.ranking import Task, choose
+from empathax.preferences.review import agreement, letters, read_reviews, write_review
+
+
+def tasks(count: int = 6) -> list[Task]:
+    found = []
+    for number in range(count):
+        context = Context("dialogue", number, 8, (Message("user", '=HYPERLINK("x")\nso, "quoted"'),), "", "")
+        found.append(Task(context, tuple(Candidate(f"-{level} {number}", {"variant": level}) for level in LEVELS)))
+    return found
+
+
+def fill(path, annotator: str, order, out, blank=()):
+    """A copy of the review file in which `annotator` ranks the levels in `order`."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for number, row in enumerate(rows):
+        level = row["reply"].lstrip("'-").split()[0]
+        row["rank"] = "" if number // 4 in blank else str(order.index(level) + 1)
+    copy = out / f"{annotator}.csv"
+    with copy.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return copy
+
+
+FORWARD, BACKWARD = list(LEVELS), list(LEVELS)[::-1]
+
+
+def test_ranks_of_three_people_come_back_as_three_votes(tmp_path):
+    shown = tasks()
+    write_review(tmp_path / "review.csv", shown)
+    copies = [fill(tmp_path / "review.csv", name, order, tmp_path) for name, order in
+              (("ann", FORWARD), ("bob", FORWARD), ("eve", BACKWARD))]  # fmt: skip
+    rankings = read_reviews(copies).rank(shown)
+    for task, found in zip(shown, rankings, strict=True):
+        assert [one.ranker for one in found] == ["human:ann", "human:bob", "human:eve"]
+        assert found[0].scores == pytest.approx((1.0, 2 / 3, 1 / 3, 0.0))
+        pair = choose(task, found, "levels")
+        assert isinstance(pair, Pair)
+        assert pair.chosen.source["variant"] == "listening"
+        assert pair.rejected.source["variant"] == "genuineness"
+    # each context has two votes for one level and one for another: mean P = 1/3, p = (2/3, 1/3), Pe = 5/9
+    found = agreement(shown, rankings)
+    assert (found.num_contexts, found.num_annotators) == (6, 3)
+    assert found.most == pytest.approx((1 / 3 - 5 / 9) / (1 - 5 / 9)) == found.least
+
+
+def test_contexts_that_somebody_left_out_do_not_count_for_agreement(tmp_path):
+    shown = tasks()
+    write_review(tmp_path / "review.csv", shown)
+    copies = [fill(tmp_path / "review.csv", "ann", FORWARD, tmp_path),
+              fill(tmp_path / "review.csv", "bob", FORWARD, tmp_path, blank=(1, 2))]  # fmt: skip
+    rankings = read_reviews(copies).rank(shown)
+    assert list(map(len, rankings)) == [2, 1, 1, 2, 2, 2]
+    assert agreement(shown, rankings).num_contexts == 4
+
+
+def test_letters_do_not_give_away_how_a_reply_was_made(tmp_path):
+    orders = {tuple(letters(task).values()) for task in tasks(40)}
+    assert len(orders) > 10
+    assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
+
+
+def test_no_cell_is_a_formula(tmp_path):
+    write_review(tmp_path / "review.csv", tasks(1))
+    with (tmp_path / "review.csv").open(encoding="utf-8-sig", newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "-", "+", "@"))]
+    assert any(cell.startswith("user: =HYPERLINK") for cell in cells)
+
+
+def test_ranks_of_other_replies_are_refused(tmp_path):
+    shown = tasks(1)
+    write_review(tmp_path / "review.csv", shown)
+    copy = fill(tmp_path / "review.csv", "ann", FORWARD, tmp_path)
+    changed = Task(shown[0].context, tuple(Candidate(one.text + "!", one.source) for one in shown[0].candidates))
+    with pytest.raises(DataError, match=r"ann.csv:\d+: candidate . of context dialogue/0 is another reply"):
+        read_reviews([copy]).rank([changed])
+
+
+def test_what_cannot_be_read_is_named_with_its_line(tmp_path):
+    (tmp_path / "bad.csv").write_text("context_id,candidate,rank\nd/0,A,first\nd/0,B,0\nd/0,C,1\nd/0,C,2\n")
+    with pytest.raises(DataError, match=r"3 problems(.|\n)*csv:2: rank 'first'(.|\n)*csv:5: bad ranks candidate C"):
+        read_reviews([tmp_path / "bad.csv"])
+    (tmp_path / "none.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="no column candidate, context_id, rank"):
+        read_reviews([tmp_path / "none.csv"])
+    with pytest.raises(DataError, match="cannot be read"):
+        read_reviews([tmp_path / "absent.csv"])

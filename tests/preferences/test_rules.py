@@ -1,0 +1,107 @@
+"""Each rule keeps what it promises, on dialogues in ESConv's form."""
+
+from collections import Counter
+
+import pytest
+
+from empathax.config import DataOptions
+from empathax.data.support_corpora import ADVICE
+from empathax.errors import DataError
+from empathax.preferences.contexts import contexts_of, load_contexts, load_rows
+from empathax.preferences.emotions import distance, farthest
+from empathax.preferences.reply_pool import num_words
+from empathax.preferences.rules import rule_pairs
+from tests.preferences.dialogues import write_corpus
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    directory = write_corpus(tmp_path_factory.mktemp("corpus"))
+    options = DataOptions(path=str(directory))
+    contexts = load_contexts(load_rows(options), options)["train"]
+    failed = load_rows(DataOptions(path=str(directory / "failed_esconv.json"), eval_fraction=0.0))
+    return {context.context_id: context for context in contexts}, list(contexts_of(failed["train"]))
+
+
+def made(corpus, name, seed=0):
+    contexts, failed = corpus
+    return rule_pairs(name, list(contexts.values()), failed, seed)
+
+
+def test_contexts_are_the_supporters_turns_with_what_was_said_before(corpus):
+    contexts, _ = corpus
+    assert len(contexts) == 30 * 8
+    for context in contexts.values():
+        assert len(context.prompt) == 2 * context.turn + 1
+        assert context.prompt[-1].content == context.seeker
+        assert context.quartile == context.turn * 4 // 8
+
+
+def test_premature_advice_is_late_advice_on_the_same_problem_against_an_early_reply_that_is_none(corpus):
+    contexts, _ = corpus
+    pairs = made(corpus, "premature_advice")
+    assert len(pairs) > 60
+    for pair in pairs:
+        other = contexts[pair.rejected.source["context_id"]]
+        assert pair.context.quartile < 2 <= other.quartile
+        assert not ADVICE & set(pair.context.strategies)
+        assert set(other.strategies) <= ADVICE
+        assert pair.rejected.text == other.reply != pair.chosen.text == pair.context.reply
+        assert other.kinds["problem_type"] == pair.context.kinds["problem_type"]
+
+
+def test_failed_supporter_draws_from_failed_dialogues_alone_at_the_same_place(corpus):
+    _, failed = corpus
+    known = {context.context_id: context for context in failed}
+    pairs = made(corpus, "failed_supporter")
+    assert len(pairs) == 240
+    for pair in pairs:
+        other = known[pair.rejected.source["context_id"]]
+        assert other.reply == pair.rejected.text
+        assert other.quartile == pair.context.quartile
+
+
+def test_opposite_emotion_is_the_farthest_one_on_the_wheel(corpus):
+    contexts, _ = corpus
+    for pair in made(corpus, "opposite_emotion"):
+        own, other = (c.kinds["emotion_type"] for c in (pair.context, contexts[pair.rejected.source["context_id"]]))
+        assert {own: other}.items() <= {"anger": "fear", "fear": "anger"}.items() or own == "sadness"
+        assert pair.rejected.source["steps"] == distance(own, other) >= 2
+
+
+def test_position_has_every_reply_as_often_chosen_as_rejected(corpus):
+    contexts, _ = corpus
+    pairs = made(corpus, "position")
+    assert len(pairs) > 100
+    assert Counter(pair.chosen.text for pair in pairs) == Counter(pair.rejected.text for pair in pairs)
+    for pair in pairs:
+        other = contexts[pair.rejected.source["context_id"]]
+        assert abs(other.quartile - pair.context.quartile) == 2
+        assert other.dialogue_id != pair.context.dialogue_id
+
+
+@pytest.mark.parametrize("name", ["premature_advice", "failed_supporter", "opposite_emotion", "position"])
+def test_lengths_are_near_and_the_seed_decides_the_draw(corpus, name):
+    pairs = made(corpus, name)
+    ids = [pair.pair_id for pair in pairs]
+    assert ids == [pair.pair_id for pair in made(corpus, name)]
+    assert ids != [pair.pair_id for pair in made(corpus, name, seed=1)]
+    assert len(set(ids)) == len(ids)
+    for pair in pairs:
+        low, high = sorted(num_words(text) for text in (pair.chosen.text, pair.rejected.text))
+        assert high <= 1.5 * low
+        assert pair.rejected.source["context_id"].split("/")[0] != pair.context.dialogue_id
+
+
+def test_a_rule_without_what_it_goes_by_says_so(corpus):
+    contexts, _ = corpus
+    with pytest.raises(DataError, match=r"failed_supporter: no pair .* FailedESConv"):
+        rule_pairs("failed_supporter", list(contexts.values()), [], 0)
+
+
+def test_the_wheel():
+    assert distance("anger", "Fear") == 4
+    assert distance("joyful", "sad") == 4
+    assert distance("anger", "hunger") is None
+    assert farthest("sadness", {"anger", "fear", "shame"}) == {"anger", "fear"}
+    assert farthest("sadness", {"shame", "depression"}) == set()

@@ -1,0 +1,90 @@
+"""The command: rules from files to files."""
+
+import json
+
+import pytest
+
+from empathax import build_preferences
+from empathax.config import DataOptions
+from empathax.data.records import PreferenceRow
+from empathax.data.sources import load_splits
+from tests.preferences.dialogues import dialogue, write_corpus
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def run(*flags) -> int:
+    return build_preferences.main([str(flag) for flag in flags])
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_rules_make_sets_that_training_reads_and_that_are_the_same_again(corpus, tmp_path, capsys):
+    out = tmp_path / "sets"
+    command = (f"--source={corpus}", "--rules=position,failed_supporter", f"--out={out}")
+    assert run(*command) == 0
+    assert "words alone order" in capsys.readouterr().out
+    first = {path: path.read_bytes() for path in out.rglob("*.*")}
+    assert {path.relative_to(out).as_posix() for path in first} >= {
+        f"{rule}/{name}"
+        for rule in ("position", "failed_supporter")
+        for name in ("train.jsonl", "valid.jsonl", "dropped.jsonl", "summary.json", "README.md")
+    }
+    assert run(*command) == 0
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == first
+    splits = load_splits(DataOptions(path=str(corpus), preference_path=str(out / "position")), "dpo")
+    summary = json.loads((out / "position" / "summary.json").read_text())
+    assert len(splits.train) == summary["splits"]["train"]["pairs"] > 50
+    assert len(splits.eval) == summary["splits"]["valid"]["pairs"] > 5
+    assert all(isinstance(row, PreferenceRow) for row in splits.train)
+    row = lines(out / "position" / "train.jsonl")[0]
+    assert row["provenance"]["source"].startswith(str(corpus / "train.jsonl:"))
+    assert row["provenance"]["rejected"]["rule"] == "position"
+    assert row["dialogue_id"] == splits.train[0].dialogue_id
+
+
+def test_pairs_that_show_words_of_a_later_split_are_left_out(tmp_path):
+    source = write_corpus(tmp_path / "corpus", (30, 6, 6))
+    shown = dialogue(36)  # of the test split, in the training split too
+    with (source / "train.jsonl").open("a") as file:
+        file.write(json.dumps(shown) + "\n")
+    assert run(f"--source={source}", "--rules=opposite_emotion", f"--out={tmp_path / 'out'}") == 0
+    said = {turn["text"] for turn in shown["dialog"]}
+    rows = lines(tmp_path / "out" / "train.jsonl")
+    assert len(rows) > 100
+    for row in rows:
+        turns = [turn["content"] for turn in row["prompt"] if turn["role"] == "user"]
+        assert not said & {*turns, row["chosen"][0]["content"], row["rejected"][0]["content"]}
+    dropped = [entry for entry in lines(tmp_path / "out" / "dropped.jsonl") if entry["reason"] == "overlap"]
+    assert len(dropped) >= 8
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        (["--rules=posision"], 2, "rule 'posision' is unknown: expected some of premature_advice"),
+        (["--rules=position", "--splits=dev"], 2, "split 'dev' is unknown: expected some of train, valid, test"),
+        (["--rules=position", "--surce=x"], 2, "unknown arguments: --surce=x"),
+        (["--rules=failed_supporter", "--failed=nowhere.json"], 3, "nowhere.json: no such file"),
+        (["--rules=position", "--max-length-ratio=0.5"], 2, "expected 1 or more"),
+    ],
+)
+def test_what_cannot_work_is_said(corpus, tmp_path, capsys, flags, code, said):
+    assert run(f"--source={corpus}", f"--out={tmp_path / 'out'}", *flags) == code
+    assert said in capsys.readouterr().err
+
+
+def test_a_directory_with_another_set_is_refused(corpus, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(f"--source={corpus}", "--rules=position", f"--out={out}") == 0
+    before = (out / "train.jsonl").read_bytes()
+    assert run(f"--source={corpus}", "--rules=position", f"--out={out}", "--seed=1") == 2
+    assert "seed was 0 and is now 1" in capsys.readouterr().err
+    assert (out / "train.jsonl").read_bytes() == before
+    assert run(f"--source={corpus}", "--rules=position", f"--out={corpus}") == 2
+    assert "name an empty directory" in capsys.readouterr().err
