@@ -159,6 +159,7 @@ class EvalOptions:
     levels_path: str = ""  # a classifier (train_classifier --task=levels) for validation_gap; "" = not measured
     epitome_path: str = ""  # one of --task=epitome; "" = not measured
     encoder_path: str = ""  # a BERT-family encoder for semantic_similarity and BERTScore; "" = not measured
+    reward_beta: float = option(0.0, low=0.0)  # of the rewards by which models are compared; 0 = dpo.beta
     readability: bool = False  # Flesch-Kincaid grade and reading ease (English)
     generation_batch: int = option(8, low=1)
     max_new_tokens: int = option(64, low=1)
@@ -213,6 +214,11 @@ class Config:
     def stage(self, name: str) -> SftOptions | DpoOptions:
         """The options of stage `name`."""
         return self.sft if name == "sft" else self.dpo
+
+    @property
+    def reward_beta(self) -> float:
+        """What a log-ratio is multiplied with where models are compared; a stage's own metrics have its own beta."""
+        return self.eval.reward_beta or self.dpo.beta
 
     @property
     def dpo_reference(self) -> str:

@@ -80,9 +80,9 @@ class HeldOut:
     def reward_metrics(self, logps: Sequence[float] | Logps, ref_logps: Sequence[float] | Logps) -> dict[str, float]:
         """Rewards, margin, accuracy and both log-probs on the held-out pairs, from log-probs by sequence id.
 
-        Rewards are beta x log-ratio to `ref_logps`, whatever the objective: one ruler for every model.
+        Rewards are `reward_beta` x log-ratio to `ref_logps`, whatever the objective: one ruler for every model.
         """
-        return held_out_preferences.reward_metrics(self._preferences, logps, ref_logps, self._job.config.dpo.beta)
+        return held_out_preferences.reward_metrics(self._preferences, logps, ref_logps, self._job.config.reward_beta)
 
     def objective_metrics(self, logps: Sequence[float] | Logps, ref_logps: Sequence[float] | Logps) -> dict[str, float]:
         """The same as the stage's own objective sees the pairs, with its loss; `ref_logps` unused if it has none."""

@@ -53,7 +53,7 @@ def _preference_statistics(job: Job, logps: Sequence[float], ref_logps: Sequence
     dataset = job.datasets["dpo"]
     kinds = {"logp": np.asarray(logps, np.float32)}
     if ref_logps:
-        kinds["reward"] = job.config.dpo.beta * (kinds["logp"] - np.asarray(ref_logps, np.float32))
+        kinds["reward"] = job.config.reward_beta * (kinds["logp"] - np.asarray(ref_logps, np.float32))
     found: dict[str, Statistic] = {
         f"{kind}_{side}": MeanOfValues.of(owners, values_N)
         for kind, values in kinds.items()

@@ -5,6 +5,7 @@ A config without variations is a sweep of one run, in the directory itself.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,8 +34,20 @@ def prepare(variations: Mapping[str, Config], workdir: Path, overwrite: bool = F
     with together():
         if len(variations) > 1 or "" not in variations:
             _check(variations)
+            variations = on_one_ruler(variations)
     check_code_and_settings(variations)
     return {name: jobs_of.prepare(config, workdir / name, overwrite) for name, config in variations.items()}
+
+
+def on_one_ruler(variations: Mapping[str, Config]) -> dict[str, Config]:
+    """The variations with rewards, where models are compared, of one beta: the first one's, unless they name another."""
+    beta = next(iter(variations.values())).reward_beta
+    return {
+        name: config
+        if config.eval.reward_beta
+        else dataclasses.replace(config, eval=dataclasses.replace(config.eval, reward_beta=beta))
+        for name, config in variations.items()
+    }
 
 
 def describe(jobs: Mapping[str, Job]) -> str:

@@ -127,6 +127,18 @@ def test_variations_of_one_kind_have_labels_of_their_own():
     }
 
 
+def test_rewards_of_a_sweep_have_one_beta():
+    variations = {
+        "sigmoid": tiny_config(dpo__beta=0.1),
+        "simpo": tiny_config(dpo__loss=("simpo",), dpo__beta=2.0),
+        "own": tiny_config(eval__reward_beta=0.5),
+    }
+    found = sweep.on_one_ruler(variations)
+    assert {name: config.reward_beta for name, config in found.items()} == {"sigmoid": 0.1, "simpo": 0.1, "own": 0.5}
+    assert found["simpo"].dpo == variations["simpo"].dpo
+    assert variations["simpo"].reward_beta == 2.0
+
+
 def test_a_sweep_needs_replies_to_compare(tmp_path):
     with pytest.raises(ConfigError, match=r"the variations a, b have eval.turns = 0"):
         sweep.prepare({"a": tiny_config(), "b": tiny_config()}, tmp_path / "run")

@@ -95,8 +95,8 @@ def better_way(metric: str) -> str:
 
 
 def groups_of(metrics: Collection[str]) -> dict[str, tuple[Column, ...]]:
-    """The groups' columns that were measured; metrics of no group stand under OTHER by their own names."""
+    """The groups' columns that were measured; metrics of no group stand under OTHER by their own names, in words."""
     found = {name: tuple(column for column in columns if column.metric in metrics) for name, columns in GROUPS.items()}
     known = {column.metric for columns in (TABLE_1, *GROUPS.values()) for column in columns}
-    found[OTHER] = tuple(Column(metric, metric, None) for metric in sorted(set(metrics) - known))
+    found[OTHER] = tuple(Column(metric, metric.replace("_", " "), None) for metric in sorted(set(metrics) - known))
     return {name: columns for name, columns in found.items() if columns}
