@@ -40,7 +40,7 @@ def prepare(variations: Mapping[str, Config], workdir: Path, overwrite: bool = F
 
 
 def on_one_ruler(variations: Mapping[str, Config]) -> dict[str, Config]:
-    """The variations with rewards, where models are compared, of one beta: the first one's, unless they name another."""
+    """The variations with one beta of the rewards by which models are compared: the first one's, if none is named."""
     beta = next(iter(variations.values())).reward_beta
     return {
         name: config
