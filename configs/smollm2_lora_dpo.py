@@ -4,7 +4,7 @@ Command:  python -m empathax.train --config=configs/smollm2_lora_dpo.py --workdi
               --config.data.path=PATH (one line)
           PATH: a folder with ESConv's train, valid and test .jsonl, or upstream's ESConv.json; left out, the hub copy.
 Hardware: 2 CPU cores and 4 GB of memory.
-Expected: memory and step time beside full training: docs/adapters.md; not run to its end.
+Expected: memory beside full training: docs/adapters.md; not run to its end.
 """
 
 import ml_collections
