@@ -18,7 +18,7 @@ test: $(EXTRAS)-test $(WEIGHTS)  ## all tests that need no torch
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 parity: $(EXTRAS)-parity $(WEIGHTS)  ## against transformers and TRL (installs torch)
-	$(BIN)/python -m pytest -c pyproject.toml --override-ini addopts="-q --strict-markers --import-mode=importlib" tests/parity
+	$(BIN)/python -m pytest -c pyproject.toml --override-ini addopts="-q --strict-markers --import-mode=importlib" -n 2 --dist worksteal tests/parity
 
 lint: $(EXTRAS)-lint  ## ruff, mypy and shellcheck, as CI runs them
 	$(BIN)/ruff format --check .

@@ -81,6 +81,8 @@ class ResponseCache:
             return
         with self.path.open("rb") as file:
             for line in file:
+                if line == b"\n":  # written before an answer, for a half line that another process then finished
+                    continue
                 try:
                     key, outcome, when = _entry(json.loads(line))
                 except (ValueError, KeyError, TypeError, RecursionError):

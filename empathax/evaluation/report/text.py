@@ -41,7 +41,7 @@ class Report:
         )
 
     def _cautions(self) -> str:
-        moved = "Dist and validation_gap: intervals moved by the bias that resampling whole dialogues gives them."
+        moved = "Dist and DBT metric: intervals moved by the bias that resampling whole dialogues gives them."
         number = self.results.records[0].data.num_dialogues
         few = f" {number} dialogues are few: intervals of so few are too narrow." if number < FEW_DIALOGUES else ""
         return f" {moved}{few}"

@@ -61,15 +61,15 @@ class ReadabilitySums:
 
 
 def flesch_kincaid_grade(words: Array, sentences: Array, syllables: Array) -> Float[Array, "*B"]:
-    """0.39 words/sentences + 11.8 syllables/words - 15.59: years of school; 0 for a text without words."""
+    """0.39 words/sentences + 11.8 syllables/words - 15.59: years of school; 0 for a text without words or syllables."""
     grade = 0.39 * words / jnp.maximum(sentences, 1) + 11.8 * syllables / jnp.maximum(words, 1) - 15.59
-    return jnp.where(words > 0, grade, 0.0)
+    return jnp.where((words > 0) & (syllables > 0), grade, 0.0)
 
 
 def flesch_reading_ease(words: Array, sentences: Array, syllables: Array) -> Float[Array, "*B"]:
-    """206.835 - 1.015 words/sentences - 84.6 syllables/words: about 0 (hard) to 100; 0 for a text without words."""
+    """206.835 - 1.015 words/sentences - 84.6 syllables/words: about 0 (hard) to 100; 0 for a text without words or syllables."""
     ease = 206.835 - 1.015 * words / jnp.maximum(sentences, 1) - 84.6 * syllables / jnp.maximum(words, 1)
-    return jnp.where(words > 0, ease, 0.0)
+    return jnp.where((words > 0) & (syllables > 0), ease, 0.0)
 
 
 @jax.jit

@@ -33,6 +33,7 @@ ODD = [
     "   ",
     "?!...",
     "ok",
+    "FS",  # a word without syllables
     "I don't know. It's 'fine', they'd said - well-being isn't everything!",
     "Visit http://example.org/a?b=1 or mail me@example.org, e.g. today...",
     "Caf\u00e9 na\u00efve \u4f60\u597d \U0001f614 zxqwv",
