@@ -67,7 +67,7 @@ def flesch_kincaid_grade(words: Array, sentences: Array, syllables: Array) -> Fl
 
 
 def flesch_reading_ease(words: Array, sentences: Array, syllables: Array) -> Float[Array, "*B"]:
-    """206.835 - 1.015 words/sentences - 84.6 syllables/words: about 0 (hard) to 100; 0 for a text without words or syllables."""
+    """206.835 - 1.015 words/sentences - 84.6 syllables/words: about 0 (hard) to 100; 0 without words or syllables."""
     ease = 206.835 - 1.015 * words / jnp.maximum(sentences, 1) - 84.6 * syllables / jnp.maximum(words, 1)
     return jnp.where((words > 0) & (syllables > 0), ease, 0.0)
 
