@@ -16,21 +16,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from empathax.config import Config, DpoOptions
-from empathax.data.batch import Batch
 from empathax.data.row_plan import Group
 from empathax.models.source import ModelSource, resolve_model
 from empathax.training import metrics
 from empathax.training.held_out_preferences import pair_sums
-from empathax.training.optimizer import make_optimizer
-from empathax.training.reference import frozen_copy, precompute
-from empathax.training.state import Tree, init_state
-from empathax.training.step import make_score_step, make_train_step
 from tests.benchmarks import results
 from tests.benchmarks.fixed_steps import fixed_batches
+from tests.benchmarks.fixed_training import Scorer, train
 from tests.benchmarks.pairs import Pairs, esconv_pairs
 from tests.benchmarks.results import OURS, Result, measured
 
@@ -48,34 +43,6 @@ def planned_steps(groups: Sequence[Group], together: int, pairs_per_step: int, s
     units = [(index, unit) for index in order for unit in runs[index]]
     chunks = [units[start : start + pairs_per_step] for start in range(0, len(units), pairs_per_step)]
     return [_regrouped(chunk) for chunk in chunks if len(chunk) == pairs_per_step]
-
-
-def train(source: ModelSource, params: Tree, config: Config, batches: Sequence[Batch]) -> Tree:
-    """The parameters after one step on each of `batches`."""
-    tx, schedule = make_optimizer(config.dpo, len(batches))
-    step = make_train_step("dpo", source.config, config, tx, schedule)
-    state = init_state(frozen_copy(params), tx)
-    for number, batch in enumerate(batches, start=1):
-        state, scalars = step(state, batch)
-        print(f"  step {number}/{len(batches)}: loss {float(scalars['loss']):.4f}", flush=True)
-    return state.params
-
-
-class Scorer:
-    """Log-probs of groups under any parameters, compiled once for each set."""
-
-    def __init__(self, source: ModelSource, config: Config) -> None:
-        self._step = make_score_step(source.config, config.model)
-
-    def logps(self, params: Tree, groups: Sequence[Group]) -> np.ndarray:
-        """Log-probs by sequence id."""
-        batches = fixed_batches([[group] for group in groups], "tree")
-        rows = [
-            jax.tree.map(lambda array, i=i: array[i], batch)
-            for batch in batches
-            for i in range(len(batch.token_ids_BT))
-        ]
-        return precompute(self._step, params, rows, sum(2 * len(group) for group in groups))
 
 
 def held_out_metrics(
