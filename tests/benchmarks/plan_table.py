@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).with_name("plan_results.jsonl")
 TOPOLOGIES = ("v5e:4x4", "v5p:2x2x2", "v6e:4x2", "h100:8")
 ROWS = ("data.row_length=2048", "sft.rows_per_batch=32", "dpo.rows_per_batch=32", "eval.rows_per_batch=32")
+LARGE_ROWS = (ROWS[0], "dpo.rows_per_batch=64", "eval.rows_per_batch=64")
 MOMENTS = ("dpo.first_moment_dtype=float32",)  # of every cell; llama8b_dpo alone would keep one in bfloat16
 KEPT = (
     "topology", "num_devices", "num_parameters", "rows_per_batch", "row_length", "trained_slots", "units_per_step",
@@ -54,6 +55,7 @@ def cells() -> list[Cell]:
         Cell("llama8b_dpo", "v5e:4x4"),
         Cell("llama8b_dpo", "v5e:4x4", ("dpo.reference=resident",)),
         Cell("llama70b_dpo", "v5p:4x4x4"),
+        Cell("llama70b_lora_dpo", "v5p:4x4x4"),
     ]
     rest = [
         Cell(f"{model}_{stage}", topology)
@@ -66,7 +68,7 @@ def cells() -> list[Cell]:
 
 def measure(cell: Cell) -> dict[str, Any]:
     """The plan of a cell's train step."""
-    rows = () if cell.config == "llama70b_dpo" else ROWS
+    rows = LARGE_ROWS if cell.config.startswith("llama70b") else ROWS
     settings = [f"--config.{change}" for change in (*rows, *MOMENTS, *cell.changes)]
     config, _ = load_config([f"--config={ROOT}/configs/{cell.config}.py", *settings])
     request = Request(to_dict(config), config.stages[-1], cell.topology, ("train",))
@@ -87,7 +89,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def _row(cell: Cell, result: dict[str, Any]) -> list[str]:
     sizes = result["bytes_per_device"]
-    state = sum(sizes[kind] for kind in ("parameters", "optimizer", "reference", "batch"))
+    state = sum(sizes.get(kind, 0) for kind in ("frozen", "parameters", "optimizer", "reference", "batch"))
     sent = sum(entry["bytes"] for entry in result["collectives"].values())
     return [
         " ".join([cell.config, *cell.changes]),
