@@ -3,6 +3,7 @@
 Command:  python -m empathax.train --config=configs/llama70b_lora_dpo.py --workdir=runs/llama70b_lora_dpo
 Hardware: the frozen weights are 141 GB in bfloat16, split over all devices; what a device holds of a step:
           python -m empathax.plan --config=configs/llama70b_lora_dpo.py --topology=h100:8
+          64 rows of 2,048 tokens on v5p:4x4x4 take 9.0 GiB a chip, compiled without them (docs/plan.md).
 Expected: not run yet.
 """
 
