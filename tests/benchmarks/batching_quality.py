@@ -72,9 +72,9 @@ def compare(args: argparse.Namespace, source: ModelSource, pairs: Pairs) -> list
             steps = planned_steps(pairs.train, together, args.pairs_per_step, seed)[: args.steps or None]
             batches = fixed_batches(steps, "tree", ref_logps=reference)
             trained = train(source, params, config, batches)
-            samples.append(
-                held_out_metrics(scorer.logps(trained, pairs.held_out), held_reference, pairs.held_out, config)
-            )
+            policy = scorer.logps(trained, pairs.held_out)
+            samples.append(held_out_metrics(policy, held_reference, pairs.held_out, config))
+            print("  held out: " + ", ".join(f"{name} {samples[-1][name]:.4f}" for name in METRICS), flush=True)
         found += [
             measured(WORK, OURS, f"{arm}: held-out {name}", unit, [sample[name] for sample in samples])
             for name, unit in METRICS.items()
