@@ -247,7 +247,7 @@ def from_config_dict(source: ml_collections.ConfigDict | dict[str, Any]) -> Conf
     problems += of_losses or loss_checks.unpair_problems(vars(config.dpo), config.data.unpair)
     problems += mesh_settings.problems(vars(config.mesh), vars(MeshOptions()))
     lora = (vars(config.lora), vars(LoraOptions()))
-    problems += lora_settings.problems(*lora, vars(config.dpo), config.model.quantization)
+    problems += lora_settings.problems(*lora, vars(config.dpo), config.model.quantization, config.stages)
     raise_all(ConfigError, "the config cannot be used", problems)
     return config
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,13 +73,17 @@ def is_on(settings: Mapping[str, Any]) -> bool:
 
 
 def problems(
-    lora: Mapping[str, Any], defaults: Mapping[str, Any], dpo: Mapping[str, Any], quantization: str
+    lora: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    dpo: Mapping[str, Any],
+    quantization: str,
+    stages: Sequence[str],
 ) -> list[str]:
-    """Everything in `lora` that cannot be used, alone and with the stage dpo and `model.quantization`."""
+    """Everything in `lora` that cannot be used, alone and with `stages`, the stage dpo and `model.quantization`."""
     if not is_on(lora):
         return list(_without_adapters(lora, defaults, dpo, quantization))
     found = ["lora.alpha = 0.0: the adapters would do nothing; expected more than 0"] if lora["alpha"] == 0.0 else []
-    return [*found, *_targets(lora["targets"]), *_reference(dpo), *_stacking(lora, quantization)]
+    return [*found, *_targets(lora["targets"]), *_reference(dpo), *_stacking(lora, quantization, stages)]
 
 
 def _without_adapters(
@@ -117,7 +121,9 @@ def _reference(dpo: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _stacking(lora: Mapping[str, Any], quantization: str) -> Iterator[str]:
+def _stacking(lora: Mapping[str, Any], quantization: str, stages: Sequence[str]) -> Iterator[str]:
+    if tuple(stages) == ("sft",) or (len(stages) == 1 and not lora["path"]):
+        return  # no adapter comes before another
     if lora["after_sft"] == "keep" and lora["dora"]:
         yield (
             "lora.after_sft = 'keep': a second DoRA adapter on top of a first one is not defined (its magnitudes "

@@ -53,11 +53,11 @@ def parse_rules(changes: str) -> Rules:
         logical, equals, places = (part.strip() for part in change.partition("="))
         axes = tuple(axis.strip() for axis in places.split("+")) if places else ()
         if not equals:
-            problems.append(f"mesh.rules: {change!r} is not a rule: expected AXIS=MESH_AXIS, such as embed=fsdp")
+            problems.append(f"mesh.rules: {change!r} is not a rule: expected DIMENSION=AXIS, such as embed=fsdp")
             continue
         if logical not in LOGICAL_AXES:
-            problems.append(_unknown(change, logical, LOGICAL_AXES))
-        problems += [_unknown(change, axis, AXES) for axis in axes if axis not in AXES]
+            problems.append(_unknown(change, "dimension", logical, LOGICAL_AXES))
+        problems += [_unknown(change, "axis", axis, AXES) for axis in axes if axis not in AXES]
         if len(set(axes)) != len(axes):
             problems.append(f"mesh.rules: {change!r} names a mesh axis twice")
         rules[logical] = axes
@@ -94,7 +94,7 @@ def _complaints(prefix: str, parse: Any, value: Any) -> Iterator[str]:
         yield f"{prefix}{error}"
 
 
-def _unknown(change: str, name: str, known: Sequence[str]) -> str:
+def _unknown(change: str, kind: str, name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    return f"mesh.rules: {change!r}: there is no axis {name!r}; {hint}"
+    return f"mesh.rules: {change!r}: there is no {kind} {name!r}; {hint}"

@@ -26,12 +26,21 @@ def _config(**sections):
         ({"dpo": {"ref_sync_steps": 5}}, "dpo.ref_sync_steps = 5: a mix of two adapters' factors"),
         ({"lora": {"rank": 8, "dora": True, "after_sft": "keep"}}, "a second DoRA adapter"),
         ({"model": {"quantization": "nf4"}}, "lora.after_sft = 'merge': weights in nf4"),
+        (
+            {"lora": {"rank": 8, "path": "sft_adapter"}, "model": {"quantization": "nf4"}, "stages": ("dpo",)},
+            "lora.after_sft = 'merge': weights in nf4",
+        ),
         ({"dpo": {"loss": ("simpo",), "reference": "adapter_off"}}, "has no reference"),
     ],
 )
 def test_misuse_is_refused_by_name(sections, reason):
     with pytest.raises(ConfigError, match=reason):
         _config(**sections)
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_one_stage_has_nothing_to_merge(stage):
+    assert _config(model={"quantization": "nf4"}, stages=(stage,)).lora.after_sft == "merge"
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,9 @@ def test_every_complaint_at_once():
     assert "mesh.dcn_data = 3 does not divide mesh.data = 4" in said
     assert "mesh.preset = 'v5r:4x4' sets all sizes: leave it empty, or do not set mesh.data, mesh.dcn_data" in said
     assert "mesh.preset: hardware 'v5r:4x4' is not known; did you mean 'v5" in said
-    assert "there is no axis 'embd'; did you mean 'embed'?" in said
+    assert "there is no dimension 'embd'; did you mean 'embed'?" in said
     assert "there is no axis 'tensr'; did you mean 'tensor'?" in said
-    assert "'heads' is not a rule: expected AXIS=MESH_AXIS" in said
+    assert "'heads' is not a rule: expected DIMENSION=AXIS" in said
     assert "names a mesh axis twice" in said
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -75,10 +76,12 @@ def batch_sharding(mesh: Mesh, num_leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*([None] * num_leading), BATCH_AXES))
 
 
-def check_batch(mesh: Mesh, rows: int, name: str) -> None:
-    """Raises ConfigError if `rows` rows cannot be split evenly over the mesh."""
+def check_batches(mesh: Mesh, rows: Mapping[str, int]) -> None:
+    """Raises one ConfigError if rows cannot be split evenly over the mesh; `rows` by the setting that says how many."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % shards:
+    uneven = [f"{name} = {number}" for name, number in rows.items() if number % shards]
+    if uneven:
         raise ConfigError(
-            f"{name} = {rows} does not divide over data x fsdp = {shards} devices: use a multiple of {shards}"
+            f"{' and '.join(uneven)}: rows that do not divide over data x fsdp = {shards} devices; use a multiple of "
+            f"{shards}"
         )

@@ -25,7 +25,7 @@ from empathax.models.model_config import ModelConfig
 from empathax.models.quantized import abstract_quantized
 from empathax.models.transformer import abstract_params, logical_axes
 from empathax.parallel.mesh import compute_dtype
-from empathax.parallel.rules import batch_sharding, check_batch, param_shardings, replicated
+from empathax.parallel.rules import batch_sharding, check_batches, param_shardings, replicated
 from empathax.training.optimizer import make_optimizer
 from empathax.training.state import TrainState, Tree, abstract_state, state_shardings
 from empathax.training.step import make_reply_step, make_score_step, make_train_step
@@ -81,8 +81,8 @@ class Lowered:
 def lower_parts(setup: Setup, parts: tuple[str, ...]) -> dict[str, Lowered]:
     """Those of `parts` that a run of the stage has, by name; raises ConfigError if mesh, model and rows do not fit."""
     options = setup.config.stage(setup.stage)
-    check_batch(setup.mesh, options.rows_per_batch, f"{setup.stage}.rows_per_batch")
-    check_batch(setup.mesh, setup.config.eval.rows_per_batch, "eval.rows_per_batch")
+    rows = {"eval": setup.config.eval.rows_per_batch, setup.stage: options.rows_per_batch}
+    check_batches(setup.mesh, {f"{section}.rows_per_batch": number for section, number in rows.items()})
     lowered = {}
     if "train" in parts:
         lowered["train"] = _train(setup)

@@ -67,7 +67,10 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
         ).devices
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0].partition(": ")[2] or str(error)
-        raise ConfigError(f"--topology={topology} cannot be had from the compiler: {reason}") from error
+        shapes = ", ".join(f"{hardware.kind}:{shape}" for shape in hardware.shapes)
+        raise ConfigError(
+            f"--topology={topology} cannot be had from the compiler ({reason}); shapes that are for sale: {shapes}"
+        ) from error
 
 
 def _require(module: str, install: str) -> ModuleSpec:

@@ -40,7 +40,7 @@ from empathax.parallel.compilation import use_compilation_cache
 from empathax.parallel.distributed import is_leader, rows_of_process
 from empathax.parallel.exchange import from_leader, together
 from empathax.parallel.mesh import make_mesh
-from empathax.parallel.rules import check_batch, param_shardings
+from empathax.parallel.rules import check_batches, param_shardings
 from empathax.training.best import check_best_metric
 from empathax.training.param_groups import check_patterns
 
@@ -116,37 +116,37 @@ def prepare(config: Config, workdir: Path, overwrite: bool = False) -> Job:
             f"--workdir={workdir} is in a store, but a run appends to its files: name a directory on a disk, or on a "
             "file system that all hosts share (Filestore, NFS)"
         )
-    job = assemble(config, workdir)
+    job = assemble(config, workdir, trains=config.stages)
     with together():
         check_patterns(config, job.abstract_params)
         for stage in config.stages:
             if metric := config.stage(stage).best_metric:
                 check_best_metric(f"{stage}.best_metric", metric, config.eval.every_steps)
-            check_batch(job.mesh, config.stage(stage).rows_per_batch, f"{stage}.rows_per_batch")
             job.loader(stage)  # too few rows for one step are refused here
         _open_workdir(workdir, overwrite)
     check_shared_directory(workdir)
     return job
 
 
-def assemble(config: Config, workdir: Path = Path(), adapters: Sequence[str] = ()) -> Job:
+def assemble(config: Config, workdir: Path = Path(), adapters: Sequence[str] = (), trains: Sequence[str] = ()) -> Job:
     """Mesh, weights' header, tokenizer and data of a config, without what only training needs.
 
-    `adapters` are directories in PEFT's format, merged into the model.
+    `adapters` are directories in PEFT's format, merged into the model; batches of the stages `trains` must divide too.
     Raises a ConfigError too if processes find another model or other data under the same names.
     """
     with together():
-        job = _assemble(config, workdir, adapters)
+        job = _assemble(config, workdir, adapters, trains)
     facts = {f"{name} {part}": value for name, data in job.datasets.items() for part, value in data.fingerprint.items()}
     check_agreement({"model": repr(job.source.config), **facts})
     return job
 
 
-def _assemble(config: Config, workdir: Path, adapters: Sequence[str]) -> Job:
+def _assemble(config: Config, workdir: Path, adapters: Sequence[str], trains: Sequence[str]) -> Job:
     sampling_from(config.eval)
     use_compilation_cache(config.compilation_cache)
     mesh = make_mesh(config.mesh)
-    check_batch(mesh, config.eval.rows_per_batch, "eval.rows_per_batch")
+    rows = {f"{stage}.rows_per_batch": config.stage(stage).rows_per_batch for stage in trains}
+    check_batches(mesh, {"eval.rows_per_batch": config.eval.rows_per_batch, **rows})
     source = adapted_model(resolve_model(config.model.path), adapters)
     source.check()
     path = config.model.tokenizer_path

@@ -51,7 +51,8 @@ def check_same_run(found: Mapping[str, Any], wanted: Mapping[str, Any], director
     ]
     raise_all(
         CheckpointError,
-        f"{directory} was trained on something else (use another --workdir, or --overwrite to start anew)",
+        f"{directory} was trained on other data or with other settings (use another --workdir, or --overwrite to start "
+        "anew)",
         problems,
     )
 

@@ -14,7 +14,7 @@ from empathax.errors import ConfigError
 from empathax.mesh_settings import parse_rules
 from empathax.parallel.distributed import put_batch
 from empathax.parallel.mesh import arranged, make_mesh, mesh_shape
-from empathax.parallel.rules import batch_sharding, check_batch, param_shardings, spec_for
+from empathax.parallel.rules import batch_sharding, check_batches, param_shardings, spec_for
 
 
 def test_open_axis_takes_what_is_left():
@@ -65,9 +65,9 @@ def test_rows_lie_on_data_and_fsdp():
     placed = put_batch(rows, batch_sharding(mesh, num_leading=1))
     assert {shard.data.shape for shard in placed.addressable_shards} == {(1, 1, 6)}
     np.testing.assert_array_equal(placed, rows)
-    check_batch(mesh, 4, "rows_per_batch")
-    with pytest.raises(ConfigError, match="multiple of 4"):
-        check_batch(mesh, 6, "rows_per_batch")
+    check_batches(mesh, {"eval.rows_per_batch": 4, "dpo.rows_per_batch": 8})
+    with pytest.raises(ConfigError, match=r"^eval.rows_per_batch = 6 and dpo.rows_per_batch = 1: .* multiple of 4$"):
+        check_batches(mesh, {"eval.rows_per_batch": 6, "sft.rows_per_batch": 4, "dpo.rows_per_batch": 1})
 
 
 @dataclass(frozen=True)
