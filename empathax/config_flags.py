@@ -47,10 +47,7 @@ def _read(argv: Sequence[str]) -> tuple[str, dict[str, Any], list[str]]:
         rest = values(["empathax", *argv], known_only=True)[1:]
         source = values.config.to_dict() if values["config"].present else None
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        said = (
-            str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        )  # str() of one is a repr
-        raise ConfigError(f"the --config flags cannot be used: {' '.join(said.split())}") from error
+        raise ConfigError(f"the --config flags cannot be used: {' '.join(_said(error).split())}") from error
     if source is None:
         raise ConfigError("no --config=FILE was given; configs/ holds ready ones, configs/demo.py for example")
     return config_flags.get_config_filename(values["config"]), source, rest
@@ -77,3 +74,10 @@ def _changed(source: dict[str, Any], changes: Mapping[str, Any], name: str) -> m
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{SWEEP}(), variation {name!r}: {' '.join(str(error).split())}") from error
     return changed
+
+
+def _said(error: object) -> str:
+    """An error's own words: str() of a KeyError, which others wrap, is a repr."""
+    while isinstance(error, KeyError | AttributeError) and error.args:
+        error = error.args[0]
+    return str(error)
