@@ -59,7 +59,7 @@ def _search(subject: Any, request: Request) -> dict[str, Any]:
         smallest, tried = smallest_topology(subject, smaller_to_larger(request.topology), attempt)
         answer = {"smallest_topology": str(smallest) if smallest else None}
         fitting = (subject, smallest) if smallest else None
-    if fitting and request.parts != ("train",):
+    if fitting and tuple(request.parts) != ("train",):  # JSON made it a list
         plan = compile_plan(*fitting, request.parts, _say)
     else:
         plan = next((plan for plan in reversed(tried) if plan["fits"]), tried[-1])
