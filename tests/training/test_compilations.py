@@ -1,11 +1,14 @@
 """A real run compiles each program once: nothing that comes later makes it compile again."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.training.tiny import OPTIMIZED
 
 CHILD = Path(__file__).parent / "counted_run.py"
 
@@ -13,7 +16,7 @@ CHILD = Path(__file__).parent / "counted_run.py"
 @pytest.mark.parametrize("packing", ["tree", "pair"])
 def test_nothing_compiles_after_the_first_pass(tmp_path, packing):
     command = [sys.executable, str(CHILD), str(tmp_path / "run"), packing]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | OPTIMIZED)
     assert done.returncode == 0, done.stderr
     stages = json.loads(done.stdout.splitlines()[-1])
     assert len(stages) == 2

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from empathax.training.checkpoint import latest_checkpoint
+from tests.training.tiny import OPTIMIZED
 
 HERE = Path(__file__).parent
 
@@ -24,7 +25,7 @@ def _child(workdir, stage="none", step=0, name="NONE", seed=0):
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent.parent / "compilation_cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | cache)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | cache | OPTIMIZED)
 
 
 def _params(workdir, stage):

@@ -1,6 +1,7 @@
 """A sweep of two tiny runs: Table 1's four rows from one command, with records, a report, and the best evaluation."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from empathax.models.source import resolve_model
 from empathax.training import sweep
 from empathax.training.checkpoint import latest_checkpoint, read_meta, restore_params
 from tests.evaluation.report.made_up import plain
-from tests.training.tiny import tiny_config
+from tests.training.tiny import OPTIMIZED, tiny_config
 
 CONFIG = """
 from empathax.config import default_config
@@ -60,7 +61,7 @@ def workdir(tmp_path_factory):
     out = directory / "run"
     # a process of its own: on one device, whatever the tests have
     command = [sys.executable, "-m", "empathax.train", f"--config={directory / 'config.py'}", f"--workdir={out}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | OPTIMIZED)
     assert done.returncode == 0, done.stderr
     assert "+SFT+DPO" in done.stdout
     return out

@@ -4,6 +4,8 @@ from ml_collections import ConfigDict
 
 from empathax.config import Config, default_config, from_config_dict
 
+OPTIMIZED = {"XLA_FLAGS": ""}  # environment of longer runs: `make test` leaves LLVM's optimizations out
+
 
 def tiny_settings() -> ConfigDict:
     """The model, the data and nothing that takes time."""
