@@ -17,8 +17,8 @@ demo: $(EXTRAS)-gguf $(WEIGHTS)  ## SFT, then DPO, on real SmolLM2 weights and t
 # Most of a test's time is LLVM's on programs that run once: the tests do without its optimizations; parity runs with them,
 # and so does XLA_FLAGS= make test.
 test: export XLA_FLAGS ?= --xla_backend_optimization_level=0
-test: $(EXTRAS)-test $(WEIGHTS)  ## all tests that need no torch
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_FLAGS)
+test: $(EXTRAS)-test $(WEIGHTS)  ## all tests that need no torch; FLAGS="--durations=40 ..." for pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(FLAGS)
 
 parity: $(EXTRAS)-parity $(WEIGHTS)  ## against transformers and TRL (installs torch)
 	$(BIN)/python -m pytest -c pyproject.toml --override-ini addopts="-q --strict-markers --import-mode=importlib" -n 2 --dist worksteal tests/parity

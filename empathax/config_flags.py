@@ -47,7 +47,7 @@ def _read(argv: Sequence[str]) -> tuple[str, dict[str, Any], list[str]]:
         rest = values(["empathax", *argv], known_only=True)[1:]
         source = values.config.to_dict() if values["config"].present else None
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise ConfigError(f"the --config flags cannot be used: {' '.join(_said(error).split())}") from error
+        raise ConfigError(f"the --config flags cannot be used: {_said(error)}") from error
     if source is None:
         raise ConfigError("no --config=FILE was given; configs/ holds ready ones, configs/demo.py for example")
     return config_flags.get_config_filename(values["config"]), source, rest
@@ -72,12 +72,12 @@ def _changed(source: dict[str, Any], changes: Mapping[str, Any], name: str) -> m
     try:
         changed.update_from_flattened_dict(dict(changes))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{SWEEP}(), variation {name!r}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{SWEEP}(), variation {name!r}: {_said(error)}") from error
     return changed
 
 
 def _said(error: object) -> str:
-    """An error's own words: str() of a KeyError, which others wrap, is a repr."""
+    """An error's own words on one line: str() of a KeyError, which others wrap, is a repr."""
     while isinstance(error, KeyError | AttributeError) and error.args:
         error = error.args[0]
-    return str(error)
+    return " ".join(str(error).split())

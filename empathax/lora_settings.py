@@ -122,8 +122,9 @@ def _reference(dpo: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _stacking(lora: Mapping[str, Any], quantization: str, stages: Sequence[str]) -> Iterator[str]:
-    if tuple(stages) == ("sft",) or (len(stages) == 1 and not lora["path"]):
-        return  # no adapter comes before another
+    comes_second = len(stages) > 1 or (bool(lora["path"]) and "dpo" in stages)
+    if not comes_second:
+        return
     if lora["after_sft"] == "keep" and lora["dora"]:
         yield (
             "lora.after_sft = 'keep': a second DoRA adapter on top of a first one is not defined (its magnitudes "

@@ -77,9 +77,9 @@ def batch_sharding(mesh: Mesh, num_leading: int = 0) -> NamedSharding:
 
 
 def check_batches(mesh: Mesh, rows: Mapping[str, int]) -> None:
-    """Raises one ConfigError if rows cannot be split evenly over the mesh; `rows` by the setting that says how many."""
+    """Raises one ConfigError if rows cannot be split evenly over the mesh; `rows` are `rows_per_batch` by section."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    uneven = [f"{name} = {number}" for name, number in rows.items() if number % shards]
+    uneven = [f"{section}.rows_per_batch = {number}" for section, number in rows.items() if number % shards]
     if uneven:
         raise ConfigError(
             f"{' and '.join(uneven)}: rows that do not divide over data x fsdp = {shards} devices; use a multiple of "

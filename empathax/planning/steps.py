@@ -81,8 +81,7 @@ class Lowered:
 def lower_parts(setup: Setup, parts: tuple[str, ...]) -> dict[str, Lowered]:
     """Those of `parts` that a run of the stage has, by name; raises ConfigError if mesh, model and rows do not fit."""
     options = setup.config.stage(setup.stage)
-    rows = {"eval": setup.config.eval.rows_per_batch, setup.stage: options.rows_per_batch}
-    check_batches(setup.mesh, {f"{section}.rows_per_batch": number for section, number in rows.items()})
+    check_batches(setup.mesh, {"eval": setup.config.eval.rows_per_batch, setup.stage: options.rows_per_batch})
     lowered = {}
     if "train" in parts:
         lowered["train"] = _train(setup)

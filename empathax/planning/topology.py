@@ -11,7 +11,7 @@ from typing import Any
 
 from empathax.errors import ConfigError
 from empathax.planning.gpu_specs import target_config
-from empathax.planning.hardware import Hardware, Topology
+from empathax.planning.hardware import Hardware, Topology, smaller_to_larger
 
 TPU_INSTALL = "pip install -e '.[plan]', or 'jax[tpu]'"
 GPU_INSTALL = (
@@ -67,7 +67,7 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
         ).devices
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0].partition(": ")[2] or str(error)
-        shapes = ", ".join(f"{hardware.kind}:{shape}" for shape in hardware.shapes)
+        shapes = ", ".join(map(str, smaller_to_larger(hardware.kind)))
         raise ConfigError(
             f"--topology={topology} cannot be had from the compiler ({reason}); shapes that are for sale: {shapes}"
         ) from error

@@ -59,7 +59,7 @@ def _search(subject: Any, request: Request) -> dict[str, Any]:
         smallest, tried = smallest_topology(subject, smaller_to_larger(request.topology), attempt)
         answer = {"smallest_topology": str(smallest) if smallest else None}
         fitting = (subject, smallest) if smallest else None
-    if fitting and tuple(request.parts) != ("train",):  # JSON made it a list
+    if fitting and request.parts != ("train",):
         plan = compile_plan(*fitting, request.parts, _say)
     else:
         plan = next((plan for plan in reversed(tried) if plan["fits"]), tried[-1])
@@ -86,7 +86,8 @@ def main() -> None:
     """Reads one Request from stdin; writes {"plan"} or {"error", "exit_code"} as the last line."""
     import jax
 
-    request = Request(**json.load(sys.stdin))
+    values = json.load(sys.stdin)
+    request = Request(**{**values, "parts": tuple(values["parts"])})
     try:
         _write({"plan": answer(request)})
     except EmpathaxError as error:

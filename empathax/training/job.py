@@ -145,8 +145,8 @@ def _assemble(config: Config, workdir: Path, adapters: Sequence[str], trains: Se
     sampling_from(config.eval)
     use_compilation_cache(config.compilation_cache)
     mesh = make_mesh(config.mesh)
-    rows = {f"{stage}.rows_per_batch": config.stage(stage).rows_per_batch for stage in trains}
-    check_batches(mesh, {"eval.rows_per_batch": config.eval.rows_per_batch, **rows})
+    of_stages = {stage: config.stage(stage).rows_per_batch for stage in trains}
+    check_batches(mesh, {"eval": config.eval.rows_per_batch, **of_stages})
     source = adapted_model(resolve_model(config.model.path), adapters)
     source.check()
     path = config.model.tokenizer_path

@@ -24,34 +24,21 @@ from empathax.models.source import ModelSource, resolve_model
 from empathax.training import metrics
 from empathax.training.held_out_preferences import pair_sums
 from tests.benchmarks import results
-from tests.benchmarks.fixed_steps import fixed_batches
+from tests.benchmarks.fixed_steps import fixed_batches, planned_steps
 from tests.benchmarks.fixed_training import Scorer, train
-from tests.benchmarks.pairs import Pairs, esconv_pairs
+from tests.benchmarks.pairs import Pairs, esconv_pairs, reply_lengths
 from tests.benchmarks.results import OURS, Result, measured
 
 WORK = "batching_quality"
 METRICS = {"reward_accuracy": "share", "reward_margin": "nats", "loss": "nats"}
 
 
-def planned_steps(groups: Sequence[Group], together: int, pairs_per_step: int, seed: int) -> list[list[Group]]:
-    """The groups of each step. `together` pairs of a dialogue stay neighbours: 1 shuffles all pairs, 0 whole dialogues.
-
-    A last step that is not full is left out.
-    """
-    runs = [run for group in groups for run in _runs(group, together or len(group))]
-    order = np.random.default_rng(seed).permutation(len(runs))
-    units = [(index, unit) for index in order for unit in runs[index]]
-    chunks = [units[start : start + pairs_per_step] for start in range(0, len(units), pairs_per_step)]
-    return [_regrouped(chunk) for chunk in chunks if len(chunk) == pairs_per_step]
-
-
 def held_out_metrics(
     policy: np.ndarray, reference: np.ndarray, groups: Sequence[Group], config: Config
 ) -> dict[str, float]:
     """Reward accuracy, margin and loss; sequence ids 2p and 2p + 1 are pair p's."""
-    lengths = {s.sequence_id: len(s.reply_ids) for group in groups for unit in group for s in unit}
-    by_id = np.array([lengths[i] for i in range(len(policy))])
-    sums = pair_sums(*(values.reshape(-1, 2).T for values in (policy, reference, by_id)), config.dpo)
+    lengths = reply_lengths(groups)
+    sums = pair_sums(*(values.reshape(-1, 2).T for values in (policy, reference, lengths)), config.dpo)
     return metrics.finalize(metrics.total([sums]))
 
 
@@ -80,17 +67,6 @@ def compare(args: argparse.Namespace, source: ModelSource, pairs: Pairs) -> list
             for name, unit in METRICS.items()
         ]
     return found
-
-
-def _runs(group: Group, length: int) -> list[Group]:
-    return [group[start : start + length] for start in range(0, len(group), length)]
-
-
-def _regrouped(chunk: Sequence[tuple[int, tuple]]) -> list[Group]:
-    groups: dict[int, list] = {}
-    for index, unit in chunk:
-        groups.setdefault(index, []).append(unit)
-    return list(groups.values())
 
 
 def main() -> None:

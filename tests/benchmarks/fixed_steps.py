@@ -14,6 +14,18 @@ from empathax.data.prefix_tree import ScoredSequence
 from empathax.data.row_plan import Group
 
 
+def planned_steps(groups: Sequence[Group], together: int, pairs_per_step: int, seed: int) -> list[list[Group]]:
+    """The groups of each step. `together` pairs of a dialogue stay neighbours: 1 shuffles all pairs, 0 whole dialogues.
+
+    A last step that is not full is left out.
+    """
+    runs = [run for group in groups for run in _runs(group, together or len(group))]
+    order = np.random.default_rng(seed).permutation(len(runs))
+    units = [(index, unit) for index in order for unit in runs[index]]
+    chunks = [units[start : start + pairs_per_step] for start in range(0, len(units), pairs_per_step)]
+    return [_regrouped(chunk) for chunk in chunks if len(chunk) == pairs_per_step]
+
+
 def fixed_batches(
     steps: Sequence[Sequence[Group]], packing: str, row_length: int = 0, ref_logps: np.ndarray | None = None
 ) -> list[Batch]:
@@ -56,3 +68,14 @@ def _batch(rows: PackedRows, num_rows: int, ref_logps: np.ndarray | None) -> Bat
     ids = batch.sequence_id_BS
     values = np.zeros(ids.shape) if ref_logps is None else np.where(ids >= 0, ref_logps[ids], 0.0)
     return dataclasses.replace(batch, ref_logps_BS=values.astype(np.float32))
+
+
+def _runs(group: Group, length: int) -> list[Group]:
+    return [group[start : start + length] for start in range(0, len(group), length)]
+
+
+def _regrouped(chunk: Sequence[tuple[int, tuple]]) -> list[Group]:
+    groups: dict[int, list] = {}
+    for index, unit in chunk:
+        groups.setdefault(index, []).append(unit)
+    return list(groups.values())

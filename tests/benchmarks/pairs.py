@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from empathax.config import DataOptions
 from empathax.data.chat import ChatTemplate
@@ -36,3 +39,9 @@ def esconv_pairs(corpora: Path, source: ModelSource, train: int, held_out: int, 
     splits = load_splits(options, "dpo")
     encoded = [encode_rows(rows, "dpo", encoder, Counter(), Counter()) for rows in (splits.train, splits.eval)]
     return Pairs(encoded[0].groups, encoded[1].groups)
+
+
+def reply_lengths(groups: Sequence[Group]) -> np.ndarray:
+    """Tokens of each reply by sequence id, which are 0 to one less than there are replies."""
+    by_id = {reply.sequence_id: len(reply.reply_ids) for group in groups for unit in group for reply in unit}
+    return np.array([by_id[sequence_id] for sequence_id in range(len(by_id))])

