@@ -11,6 +11,7 @@ from pathlib import Path
 from empathax.config import to_dict
 from empathax.config_flags import load_config
 from empathax.errors import ConfigError, exit_on_error
+from empathax.hardware import find_kind, parse_hardware
 
 PARTS = ("train", "reference", "eval", "decode")
 
@@ -22,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
         prog="python -m empathax.plan --config=FILE [--config.a.b=VALUE]", description=__doc__
     )
     add = parser.add_argument
-    add("--topology", required=True, help="v5e:4x4, v5p:2x2x2, v6e:4x2, h100:8, cpu:8, ...; a kind with --search")
+    add("--topology", required=True, help="v5e:4x4, 2xv5p:4x4x4 (two slices), h100:2x8, ...; a kind with --search")
     add("--stage", choices=("sft", "dpo"), help="which of the config's stages; by default its last one")
     add("--parts", default="train,reference,eval", help=f"steps to compile, some of {','.join(PARTS)}")
     add("--search", action="store_true", help="the most rows that fit; of a kind (v5e) the smallest slice that fits")
@@ -41,10 +42,9 @@ def main(argv: Sequence[str]) -> int:
 
     from empathax.planning import report
     from empathax.planning.child import run_plan
-    from empathax.planning.hardware import parse_kind, parse_topology
     from empathax.planning.worker import Request
 
-    parse_kind(flags.topology) if flags.search and ":" not in flags.topology else parse_topology(flags.topology)
+    find_kind(flags.topology) if flags.search and ":" not in flags.topology else parse_hardware(flags.topology)
     request = Request(to_dict(config), stage, flags.topology, parts, flags.search, flags.model_config)
     plan = run_plan(request, lambda text: print(text, file=sys.stderr, flush=True))
     text = json.dumps(plan, indent=2)

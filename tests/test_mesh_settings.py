@@ -1,4 +1,4 @@
-"""What `config.mesh` may say: hardware by name, rules, and every complaint at once."""
+"""What `config.mesh` may say: presets, rules, and every complaint at once."""
 
 from pathlib import Path
 
@@ -7,39 +7,8 @@ import pytest
 from empathax.config import default_config, from_config_dict
 from empathax.config_flags import load_config
 from empathax.errors import ConfigError
-from empathax.hardware import KINDS, Hardware, parse_hardware
+from empathax.hardware import parse_hardware
 from empathax.mesh_settings import DEFAULT_RULES, parse_rules, preset_sizes
-
-
-def test_hardware_by_name():
-    assert parse_hardware("v5e:4x4") == Hardware("v5e", 16)
-    assert parse_hardware("2xV5p:2x2x4") == Hardware("v5p", 16, 2)
-    assert parse_hardware("h100:4x8").num_devices == 32
-    for kind in KINDS.values():
-        one, two = map(parse_hardware, kind.examples)
-        assert (one.num_slices, two.num_slices) == (1, 2)
-        assert one.slice_size <= kind.max_devices
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("v5:4x4", "did you mean 'v5"),
-        ("h10:8", "did you mean 'h100:8'"),
-        ("v5litepod-16", "is not known"),
-        ("v5e-16", "v5e is written like 'v5e:4x4', or like '2xv5e:4x4' for two slices"),
-        ("v5e:16", "written like"),
-        ("v5p:4x4", "written like"),
-        ("h100", "written like 'h100:8', or like 'h100:2x8' for two nodes"),
-        ("2xh100:8", "written like"),
-        ("h100:16", "at most 8 devices side by side; more are several nodes, such as 'h100:2x8'"),
-        ("v5e:0x4", "written like"),
-        ("0xv5e:4x4", "written like"),
-    ],
-)
-def test_hardware_that_does_not_exist(name, said):
-    with pytest.raises(ConfigError, match=said):
-        parse_hardware(name)
 
 
 @pytest.mark.parametrize(

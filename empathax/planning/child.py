@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from empathax.errors import ConfigError, EmpathaxError
-from empathax.planning.hardware import parse_topology, smaller_to_larger
+from empathax.hardware import parse_hardware, smaller_to_larger
 from empathax.planning.topology import child_environment
 from empathax.planning.worker import MARK, Request
 
@@ -25,8 +25,8 @@ def run_plan(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
     Raises the EmpathaxError that the child met, or a ConfigError that says what is not installed or how it ended.
     """
     is_kind = ":" not in request.topology
-    topology = smaller_to_larger(request.topology)[-1] if is_kind else parse_topology(request.topology)
-    environment = child_environment(topology.hardware, topology.num_devices, os.environ)
+    topology = smaller_to_larger(request.topology)[-1] if is_kind else parse_hardware(request.topology)
+    environment = child_environment(topology.kind, topology.num_devices, os.environ)
     command = [sys.executable, "-m", "empathax.planning.worker"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with tempfile.TemporaryFile("w+", errors="replace") as log:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 from empathax.planning.hlo import Instruction, Program, parse_instruction
 
+BETWEEN_SLICES = " between slices"
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 _OPCODE = re.compile(rf" (?:ragged-)?({'|'.join(KINDS)})(-start)?\(")
 _ARRAY = re.compile(r"\b(pred|[subf]\d+|bf16|f8\w+|c64|c128)\[([\d,]*)\]")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
+_SLICES = re.compile(r'_xla_megascale_target="\{([\d,]*)\}.*_xla_megascale_transfer_type="(\w+)"')
 _PART = "chain_id="  # libtpu spreads one collective over several fusions, inner loops' too: start, parts, end
 
 
@@ -21,13 +23,15 @@ class Collective:
     """One collective of the program.
 
     `bytes` are those that a device sends each time, the way rings do it: all-gather and all-to-all (n - 1) / n of the
-    whole array, reduce-scatter the same, all-reduce twice that, a permute its operand.
+    whole array, reduce-scatter the same, all-reduce twice that, a permute its operand. Between TPU slices the compiler
+    leaves it to the hosts: the program hands them what its slice has to say and gets the result back.
     """
 
     kind: str
     bytes: int
     times: int
     arrays: tuple[tuple[int, ...], ...]  # dims of the arrays in it
+    between_slices: bool = False
 
 
 def collectives_of(program: Program, unknown_trips: int = 1) -> list[Collective]:
@@ -38,6 +42,8 @@ def collectives_of(program: Program, unknown_trips: int = 1) -> list[Collective]
         times = executions[computation.name]
         for name, line in computation.lines.items():
             opcode = _OPCODE.search(line)
+            if times and " send(" in line and (slices := _SLICES.search(line)):
+                found[computation.name, name] = _between_slices(slices, parse_instruction(line), times)
             if not opcode or not times:
                 continue
             collective = _collective(opcode[1], bool(opcode[2]), parse_instruction(line), times)
@@ -49,10 +55,11 @@ def collectives_of(program: Program, unknown_trips: int = 1) -> list[Collective]
 
 
 def by_kind(collectives: Iterable[Collective]) -> dict[str, dict[str, int]]:
-    """Kind -> {"count", "bytes"} of one run, bytes as a device sends them."""
+    """Kind -> {"count", "bytes"} of one run, bytes as a device sends them; "KIND between slices" apart."""
     totals: dict[str, dict[str, int]] = {}
     for collective in collectives:
-        total = totals.setdefault(collective.kind, {"count": 0, "bytes": 0})
+        name = collective.kind + BETWEEN_SLICES * collective.between_slices
+        total = totals.setdefault(name, {"count": 0, "bytes": 0})
         total["count"] += collective.times
         total["bytes"] += collective.times * collective.bytes
     return dict(sorted(totals.items()))
@@ -90,6 +97,17 @@ def _collective(kind: str, is_start: bool, instruction: Instruction, times: int)
     else:
         sent = whole * (group - 1) // group * (2 if kind == "all-reduce" else 1)
     return Collective(kind, sent, times, tuple(dims for _, dims in arrays))
+
+
+def _between_slices(target: re.Match[str], instruction: Instruction, times: int) -> Collective:
+    """What a device's host sends for it: its part to all other slices, a sum as a ring does it."""
+    num_slices, kind = len(target[1].split(",")), target[2].lower().replace("_", "-")
+    arrays = [(dtype, _dims(dims)) for dtype, dims in _ARRAY.findall(instruction.shape)][:1]  # then a context
+    operand = sum(_num_bytes(dtype, dims) for dtype, dims in arrays)
+    shares = {"all-gather": num_slices - 1.0, "all-reduce": 2 * (num_slices - 1) / num_slices}
+    shares |= dict.fromkeys(("reduce-scatter", "all-to-all"), (num_slices - 1) / num_slices)
+    sent = int(operand * shares.get(kind, 1.0))
+    return Collective(kind, sent, times, tuple(dims for _, dims in arrays), between_slices=True)
 
 
 def _dims(text: str) -> tuple[int, ...]:

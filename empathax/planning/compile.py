@@ -13,10 +13,10 @@ from typing import Any
 import jax
 
 from empathax.config import Config
+from empathax.hardware import Topology
 from empathax.parallel.mesh import compute_dtype, make_mesh
-from empathax.planning.collectives import Collective, by_kind, collectives_of, moved_logits
+from empathax.planning.collectives import BETWEEN_SLICES, Collective, by_kind, collectives_of, moved_logits
 from empathax.planning.flops import Counts, adapter_flops, forward_flops, train_flops
-from empathax.planning.hardware import Topology
 from empathax.planning.hlo import parse_program
 from empathax.planning.memory import Memory, as_dtype, device_bytes, memory_of, refused_memory
 from empathax.planning.model import PlannedModel
@@ -66,7 +66,7 @@ def compile_plan(
     start = time.perf_counter()
     lowered = lower_parts(setup, parts)
     lower_seconds = (time.perf_counter() - start) / len(lowered)
-    hbm_bytes = topology.hardware.hbm_bytes or _host_memory() // topology.num_devices
+    hbm_bytes = topology.kind.hbm_bytes or _host_memory() // topology.num_devices
     compiled = {}
     for name, part in lowered.items():
         say(f"compiling {stage}'s {name} step for {topology}")
@@ -130,11 +130,12 @@ def _part(
     memory, collectives = program.memory, by_kind(program.collectives)
     estimate = None
     if not memory.refused:
-        sent = sum(entry["bytes"] for entry in collectives.values())
+        between = sum(entry["bytes"] for kind, entry in collectives.items() if kind.endswith(BETWEEN_SLICES))
+        sent = sum(entry["bytes"] for entry in collectives.values()) - between
         temporary = memory.by_kind["gradients"] + memory.by_kind["temporaries"]
         arguments = sum(map(device_bytes, part.arguments.values()))
         flops = _hardware_flops(setup, rows, name)
-        estimate = roofline(topology, flops, arguments, temporary, sent, _read_again(setup, part))
+        estimate = roofline(topology, flops, arguments, temporary, sent, between, _read_again(setup, part))
     return {
         "fits": memory.total <= hbm_bytes and not memory.refused,
         "missing_bytes": max(0, memory.total - hbm_bytes),

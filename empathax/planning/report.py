@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from empathax.planning.hardware import GIB
+from empathax.hardware import GIB
 
 ASSUMPTIONS = (
     "compute: what the step computes, unused tokens of rows and recomputation included, at the peak bfloat16 rate",
     "memory: arguments and results once, temporaries and what collectives bring written and read once; in decode the "
     "parameters once a token",
-    "network: the bytes that a device sends, over all its links at their full rate in one direction",
+    "network: the bytes that a device sends, over all its links at their full rate in one direction; at the same time "
+    "what goes between TPU slices, at its share of the data center network",
     "between the longest of the three (all overlap) and their sum (none do); a real step takes longer",
 )
 Plan = Mapping[str, Any]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from empathax.hardware import Topology
 from empathax.models.model_config import ModelConfig
 from empathax.planning.flops import Counts, forward_parts
-from empathax.planning.hardware import Topology
 
 
 @dataclass(frozen=True)
@@ -34,22 +34,34 @@ def roofline(
     argument_bytes: int,
     temporary_bytes: int,
     sent_bytes: int,
+    between_bytes: int = 0,
     read_again_bytes: int = 0,
 ) -> Roofline | None:
     """The estimate of a function by the bytes of one device (report.ASSUMPTIONS); None where rates are not known.
 
     Arguments and results are moved once each, temporaries and what collectives bring are written and read;
-    `read_again_bytes` are read once more.
+    `read_again_bytes` are read once more. `between_bytes` go from TPU slice to slice, `sent_bytes` all other ways.
     """
-    hardware = topology.hardware
-    if not hardware.peak_flops:
+    kind = topology.kind
+    if not kind.peak_flops or (between_bytes and not kind.network_bandwidth):
         return None
-    traffic = 2 * (argument_bytes + temporary_bytes + sent_bytes) + read_again_bytes
+    traffic = 2 * (argument_bytes + temporary_bytes + sent_bytes + between_bytes) + read_again_bytes
+    network = sent_bytes / _link_bandwidth(topology)
+    if between_bytes:
+        network = max(network, between_bytes / kind.network_bandwidth)  # cables of their own
     return Roofline(
-        compute=hardware_flops / topology.num_devices / hardware.peak_flops,
-        memory=traffic / hardware.memory_bandwidth,
-        network=sent_bytes / topology.link_bandwidth,
+        compute=hardware_flops / topology.num_devices / kind.peak_flops,
+        memory=traffic / kind.memory_bandwidth,
+        network=network,
     )
+
+
+def _link_bandwidth(topology: Topology) -> float:
+    """What a ring over all devices runs at: GPU nodes do not separate what stays in them from what leaves."""
+    kind = topology.kind
+    if topology.num_slices > 1 and not kind.is_tpu:
+        return min(kind.link_bandwidth, kind.network_bandwidth)
+    return kind.link_bandwidth
 
 
 def train_hardware_flops(config: ModelConfig, counts: Counts, remat: str, with_reference: bool) -> float:

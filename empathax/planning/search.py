@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from empathax.errors import ConfigError
+from empathax.hardware import Topology
 from empathax.parallel.mesh import mesh_shape
 from empathax.planning.compile import Subject
-from empathax.planning.hardware import Topology
 
 MAX_COMPILES = 10
 Plan = dict[str, Any]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from empathax.errors import ConfigError
+from empathax.hardware import Kind, Topology, smaller_to_larger
 from empathax.planning.gpu_specs import target_config
-from empathax.planning.hardware import Hardware, Topology, smaller_to_larger
 
 TPU_INSTALL = "pip install -e '.[plan]', or 'jax[tpu]'"
 GPU_INSTALL = (
@@ -20,21 +20,21 @@ GPU_INSTALL = (
 )
 
 
-def child_environment(hardware: Hardware, num_devices: int, base: Mapping[str, str]) -> dict[str, str]:
+def child_environment(kind: Kind, num_devices: int, base: Mapping[str, str]) -> dict[str, str]:
     """`base` as the process that compiles for at most `num_devices` needs it: this machine's own accelerators stay out.
 
     Compiler flags in `base` (LIBTPU_INIT_ARGS, XLA_FLAGS, as launch/flags_*.sh set them) are kept. Raises ConfigError
-    that says what to install if the compiler for `hardware` is missing.
+    that says what to install if the compiler for `kind` is missing.
     """
     environment = dict(base) | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     environment.setdefault("HF_HUB_ETAG_TIMEOUT", "5")  # a plan needs no hub: what it would say is known here
-    if hardware.platform == "cpu":
+    if kind.platform == "cpu":
         environment["JAX_NUM_CPU_DEVICES"] = str(num_devices)
-    elif hardware.platform == "tpu":
+    elif kind.platform == "tpu":
         _require("libtpu", TPU_INSTALL)
         environment["TPU_SKIP_MDS_QUERY"] = "1"
         environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # beside others that compile, or a run: no chip is touched
-    elif hardware.platform == "cuda":
+    elif kind.platform == "cuda":
         _require("jax_plugins.xla_cuda12", GPU_INSTALL)
         places = _require("nvidia.cuda_nvcc", GPU_INSTALL).submodule_search_locations
         nvcc = Path(next(iter(places or [])))
@@ -50,27 +50,31 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
     import jax
     from jax.experimental import topologies
 
-    hardware = topology.hardware
-    if hardware.platform == "cpu":
+    kind = topology.kind
+    if kind.platform == "cpu":
         return jax.devices("cpu")[: topology.num_devices]
     try:
-        if hardware.platform == "tpu":
-            # a slice smaller than a host's four chips has to say so
-            bounds = {"chips_per_host_bounds": (1, 1, 1)} if topology.num_devices == 1 else {}
-            return topologies.get_topology_desc(platform="tpu", topology_name=str(topology), **bounds).devices
-        nodes, gpus = topology.shape if len(topology.shape) == 2 else (1, *topology.shape)
-        return topologies.get_topology_desc(
-            platform="cuda",
-            topology_name=hardware.kind,
-            target_config=target_config(hardware.kind),
-            topology=f"1x{nodes}x{gpus}",
-        ).devices
+        return topologies.get_topology_desc(platform=kind.platform, **_description(topology)).devices
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0].partition(": ")[2] or str(error)
-        shapes = ", ".join(map(str, smaller_to_larger(hardware.kind)))
+        shapes = ", ".join(map(str, smaller_to_larger(kind.name)))
         raise ConfigError(
             f"--topology={topology} cannot be had from the compiler ({reason}); shapes that are for sale: {shapes}"
         ) from error
+
+
+def _description(topology: Topology) -> dict[str, Any]:
+    """The topology as the compiler's plugin wants it told."""
+    kind = topology.kind
+    if kind.platform == "cuda":
+        description: dict[str, Any] = {"topology_name": kind.name, "target_config": target_config(kind.name)}
+        return description | {"topology": f"1x{topology.num_slices}x{topology.slice_size}"}
+    description = {"topology_name": topology.slice_name, "num_slices": topology.num_slices}
+    if kind.name == "v4":
+        description["chip_config_name"] = "megacore"  # a chip is one device, as jobs on v4 see it
+    if topology.num_devices == 1:
+        description["chips_per_host_bounds"] = (1, 1, 1)  # a slice smaller than a host's four chips has to say so
+    return description
 
 
 def _require(module: str, install: str) -> ModuleSpec:

@@ -28,8 +28,8 @@ class Request:
 
 def answer(request: Request) -> dict[str, Any]:
     """The plan that was asked for. Raises EmpathaxError for what cannot be planned."""
+    from empathax.hardware import parse_hardware
     from empathax.planning.compile import Subject, compile_plan
-    from empathax.planning.hardware import parse_topology
     from empathax.planning.model import find_model
     from empathax.planning.rows import check_enough_rows, find_rows
 
@@ -40,18 +40,18 @@ def answer(request: Request) -> dict[str, Any]:
     if request.search:
         return _search(subject, request)
     check_enough_rows(config, request.stage, rows)
-    return compile_plan(subject, parse_topology(request.topology), request.parts, _say)
+    return compile_plan(subject, parse_hardware(request.topology), request.parts, _say)
 
 
 def _search(subject: Any, request: Request) -> dict[str, Any]:
     """The plan of what was found, or of the last try where nothing fits, with all that was tried."""
+    from empathax.hardware import parse_hardware, smaller_to_larger
     from empathax.planning.compile import compile_plan
-    from empathax.planning.hardware import parse_topology, smaller_to_larger
     from empathax.planning.search import largest_rows, smallest_topology
 
     attempt = partial(compile_plan, parts=("train",), say=_say)
     if ":" in request.topology:
-        topology = parse_topology(request.topology)
+        topology = parse_hardware(request.topology)
         rows, tried = largest_rows(subject, topology, attempt)
         answer: dict[str, Any] = {"largest_rows_per_batch": rows}
         fitting = (subject.with_rows_per_batch(rows), topology) if rows else None

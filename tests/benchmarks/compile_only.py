@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from empathax.planning.hardware import GIB, Topology, parse_topology
+from empathax.hardware import GIB, Topology, parse_hardware
 from empathax.planning.topology import child_environment
 
 ROW_TOKENS = 2048
@@ -96,9 +96,9 @@ def main() -> None:
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--json", type=Path, help="append one JSON object a row to this file")
     args = parser.parse_args()
-    topology = parse_topology(args.topology)
+    topology = parse_hardware(args.topology)
     # before jax is imported: this machine's own accelerators, if any, stay out of it
-    os.environ.update(child_environment(topology.hardware, topology.num_devices, os.environ))
+    os.environ.update(child_environment(topology.kind, topology.num_devices, os.environ))
     rows = []
     for packing in args.packing or ["tree", "pair", "none"]:
         row = compile_step(topology, packing, args.pairs, args.attention)

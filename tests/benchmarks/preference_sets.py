@@ -3,10 +3,11 @@
     python -m tests.benchmarks.preference_sets --sets=position=sets/position,levels=sets/levels --esconv=data/esconv
         --levels=runs/levels --out=DIR [--pairs=96] [--pairs-per-step=12] [--epochs=2] [--held-out=96] [--turns=128]
 
-Sets are directories of build_preferences. Each trained model is asked two things. Which of two held-out replies gained,
-beside the model it started from: reward accuracy on its own set, and on every other; and, as "longer_gained", how often
-the longer one. Then it answers turns of ESConv's test dialogues: validation_gap and the words of a reply. Intervals are
-95 % bootstrap over dialogues. DIR/sets.json has the numbers, DIR/MODEL/ the weights and evaluation.json.
+Sets are directories of build_preferences, or files that training reads as preferences. Each trained model is asked two
+things. Which of two held-out replies gained, beside the model it started from: reward accuracy on its own set, and on
+every other; and, as "longer_gained", how often the longer one. Then it answers turns of ESConv's test dialogues:
+validation_gap, the words of a reply, and the change of both. Intervals are 95 % bootstrap over dialogues, changes in
+pairs. DIR/sets.json has the numbers, DIR/MODEL/ the weights, DIR/evaluations/MODEL/ the replies.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from empathax.data.encoding import ReplyEncoder
 from empathax.data.examples import EncodedSplit, encode_rows
 from empathax.data.records import Row
 from empathax.data.sources import load_splits
-from empathax.evaluation.report.bootstrap import Resampled, resample
+from empathax.evaluation.report.bootstrap import Resampled, difference, resample
 from empathax.evaluation.report.record_file import read_record
 from empathax.evaluation.report.statistics import MeanOfValues
 from empathax.models.export import export_model
@@ -54,7 +55,7 @@ class PreferenceSet:
     @classmethod
     def read(cls, directory: Path, source: ModelSource, args: argparse.Namespace) -> PreferenceSet:
         """Whole dialogues in an order of their own until there are enough pairs."""
-        options = DataOptions(preference_path=str(directory), max_length=args.max_length)
+        options = DataOptions(preference_path=str(directory), max_length=args.max_length, eval_fraction=0.3)
         encoder = ReplyEncoder(ChatTemplate(source.tokenizer(), family=source.config.family), options)
         splits = load_splits(options, "dpo")
         parts = ((splits.train, args.pairs), (splits.eval, args.held_out))
@@ -69,7 +70,8 @@ def compare(args: argparse.Namespace) -> dict[str, Found]:
     config = Config(dpo=DpoOptions(learning_rate=args.learning_rate, schedule="cosine", reference="precomputed"))
     scorer = Scorer(source, config)
     held_reference = {name: scorer.logps(params, one.held_out.groups) for name, one in sets.items()}
-    found = {BASE: _reply_metrics(MODEL, BASE, args)}
+    before = _replies(MODEL, BASE, args)
+    found = {BASE: {metric: _with_interval(before[metric]) for metric in REPLY_METRICS}}
     for name, one in sets.items():
         print(name, flush=True)
         reference = scorer.logps(params, one.train.groups)
@@ -78,7 +80,7 @@ def compare(args: argparse.Namespace) -> dict[str, Found]:
         trained = train(source, params, config, fixed_batches(steps, "tree", ref_logps=reference))
         found[name] = _gained(scorer, trained, {other: s.held_out for other, s in sets.items()}, held_reference)
         directory = export_model(trained, source.config, source.tokenizer(), args.out / name)
-        found[name] |= _reply_metrics(str(directory), name, args)
+        found[name] |= _reply_metrics(_replies(str(directory), name, args), before)
     return found
 
 
@@ -130,7 +132,16 @@ def _with_interval(metric: Resampled) -> tuple[float, float, float]:
     return metric.value, *(metric.interval() or (np.nan, np.nan))
 
 
-def _reply_metrics(model: str, name: str, args: argparse.Namespace) -> Found:
+def _reply_metrics(after: dict[str, Resampled], before: dict[str, Resampled]) -> Found:
+    found: Found = {}
+    for metric in REPLY_METRICS:
+        found[metric] = _with_interval(after[metric])
+        change = after[metric].value - before[metric].value
+        found[f"change of {metric}"] = (change, *(difference(after[metric], before[metric]) or (np.nan, np.nan)))
+    return found
+
+
+def _replies(model: str, name: str, args: argparse.Namespace) -> dict[str, Resampled]:
     """What `evaluate` says of the model's replies to ESConv's test turns."""
     record = args.out / "evaluations" / name
     if not (record / "evaluation.json").exists():
@@ -142,8 +153,7 @@ def _reply_metrics(model: str, name: str, args: argparse.Namespace) -> Found:
         record.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(command, check=True)
     read = read_record(record / "evaluation.json")
-    resampled = resample(read.per_example, read.metrics, seed=0)
-    return {metric: _with_interval(resampled[metric]) for metric in REPLY_METRICS}
+    return resample(read.per_example, read.metrics, seed=0)
 
 
 def _named_paths(text: str) -> dict[str, Path]:
@@ -153,7 +163,7 @@ def _named_paths(text: str) -> dict[str, Path]:
 def main() -> None:
     """Reads the flags, trains, asks, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sets", type=_named_paths, required=True, help="NAME=DIR,... of build_preferences")
+    parser.add_argument("--sets", type=_named_paths, required=True, help="NAME=DIR or FILE,...")
     parser.add_argument("--esconv", type=Path, required=True)
     parser.add_argument("--levels", type=Path, required=True, help="classifier of train_classifier --task=levels")
     parser.add_argument("--out", type=Path, required=True)

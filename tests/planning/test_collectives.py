@@ -138,3 +138,24 @@ def test_moved_logits_are_found(mesh):
         assert collectives
         found[width] = len(moved_logits(collectives, trained_slots=96, model_dim=64))
     assert found == {512: 1, 64: 0}
+
+
+# What libtpu makes of a sum and of a gather over two and three slices (attributes shortened).
+SLICES = """
+ENTRY %main (arg: f32[48,8,128]) -> f32[8] {
+  %arg = f32[48,8,128]{2,1,0:T(8,128)} parameter(0)
+  %token = token[] after-all()
+  %send = (f32[48,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%arg, %token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2,3}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  %send.1 = (f32[96,256]{1,0:T(8,128)}, u32[], token[]) send(%param.1, %token), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_GATHER"}
+  %recv.1 = (f32[192,256]{1,0:T(8,128)}, u32[], token[]) recv(%token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_GATHER"}
+  ROOT %out = f32[8]{0} custom-call(%sent)
+}
+"""  # noqa: E501
+
+
+def test_what_goes_between_slices_counts_apart():
+    assert by_kind(collectives_of(parse_program(SLICES))) == {
+        "all-gather between slices": {"count": 1, "bytes": 96 * 256 * 4},  # its part to the other slice
+        "all-reduce between slices": {"count": 1, "bytes": 48 * 8 * 128 * 4 * 4 // 3},  # a ring of three: 2 x 2 / 3
+    }

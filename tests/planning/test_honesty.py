@@ -3,8 +3,8 @@
 import jax
 import pytest
 
+from empathax.hardware import parse_hardware
 from empathax.planning.compile import Subject, compile_plan
-from empathax.planning.hardware import parse_topology
 from empathax.planning.memory import compiled_bytes
 from empathax.planning.model import find_model
 from empathax.planning.rows import find_rows
@@ -61,7 +61,7 @@ def test_bytes_are_those_of_the_step_that_train_runs(monkeypatch, tmp_path, refe
     )
     model = find_model(config.model.path)
     subject = Subject(config, "dpo", model, *find_rows(config, "dpo", model))
-    plan = compile_plan(subject, parse_topology("cpu:8"), ("train",), lambda text: None)
+    plan = compile_plan(subject, parse_hardware("cpu:8"), ("train",), lambda text: None)
     called = _called_step(monkeypatch, config, tmp_path / "run")
     planned = plan["bytes_per_device"]
     assert planned["total"] == compiled_bytes(called)

@@ -59,7 +59,7 @@ def test_an_adapter_on_frozen_weights_in_four_bits(capsys, short):
 @pytest.mark.parametrize(
     ("flags", "code", "reason"),
     [
-        (["--topology=v9:4"], 2, "no known hardware"),
+        (["--topology=v9:4"], 2, "is not known"),
         (["--topology=cpu:2", "--parts=train,sleep"], 2, "--parts=train,sleep"),
         (["--topology=cpu:2", "--stage=dpo"], 2, "this config's stages are sft"),
         (["--topology=cpu:2", "--config.mesh.data=3"], 2, "does not fit 2 devices"),

@@ -4,15 +4,15 @@ import dataclasses
 
 import pytest
 
+from empathax.hardware import parse_hardware
 from empathax.models.architecture import preset
 from empathax.planning.flops import Counts, forward_flops, forward_parts, train_flops
-from empathax.planning.hardware import parse_topology
 from empathax.planning.roofline import roofline, train_hardware_flops
 
 
 def test_the_longest_and_the_sum_of_three_times():
     # 16 v5e chips: 16 x 197 TFLOP/s, 819 GB/s and 200 GB/s a chip
-    found = roofline(parse_topology("v5e:4x4"), 2 * 16 * 197e12, 300 * 10**9, 100 * 10**9, 9500 * 10**6, 19 * 10**9)
+    found = roofline(parse_hardware("v5e:4x4"), 2 * 16 * 197e12, 300 * 10**9, 100 * 10**9, 9500 * 10**6, 0, 19 * 10**9)
     assert found is not None
     assert found.compute == pytest.approx(2.0)
     assert found.memory == pytest.approx((2 * (300 + 100 + 9.5) + 19) / 819)
@@ -21,8 +21,30 @@ def test_the_longest_and_the_sum_of_three_times():
     assert found.longest == pytest.approx(found.compute + found.memory + found.network)
 
 
+def test_slices_have_a_slow_network_between_them_beside_their_links():
+    # of a v5e pod's 6.4 Tbit/s a chip has 3.125 GB/s
+    alone = roofline(parse_hardware("v5e:4x4"), 1e12, 1, 1, 10**9)
+    found = roofline(parse_hardware("2xv5e:4x4"), 1e12, 1, 1, 10**9, 5 * 10**9)
+    assert alone is not None
+    assert found is not None
+    assert alone.network == pytest.approx(1 / 200)
+    assert found.network == pytest.approx(5 / 3.125)
+    assert found.memory > alone.memory
+
+
+def test_a_step_over_nodes_sends_at_the_speed_of_the_network_card():
+    one, two = (roofline(parse_hardware(name), 1e12, 1, 1, 10**9) for name in ("h100:8", "h100:2x8"))
+    assert one is not None
+    assert two is not None
+    assert (one.network, two.network) == (pytest.approx(1 / 450), pytest.approx(1 / 50))
+
+
+def test_a_network_whose_rate_is_not_known_has_no_bound():
+    assert roofline(parse_hardware("2xtpu7x:2x2x1"), 1e12, 1, 1, 1, 1) is None
+
+
 def test_a_cpu_has_no_known_rates():
-    assert roofline(parse_topology("cpu:2"), 1e12, 1, 1, 1) is None
+    assert roofline(parse_hardware("cpu:2"), 1e12, 1, 1, 1) is None
 
 
 def test_recomputation_is_arithmetic_of_the_hardware_only():

@@ -6,8 +6,8 @@ import pytest
 
 from empathax.data.packing import RowSizes
 from empathax.errors import ConfigError
+from empathax.hardware import parse_hardware, smaller_to_larger
 from empathax.planning.compile import Subject
-from empathax.planning.hardware import parse_topology, smaller_to_larger
 from empathax.planning.model import find_model
 from empathax.planning.rows import Rows
 from empathax.planning.search import MAX_COMPILES, largest_rows, smallest_topology
@@ -36,19 +36,19 @@ def _attempt(capacity: float):
 @pytest.mark.parametrize("largest", [4, 36, 100])
 def test_the_largest_batch(start, largest):
     capacity = (100 + (largest + 3) ** 1.1 / 100**0.1) / 4
-    rows, plans = largest_rows(_subject(start), parse_topology("v5e:2x2"), _attempt(capacity))
+    rows, plans = largest_rows(_subject(start), parse_hardware("v5e:2x2"), _attempt(capacity))
     assert rows == largest
     assert len(plans) <= MAX_COMPILES
 
 
 def test_nothing_fits():
-    rows, plans = largest_rows(_subject(16), parse_topology("v5e:2x2"), _attempt(1))
+    rows, plans = largest_rows(_subject(16), parse_hardware("v5e:2x2"), _attempt(1))
     assert rows == 0
     assert [plan["rows_per_batch"] for plan in plans] == [16, 8, 4]
 
 
 def test_no_more_rows_than_the_data_have():
-    rows, _ = largest_rows(_subject(4, num_rows=39), parse_topology("v5e:2x2"), _attempt(1e6))
+    rows, _ = largest_rows(_subject(4, num_rows=39), parse_hardware("v5e:2x2"), _attempt(1e6))
     assert rows == 36
 
 
