@@ -17,7 +17,7 @@ Settings and errors
     config_flags.py      --config flags to settings: one run, or the variations of a sweep
     losses.py, loss_checks.py    which preference losses exist and what each takes; what does not fit together
     lora_settings.py     adapters: names of what they are on, ranks and scales; what does not go together
-    hardware.py          TPU slices and GPU nodes by name
+    hardware.py          TPU slices and GPU nodes by name, with their memory and rates
     mesh_settings.py     what config.mesh may say: sizes, presets by hardware, rules of what lies where
     recipes.py           the two papers' recipes, for the files in configs/
     errors.py            every error a user can meet, and its exit code
@@ -154,11 +154,12 @@ preferences/: preference data, made, judged and known (docs/preference_data.md)
     contexts.py, pairs.py    where a supporter speaks; a pair with where everything in it comes from
     rule_sets.py         the door to sets made by rules
     llm_sets.py          the door to sets made with a language model, which these make:
+    llm_source.py, candidate_files.py    the contexts to write for; what was written and how it was ranked, as files
     candidates.py, prompts/    a reply per level of validation, per style, or several samples
     backends.py, local_backend.py    who writes and judges: a server, or a model in this process
     ranking.py, rankers.py    votes and their majority; an LLM as judge, the classifier of levels
     review.py, agreement.py    human ranks as CSV; Fleiss' kappa
-    dry_run.py           what a run would ask and cost
+    flags.py, dry_run.py    the command's flags; what a run would ask and cost
     rules.py, reply_pool.py, emotions.py    the rules; replies moved between dialogues; Plutchik's wheel
     filters.py           which pairs are kept, by these:
     wordings.py, near_duplicates.py, overlap.py    refusals and harm; Jaccard similarity; held-out dialogues
@@ -170,7 +171,7 @@ planning/: what a config needs of hardware that is not there
     worker.py, child.py  the process that compiles, and how it is run and heard
     compile.py           a stage's functions compiled for a topology; the plan as plain values
     steps.py             those functions lowered, with the shapes and shardings of a run
-    hardware.py, topology.py, gpu_specs.py    devices by kind, with their rates; how jax gets them
+    topology.py, gpu_specs.py    how jax gets devices that are not there
     model.py, known_models.py    an architecture without its weights
     rows.py              the data's rows, or assumed ones
     memory.py, roofline.py, flops.py    bytes of a device; least time; useful arithmetic

@@ -16,13 +16,14 @@ from empathax.errors import ConfigError
 SWEEP = "get_sweep"
 
 
-def load_config(argv: Sequence[str]) -> tuple[Config, list[str]]:
+def load_config(argv: Sequence[str], default: ml_collections.ConfigDict | None = None) -> tuple[Config, list[str]]:
     """Reads `--config=FILE` and `--config.a.b=VALUE` out of a command's arguments (without the program's name).
 
-    Returns the checked config and the arguments that are left. Raises ConfigError for a file that cannot be read, a key
-    that does not exist or a value of the wrong type.
+    Without `--config=FILE` the settings are `default`'s, if it is given. Returns the checked config and the arguments
+    that are left. Raises ConfigError for a file that cannot be read, a key that does not exist or a value of the wrong
+    type.
     """
-    _, source, rest = _read(argv)
+    _, source, rest = _read(argv, default)
     return from_config_dict(source), rest
 
 
@@ -40,17 +41,24 @@ def load_sweep(argv: Sequence[str]) -> tuple[dict[str, Config], list[str]]:
     return {name: from_config_dict(_changed(source, changes, name)) for name, changes in variations.items()}, rest
 
 
-def _read(argv: Sequence[str]) -> tuple[str, dict[str, Any], list[str]]:
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["empathax", *argv])
+def _read(
+    argv: Sequence[str], default: ml_collections.ConfigDict | None = None
+) -> tuple[str, dict[str, Any], list[str]]:
+    values, seen = flags.FlagValues(), ["empathax", *argv]
+    names_file = any(argument.lstrip("-").split("=")[0] == "config" for argument in argv)
+    if default is not None and not names_file:
+        config_flags.DEFINE_config_dict("config", default, flag_values=values, sys_argv=seen)
+    else:
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=seen)
     try:
-        rest = values(["empathax", *argv], known_only=True)[1:]
-        source = values.config.to_dict() if values["config"].present else None
+        rest = values(seen, known_only=True)[1:]
+        is_given = values["config"].present or (default is not None and not names_file)
+        source = values.config.to_dict() if is_given else None
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"the --config flags cannot be used: {_said(error)}") from error
     if source is None:
         raise ConfigError("no --config=FILE was given; configs/ holds ready ones, configs/demo.py for example")
-    return config_flags.get_config_filename(values["config"]), source, rest
+    return config_flags.get_config_filename(values["config"]) if names_file else "", source, rest
 
 
 def _variations(path: str) -> Mapping[str, Mapping[str, Any]] | None:

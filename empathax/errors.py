@@ -52,6 +52,12 @@ class Preempted(EmpathaxError):
     exit_code = 75
 
 
+class Interrupted(EmpathaxError):
+    """Ctrl-C; says what is kept."""
+
+    exit_code = 130
+
+
 def raise_all(kind: type[EmpathaxError], heading: str, problems: Sequence[str], limit: int = 20) -> None:
     """Raises one `kind` that lists every problem (the first `limit` in full); returns if there is none."""
     if not problems:

@@ -8,6 +8,8 @@ from empathax import build_preferences
 from empathax.config import DataOptions
 from empathax.data.records import PreferenceRow
 from empathax.data.sources import load_splits
+from empathax.preferences import flags
+from empathax.preferences.rules import RULES
 from tests.preferences.dialogues import dialogue, write_corpus
 
 
@@ -72,11 +74,70 @@ def test_pairs_that_show_words_of_a_later_split_are_left_out(tmp_path):
         (["--rules=position", "--surce=x"], 2, "unknown arguments: --surce=x"),
         (["--rules=failed_supporter", "--failed=nowhere.json"], 3, "nowhere.json: no such file"),
         (["--rules=position", "--max-length-ratio=0.5"], 2, "expected 1 or more"),
+        (["--rules=position", "--splits=test,train", "--config.data.eval_path=absent"], 3, "absent"),
     ],
 )
 def test_what_cannot_work_is_said(corpus, tmp_path, capsys, flags, code, said):
     assert run(f"--source={corpus}", f"--out={tmp_path / 'out'}", *flags) == code
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--rules=position", "--dry-run"], "--dry-run would have no effect"),
+        (["--rules=position", "--rank=judge", "--budget=3"], "--rank, --budget would have no effect"),
+        (["--candidates=levels", "--model=m", "--reviews=a.csv"], "--reviews would have no effect"),
+        (["--candidates=levels", "--model=m", "--levels=dir"], "--levels would have no effect"),
+        (["--candidates=levels", "--model=m", "--failed=f"], "--failed would have no effect"),
+        (["--inspect=x", "--seed=3"], "--seed would have no effect"),
+        (["--candidates=levels", "--max-contexts=-2"], "'-2': expected a whole number from 0 on"),
+        (["--candidates=levels", "--top-p=7"], "'7': expected a number from 0 to 1"),
+        (["--candidates=levels", "--temperature=hot"], "'hot': expected a number from 0 on"),
+    ],
+)
+def test_flags_that_say_nothing_are_refused(corpus, tmp_path, capsys, given, said):
+    with pytest.raises(SystemExit, match="2"):
+        run(f"--source={corpus}", f"--out={tmp_path / 'out'}", *given)
+    assert said in capsys.readouterr().err
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path, capsys):
+    source = tmp_path / "one.jsonl"
+    source.write_text("".join(json.dumps(dialogue(number)) + "\n" for number in range(40)))
+    assert run(f"--source={source}", "--rules=position", f"--out={tmp_path / 'out'}", "--splits=test") == 3
+    assert "has nothing in the split 'test'; contexts that it has: train" in capsys.readouterr().err
+
+
+def test_settings_say_what_the_contexts_are(corpus, tmp_path, capsys):
+    out = tmp_path / "all"
+    settings = "--config.data.max_train_dialogues=20"
+    assert run(f"--source={corpus}", "--rules=all", f"--out={out}", settings) == 0
+    assert "train 160 in 20 of 30 dialogues, valid 48 in 6 of 6 dialogues; data.seeker" in capsys.readouterr().out
+    found = {rule: json.loads((out / rule / "summary.json").read_text())["settings"] for rule in RULES}
+    assert found["position"]["data"]["max_train_dialogues"] == 20
+    assert found["failed_supporter"]["failed"] == str(corpus / "failed_esconv.json")
+    assert found["position"]["failed"] is None
+    for rule in RULES:  # each can be made again by itself
+        assert run(f"--source={corpus}", f"--rules={rule}", f"--out={out / rule}", settings) == 0
+
+
+def test_failed_dialogues_lie_beside_a_source_that_is_a_file(corpus, tmp_path):
+    assert run(f"--source={corpus / 'train.jsonl'}", "--rules=failed_supporter", f"--out={tmp_path / 'out'}") == 0
+
+
+def test_a_rule_that_fails_leaves_nothing_behind(tmp_path):
+    rows = [
+        {"messages": [{"role": "user", "content": f"a{n}"}, {"role": "assistant", "content": "b"}]} for n in range(9)
+    ]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    assert run(f"--source={tmp_path / 'chat.jsonl'}", "--rules=opposite_emotion", f"--out={out}") == 3
+    assert not out.exists()
+
+
+def test_the_help_names_every_rule():
+    assert flags.RULES.split(",") == list(RULES)
 
 
 def test_a_directory_with_another_set_is_refused(corpus, tmp_path, capsys):

@@ -66,12 +66,13 @@ def parse_esconv(value: Any, origin: str) -> Dialogue:
 def parse_empathetic_dialogues(
     rows: Iterable[tuple[Mapping[str, str], str]],
 ) -> Iterator[tuple[Dialogue | BadRow, str]]:
-    """Dialogues of EmpatheticDialogues from its CSV rows; odd utterances are the speaker's (user).
+    """Dialogues of EmpatheticDialogues from its CSV rows; odd utterances are the speaker's (user). `meta` has the
+    situation and, where the file has the column `context`, the emotion.
 
     Yields (dialogue or what is wrong, "file:line").
     """
     by_conversation: dict[str, list[tuple[int, str, str]]] = {}
-    situations: dict[str, str] = {}
+    metas: dict[str, dict[str, str]] = {}
     for row, origin in rows:
         try:
             name, text, index = row["conv_id"], row["utterance"].strip(), int(row["utterance_idx"])
@@ -81,7 +82,10 @@ def parse_empathetic_dialogues(
         if not text:
             yield BadRow("the utterance is empty"), origin
             continue
-        situations.setdefault(name, (row.get("prompt") or "").replace("_comma_", ",").strip())
+        if name not in metas:
+            metas[name] = {"situation": (row.get("prompt") or "").replace("_comma_", ",").strip()}
+            if emotion := (row.get("context") or "").strip():
+                metas[name]["emotion_type"] = emotion
         by_conversation.setdefault(name, []).append((index, text.replace("_comma_", ","), origin))
     for name, turns in by_conversation.items():
         turns.sort(key=lambda turn: turn[0])
@@ -91,7 +95,7 @@ def parse_empathetic_dialogues(
         )
         origin = turns[0][2]
         if any(message.role == "assistant" for message in messages):
-            yield Dialogue(messages, messages_id(messages), origin, meta={"situation": situations[name]}), origin
+            yield Dialogue(messages, messages_id(messages), origin, meta=metas[name]), origin
         else:
             yield NoReply("no assistant turn to learn from"), origin
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.resources
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from empathax.evaluation.level_shares import LEVELS
 from empathax.preferences.backends import Backend
 from empathax.preferences.contexts import Context
 from empathax.preferences.pairs import Candidate
+from empathax.preferences.wordings import is_leaked, is_refusal
 
 KINDS = ("levels", "styles", "samples")
 STYLES = ("supportive", "prescriptive")
@@ -50,9 +51,24 @@ class Sampling:
     seed: int = 0
     temperature: float = 0.7
     top_p: float = 1.0
-    max_tokens: int = 128
+    max_tokens: int = 256
     history_turns: int = 0
     opening_user_turn: str = "Hello."
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote for one context.
+
+    Attributes:
+        candidates: replies that can be ranked, in the order they were asked for.
+        left_out: (why, reply) for those that decline in plain words ("refusal") or show a prompt ("template").
+        statuses: of every request: answered, refused, empty or failed.
+    """
+
+    candidates: tuple[Candidate, ...]
+    left_out: tuple[tuple[str, Candidate], ...]
+    statuses: tuple[str, ...]
 
 
 def variants(kind: str, num_samples: int = 4, system: str | None = None) -> list[Variant]:
@@ -89,26 +105,41 @@ def candidate_request(context: Context, variant: Variant, sampling: Sampling) ->
 
 
 def write_candidates(
-    backend: Backend, contexts: Sequence[Context], asked: Sequence[Variant], sampling: Sampling
-) -> list[tuple[tuple[Candidate, ...], list[ChatOutcome]]]:
-    """For each context its candidates, in the order of `asked` and without those that were refused, failed or came
-    empty, and the outcomes of all.
+    backend: Backend,
+    contexts: Sequence[Context],
+    asked: Sequence[Variant],
+    sampling: Sampling,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Written]:
+    """For each context what was written for it; `on_progress` is told how many requests are done.
 
     Raises ConfigError and DataError as `ChatServer.complete`.
     """
     requests = [candidate_request(context, variant, sampling) for context in contexts for variant in asked]
-    outcomes = backend.complete(requests)
+    outcomes = backend.complete(requests, on_progress)
     found = []
     for number in range(len(contexts)):
         part = slice(number * len(asked), (number + 1) * len(asked))
-        rows = zip(asked, requests[part], outcomes[part], strict=True)
-        candidates = tuple(
+        replies = [
             Candidate(outcome.text, _source(backend, variant, request, outcome))
-            for variant, request, outcome in rows
+            for variant, request, outcome in zip(asked, requests[part], outcomes[part], strict=True)
             if outcome.status == ANSWERED
+        ]
+        judged = [(_why_left_out(reply.text), reply) for reply in replies]
+        found.append(
+            Written(
+                candidates=tuple(reply for why, reply in judged if not why),
+                left_out=tuple((why, reply) for why, reply in judged if why),
+                statuses=tuple(outcome.status for outcome in outcomes[part]),
+            )
         )
-        found.append((candidates, outcomes[part]))
     return found
+
+
+def _why_left_out(text: str) -> str:
+    if is_refusal(text):
+        return "refusal"
+    return "template" if is_leaked(text) else ""
 
 
 def _source(backend: Backend, variant: Variant, request: ChatRequest, outcome: ChatOutcome) -> Mapping[str, Any]:

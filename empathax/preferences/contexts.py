@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,37 @@ def load_contexts(rows: dict[str, list[Row]], options: DataOptions) -> dict[str,
     if not any(found.values()):
         raise DataError(f"{options.path}: no row has a turn of the seeker's that a supporter could answer")
     return found
+
+
+def in_splits(contexts: Mapping[str, list[Context]], names: Sequence[str], path: str) -> dict[str, list[Context]]:
+    """The contexts of the splits `names`; of train and valid, where there are any, if none is named.
+
+    Raises:
+        DataError: a split that was named has none.
+    """
+    found = {split: part for split, part in contexts.items() if part}
+    for name in names:
+        if name not in found:
+            counts = ", ".join(f"{split} {len(part):,}" for split, part in found.items())
+            raise DataError(f"{path} has nothing in the split {name!r}; contexts that it has: {counts}")
+    return {split: part for split, part in found.items() if split in (names or SPLITS[:2])}
+
+
+def counts_in_words(path: str, rows: Mapping[str, Sequence[Row]], contexts: Mapping[str, Sequence[Context]]) -> str:
+    """How many contexts there are, and of how many dialogues, for the terminal."""
+    parts = []
+    for split, part in contexts.items():
+        used, known = (len({one.dialogue_id for one in found}) for found in (part, rows[split]))
+        parts.append(f"{split} {len(part):,} in {used:,} of {known:,} dialogues")
+    hint = "; data.seeker_first_only and limits of --config leave out the others"
+    is_less = any(len({c.dialogue_id for c in contexts[s]}) < len({r.dialogue_id for r in rows[s]}) for s in contexts)
+    return f"contexts of {path}: {', '.join(parts)}{hint if is_less else ''}"
+
+
+def data_settings(options: DataOptions) -> dict[str, Any]:
+    """The settings of --config that decide which contexts there are."""
+    names = ("seeker_first_only", "max_train_dialogues", "max_eval_dialogues", "eval_path", "eval_fraction")
+    return {name: getattr(options, name) for name in names}
 
 
 def contexts_of(rows: Sequence[Row]) -> Iterator[Context]:

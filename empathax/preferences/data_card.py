@@ -8,6 +8,7 @@ from typing import Any
 
 from empathax.preferences.filters import REASONS
 from empathax.preferences.rules import RULES
+from empathax.preferences.surface_cues import LONG, SEPARATES
 
 _ORIGIN = {
     "levels": "Replies were written by a language model, one for each of the four levels of validation, and ranked.",
@@ -30,9 +31,9 @@ def card(name: str, summary: Mapping[str, Any]) -> str:
         + json.dumps({"settings": summary["settings"], "notes": summary["notes"]}, indent=1, ensure_ascii=False)
         + "\n```",
         "## Licence and use\nPrompts, and replies that people wrote, come from the source above and stay under its "
-        "licence (ESConv: CC BY-NC 4.0, academic research only); replies of a model also under that model's terms. The "
-        "dialogues are about distress, abuse and illness. The filters for refusals and harmful advice are word lists: "
-        "they catch the coarse cases only. Not for a service without people who review it.",
+        "licence (ESConv's: CC BY-NC 4.0, academic research only); replies of a model also under that model's terms. "
+        "The dialogues are about distress, abuse and illness. The filters for refusals and harmful advice are word "
+        "lists: they catch the coarse cases only. Not for a service without people who review it.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -80,5 +81,12 @@ def _dropped(splits: Mapping[str, Any]) -> str:
 
 
 def _warnings(summary: Mapping[str, Any]) -> str:
-    found = summary["warnings"] or ["Neither words nor length alone tell chosen from rejected in most pairs."]
+    found = list(summary["warnings"])
+    if not any(facts["pairs"] for facts in summary["splits"].values()):
+        found.append("There are no pairs in it.")
+    elif not found:
+        found = [
+            f"Words alone order fewer than {SEPARATES:.0%} of the pairs rightly and length alone fewer than "
+            f"{LONG:.0%}, from where on a warning would stand here; the table above says how far they go."
+        ]
     return "## What to beware of\n" + "\n".join(f"- {text}" for text in found)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from empathax.evaluation.judging.chat_requests import ChatRequest
 from empathax.evaluation.judging.limits import Prices, estimated_tokens
 from empathax.preferences.candidates import candidate_request
-from empathax.preferences.llm_sets import Recipe, Source
+from empathax.preferences.llm_sets import Recipe
+from empathax.preferences.llm_source import Source
 from empathax.preferences.pairs import Candidate
 from empathax.preferences.rankers import RUBRICS, judge_requests
 from empathax.preferences.ranking import Task

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,7 @@ def inspect_set(path: str, options: DataOptions, classifier: Classifier | None =
     Raises:
         DataError: the set cannot be read, or has no pairs.
     """
+    _check_is_one(Path(path))
     splits = load_splits(_for(path, options), "dpo")
     parts = {"train": splits.train, "held out": splits.eval}
     found = {
@@ -116,6 +118,34 @@ def in_words(path: str, found: dict[str, SplitFacts]) -> str:
         )
         lines += [f"  warning: {text}" for text in cues.warnings()]
     return "\n".join(lines)
+
+
+def scalars(facts: SplitFacts) -> dict[str, float]:
+    """The numbers of a split by name."""
+    cues = facts.cues
+    return {
+        "pairs": facts.num_pairs,
+        "words_alone_accuracy": cues.bag_accuracy,
+        "length_alone_accuracy": cues.length_accuracy,
+        "chosen_words": cues.chosen_words,
+        "rejected_words": cues.rejected_words,
+        "duplicates": facts.duplicates,
+        "near_duplicates": facts.near_duplicates,
+    }
+
+
+def samples_in_markdown(facts: SplitFacts) -> str:
+    """The samples as a table: the last turn before the reply, and both replies."""
+    rows = [(sample.turns[-1].content, sample.row.chosen, sample.row.rejected) for sample in facts.samples]
+    lines = [" | ".join(" ".join(cell.replace("|", "/").split()) for cell in row) for row in rows]
+    return "\n".join(["| seeker | chosen | rejected |", "|---|---|---|", *(f"| {line} |" for line in lines)])
+
+
+def _check_is_one(path: Path) -> None:
+    """Raises a DataError for a directory of several sets."""
+    inside = sorted(place.parent.name for place in path.glob("*/train.jsonl")) if path.is_dir() else []
+    if inside and not (path / "train.jsonl").exists():
+        raise DataError(f"{path} holds several sets: inspect one of them, {', '.join(inside)}")
 
 
 def _for(path: str, options: DataOptions) -> DataOptions:

@@ -9,28 +9,27 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from empathax.config import DataOptions
 from empathax.errors import DataError
-from empathax.evaluation import output
 from empathax.preferences.backends import Backend
-from empathax.preferences.candidates import Sampling, Variant, write_candidates
-from empathax.preferences.contexts import Context, digest, load_contexts, load_rows
-from empathax.preferences.filters import FilterOptions, filter_pairs
-from empathax.preferences.overlap import HeldOutTexts, held_out_texts
+from empathax.preferences.candidate_files import Judged, write_files
+from empathax.preferences.candidates import Sampling, Variant, Written, write_candidates
+from empathax.preferences.contexts import Context, digest
+from empathax.preferences.filters import Filtered, FilterOptions, filter_pairs
+from empathax.preferences.llm_source import Source
 from empathax.preferences.pairs import Pair
-from empathax.preferences.ranking import Ranker, Ranking, Task, choose
-from empathax.preferences.review import HumanRanker, agreement, write_review
-from empathax.preferences.set_files import PreferenceSet, start, write_set
+from empathax.preferences.rankers import UNREADABLE
+from empathax.preferences.ranking import Ranker, Task, choose
+from empathax.preferences.review import agreement, check_all_used
+from empathax.preferences.set_files import PreferenceSet, contexts_done, start, write_set
 
-CANDIDATES, REVIEW = "candidates.jsonl", "review.csv"
 PORTION = 32  # contexts
+CUT = 0.05  # share of replies cut at the token limit from which on a set is warned of
+_SECONDS_A_LINE = 30.0  # of progress within a portion
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class Recipe:
     Attributes:
         kind: "levels", "styles" or "samples".
         variants: the replies asked for in each context.
+        splits: those wanted; empty = train and valid, where there are such.
         max_contexts: of each split, evenly spread; 0 = all.
         min_margin: pairs found to differ by less are dropped.
     """
@@ -52,16 +52,19 @@ class Recipe:
     min_margin: float = 0.0
     filters: FilterOptions = field(default_factory=FilterOptions)
 
-    def settings(self, writer: Backend, rankers: Sequence[Ranker], contexts: Mapping[str, Any]) -> dict[str, Any]:
+    def settings(self, source: Source, writer: Backend, rankers: Sequence[Ranker]) -> dict[str, Any]:
         """Everything that decides what is in the set, plain values."""
         return {
             "candidates": self.kind,
+            "source": source.path,
+            "data": source.settings,
+            "splits": list(source.contexts),
+            "max_contexts": self.max_contexts,
+            "contexts": digest(source.contexts.items()),
             "writer": dict(writer.identity),
             "prompts": {variant.name: variant.version for variant in self.variants},
             "sampling": vars(self.sampling),
-            "rankers": [ranker.name for ranker in rankers],
-            "contexts": digest(contexts.items()),
-            "splits": list(self.splits),
+            "rankers": {ranker.name: dict(ranker.settings) for ranker in rankers},
             "min_margin": self.min_margin,
             **vars(self.filters),
         }
@@ -71,32 +74,12 @@ class Recipe:
 class _Progress:
     """What was done so far, by split."""
 
-    tasks: dict[str, list[Task]] = field(default_factory=dict)
-    rankings: dict[str, list[list[Ranking]]] = field(default_factory=dict)
-    statuses: Counter[str] = field(default_factory=Counter)
+    judged: dict[str, list[Judged]] = field(default_factory=dict)
     error: DataError | None = None
 
-
-@dataclass(frozen=True)
-class Source:
-    """Contexts by split, those whose prompts show words of a later split left out, and these words."""
-
-    contexts: dict[str, list[Context]]
-    held_out: dict[str, HeldOutTexts]
-    num_overlapping: int
-
-
-def read_source(options: DataOptions, splits: Sequence[str], max_contexts: int) -> Source:
-    """The contexts to write replies for. Raises a DataError if the source cannot be read or has none."""
-    rows = load_rows(options)
-    found = {split: part for split, part in load_contexts(rows, options).items() if split in splits and part}
-    held_out = {split: held_out_texts(rows, split) for split in found}
-    clean = {
-        split: [one for one in part if not any(held_out[split].shared(turn.content) for turn in one.prompt)]
-        for split, part in found.items()
-    }
-    lost = sum(map(len, found.values())) - sum(map(len, clean.values()))
-    return Source({split: _spread(part, max_contexts) for split, part in clean.items()}, held_out, lost)
+    @property
+    def every(self) -> list[Judged]:
+        return [one for part in self.judged.values() for one in part]
 
 
 def build_llm_set(
@@ -115,27 +98,34 @@ def build_llm_set(
     rank and have not yet, there are no pairs, but candidates and the file for annotators.
 
     Raises:
-        ConfigError: `out` holds another set; or as `ChatServer.complete`.
-        DataError: as `ChatServer.complete`, after the files were written with what was done.
+        ConfigError: `out` holds another set, or a review.csv with ranks of other replies; or as `ChatServer.complete`.
+        DataError: as `ChatServer.complete`, after the files were written with what was done, if that is more than they
+            held; ranks that belong to none of the candidates, before any file is written.
     """
     started = start(out, settings, now)
     progress = _Progress()
     for split, contexts in source.contexts.items():
         _work(split, contexts, recipe, writer, rankers, progress, say)
+    if progress.error and (before := contexts_done(out)) > len(progress.every):
+        say(f"{out} keeps the set of {before:,} contexts that was made before")
+        raise progress.error
+    if not progress.error:
+        check_all_used(rankers, [one.task for one in progress.every])
     pairs, unused = _pairs(progress, recipe)
     splits = {split: filter_pairs(made, source.held_out[split], recipe.filters) for split, made in pairs.items()}
     notes = {
-        "contexts": {split: len(tasks) for split, tasks in progress.tasks.items()},
+        "contexts": {split: len(part) for split, part in progress.judged.items()},
+        "contexts_in_all": {split: len(part) for split, part in source.contexts.items()},
         "contexts_left_out_for_overlap": source.num_overlapping,
         "contexts_without_a_pair": dict(unused),
-        "replies_asked_for": dict(progress.statuses),
-        "tokens_of_replies": _tokens(progress),
-        **_agreed(progress),
+        **_replies(progress.every),
+        **_agreed(progress.every),
         **facts(),
     }
     held_out = {split: len(source.held_out[split]) for split in splits}
-    _write_candidates(out, progress, rankers)
-    summary = write_set(out, PreferenceSet(recipe.kind, settings, splits, held_out, notes), started)
+    warnings = [*_incomplete(progress, source), *_cut(splits.values(), recipe.sampling.max_tokens)]
+    write_files(out, progress.judged, rankers)
+    summary = write_set(out, PreferenceSet(recipe.kind, settings, splits, held_out, notes, warnings), started)
     if progress.error:
         say(f"{out} holds what was done before the error")
         raise progress.error
@@ -152,31 +142,56 @@ def _work(
     say: Callable[[str], None],
 ) -> None:
     """Candidates and ranks of one split, portion by portion; after an error nothing more is begun."""
-    progress.tasks[split], progress.rankings[split] = [], []
+    progress.judged[split] = []
     for portion in _portions(contexts):
         if progress.error:
             return
         try:
-            written = write_candidates(writer, portion, recipe.variants, recipe.sampling)
-            tasks = [Task(context, candidates) for context, (candidates, _) in zip(portion, written, strict=True)]
-            ranked = [ranker.rank(tasks) for ranker in rankers]
+            written = write_candidates(
+                writer, portion, recipe.variants, recipe.sampling, _ticking(say, f"{split}: replies")
+            )
+            progress.judged[split] += _judged(portion, written, rankers, _ticking(say, f"{split}: verdicts"))
         except DataError as error:
             progress.error = error
             return
-        progress.statuses.update(outcome.status for _, outcomes in written for outcome in outcomes)
-        progress.tasks[split] += tasks
-        progress.rankings[split] += [[one for found in ranked for one in found[number]] for number in range(len(tasks))]
-        say(f"{split}: {len(progress.tasks[split]):,} of {len(contexts):,} contexts; {writer.tally.in_words()}")
+        say(f"{split}: {len(progress.judged[split]):,} of {len(contexts):,} contexts; {writer.tally.in_words()}")
+
+
+def _judged(
+    contexts: Sequence[Context],
+    written: Sequence[Written],
+    rankers: Sequence[Ranker],
+    on_progress: Callable[[int], None],
+) -> list[Judged]:
+    tasks = [Task(context, one.candidates) for context, one in zip(contexts, written, strict=True)]
+    ranked = [ranker.rank(tasks, on_progress) for ranker in rankers]
+    return [
+        Judged(task, one, tuple(ranking for found in ranked for ranking in found[number]))
+        for number, (task, one) in enumerate(zip(tasks, written, strict=True))
+    ]
+
+
+def _ticking(say: Callable[[str], None], what: str) -> Callable[[int], None]:
+    """Says now and then how many requests of a portion are done."""
+    last = time.monotonic()
+
+    def tick(done: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _SECONDS_A_LINE:
+            last = time.monotonic()
+            say(f"  {what}: {done:,} of this portion")
+
+    return tick
 
 
 def _pairs(progress: _Progress, recipe: Recipe) -> tuple[dict[str, list[Pair]], Counter[str]]:
     """The pairs of each split, and why contexts have none."""
     pairs: dict[str, list[Pair]] = {}
     unused: Counter[str] = Counter()
-    for split, tasks in progress.tasks.items():
+    for split, part in progress.judged.items():
         pairs[split] = []
-        for task, rankings in zip(tasks, progress.rankings[split], strict=True):
-            found = choose(task, rankings, recipe.kind, recipe.min_margin)
+        for one in part:
+            found = choose(one.task, one.rankings, recipe.kind, recipe.min_margin)
             if isinstance(found, Pair):
                 pairs[split].append(found)
             else:
@@ -184,45 +199,46 @@ def _pairs(progress: _Progress, recipe: Recipe) -> tuple[dict[str, list[Pair]], 
     return pairs, unused
 
 
-def _tokens(progress: _Progress) -> dict[str, int]:
-    """What the replies cost, as their writer counted."""
-    sources = [one.source for tasks in progress.tasks.values() for task in tasks for one in task.candidates]
-    return {name: sum(source.get(name) or 0 for source in sources) for name in ("prompt_tokens", "completion_tokens")}
+def _replies(judged: Sequence[Judged]) -> dict[str, Any]:
+    """What became of the requests, what was left out and why, what the judge said that could not be read, tokens."""
+    left_out = Counter(why for one in judged for why, _ in one.written.left_out)
+    unreadable = sum(ranking.facts.get(UNREADABLE, 0) for one in judged for ranking in one.rankings)
+    sources = [reply.source for one in judged for reply in one.replies]
+    names = ("prompt_tokens", "completion_tokens")
+    return {
+        "replies_asked_for": dict(Counter(status for one in judged for status in one.written.statuses)),
+        **({"replies_left_out": dict(left_out)} if left_out else {}),
+        **({UNREADABLE: unreadable} if unreadable else {}),
+        "tokens_of_replies": {name: sum(source.get(name) or 0 for source in sources) for name in names},
+    }
 
 
-def _agreed(progress: _Progress) -> dict[str, Any]:
+def _agreed(judged: Sequence[Judged]) -> dict[str, Any]:
     """Fleiss' kappa, where several people ranked."""
-    tasks = [task for found in progress.tasks.values() for task in found]
-    rankings = [ranking for found in progress.rankings.values() for ranking in found]
-    found = agreement(tasks, rankings)
+    found = agreement([one.task for one in judged], [one.rankings for one in judged])
     return {"agreement": found._asdict()} if found.num_annotators > 1 else {}
 
 
-def _write_candidates(out: Path, progress: _Progress, rankers: Sequence[Ranker]) -> None:
-    """candidates.jsonl, and review.csv where people rank."""
-    rows = [
-        {
-            "split": split,
-            "context_id": task.context.context_id,
-            "prompt": [{"role": turn.role, "content": turn.content} for turn in task.context.prompt],
-            "candidates": [{"text": one.text, **one.source} for one in task.candidates],
-            "rankings": [{"ranker": one.ranker, "scores": one.scores, **one.facts} for one in rankings],
-        }
-        for split, tasks in progress.tasks.items()
-        for task, rankings in zip(tasks, progress.rankings[split], strict=True)
+def _incomplete(progress: _Progress, source: Source) -> list[str]:
+    if not progress.error:
+        return []
+    total = sum(map(len, source.contexts.values()))
+    why = " ".join(str(progress.error).split())
+    return [f"Incomplete: {len(progress.every):,} of {total:,} contexts. It was stopped: {why}"]
+
+
+def _cut(splits: Iterable[Filtered], limit: int) -> list[str]:
+    """A warning if many replies in the pairs end in the middle."""
+    replies = [reply for part in splits for pair in part.kept for reply in (pair.chosen, pair.rejected)]
+    num_cut = sum(reply.source.get("finish_reason") == "length" for reply in replies)
+    if num_cut <= CUT * len(replies):
+        return []
+    return [
+        f"{num_cut:,} of {len(replies):,} replies were cut at the limit of {limit} tokens and end in the middle: "
+        "raise --max-new-tokens"
     ]
-    output.write_json_lines(out / CANDIDATES, rows)
-    if any(isinstance(ranker, HumanRanker) for ranker in rankers):
-        write_review(out / REVIEW, [task for tasks in progress.tasks.values() for task in tasks])
 
 
 def _portions(contexts: Sequence[Context]) -> Iterator[Sequence[Context]]:
     for start_at in range(0, len(contexts), PORTION):
         yield contexts[start_at : start_at + PORTION]
-
-
-def _spread(contexts: Sequence[Context], most: int) -> list[Context]:
-    """At most `most` contexts (0 = all), evenly over the whole."""
-    if not most or most >= len(contexts):
-        return list(contexts)
-    return [contexts[place] for place in np.linspace(0, len(contexts) - 1, most).round().astype(int).tolist()]

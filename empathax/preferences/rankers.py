@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
 from empathax.evaluation.classifiers.classifier import Classifier, classify
 from empathax.evaluation.judging.chat_requests import ChatRequest
-from empathax.evaluation.judging.judge_material import DEFAULT_OPTIONS, JudgeOptions
+from empathax.evaluation.judging.judge_material import DEFAULT_OPTIONS, JudgeOptions, rubric_version
 from empathax.evaluation.judging.judge_pairs import LOSS, TIE, WIN, compare_replies, comparison_requests
 from empathax.evaluation.level_data import LEVEL_HEAD
 from empathax.preferences.backends import Backend
 from empathax.preferences.ranking import Ranking, Task, target_level
 
 _POINTS = {WIN: 1.0, TIE: 0.5, LOSS: 0.0}
+UNREADABLE = "unreadable_verdicts"  # a fact of a ranking
 RUBRICS = {"levels": "better_validation", "styles": "better_support", "samples": "better_support"}
 
 
@@ -28,7 +30,13 @@ class JudgeRanker:
     def __init__(self, backend: Backend, rubric: str, options: JudgeOptions = DEFAULT_OPTIONS) -> None:
         self._backend, self.rubric, self._options = backend, rubric, options
 
-    def rank(self, tasks: Sequence[Task]) -> list[list[Ranking]]:
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """See Ranker."""
+        version = rubric_version(self.rubric)
+        return {**self._backend.identity, "rubric": self.rubric, "rubric_version": version, **vars(self._options)}
+
+    def rank(self, tasks: Sequence[Task], on_progress: Callable[[int], None] | None = None) -> list[list[Ranking]]:
         """See Ranker. Raises ConfigError and DataError as `ChatServer.complete`."""
         duels = [
             (number, first, second)
@@ -42,13 +50,18 @@ class JudgeRanker:
             replies_b=[tasks[number].candidates[second].text for number, _, second in duels],
             options=self._options,
             rubric=self.rubric,
+            on_progress=on_progress,
         )
         points: list[list[list[float]]] = [[[] for _ in task.candidates] for task in tasks]
+        unreadable = [0] * len(tasks)
         for (number, first, second), result in zip(duels, comparison.results, strict=True):
-            if result is not None:
-                points[number][first].append(_POINTS[result])
-                points[number][second].append(1.0 - _POINTS[result])
-        return [[Ranking(self.name, tuple(map(_mean, of_task)))] for of_task in points]
+            if result is None:
+                unreadable[number] += 1
+                continue
+            points[number][first].append(_POINTS[result])
+            points[number][second].append(1.0 - _POINTS[result])
+        facts = [{UNREADABLE: count} if count else {} for count in unreadable]
+        return [[Ranking(self.name, tuple(map(_mean, p)), f)] for p, f in zip(points, facts, strict=True)]
 
 
 def judge_requests(task: Task, rubric: str, options: JudgeOptions = DEFAULT_OPTIONS) -> list[ChatRequest]:
@@ -67,10 +80,16 @@ class LevelRanker:
 
     name = "levels"
 
-    def __init__(self, classifier: Classifier) -> None:
-        self._classifier = classifier
+    def __init__(self, classifier: Classifier, path: str) -> None:
+        """`path` is where the classifier comes from, for the settings."""
+        self._classifier, self._path = classifier, path
 
-    def rank(self, tasks: Sequence[Task]) -> list[list[Ranking]]:
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """See Ranker."""
+        return {"classifier": self._path}
+
+    def rank(self, tasks: Sequence[Task], on_progress: Callable[[int], None] | None = None) -> list[list[Ranking]]:
         """See Ranker. Raises a DataError for a context whose place in a dialogue is not known."""
         targets = [target_level(task.context) for task in tasks]
         rows = [(one.text, task.context.seeker) for task in tasks for one in task.candidates]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -35,7 +35,7 @@ class Ranking:
     Attributes:
         ranker: its name, such as "judge", "levels" or "human:NAME".
         scores: one a candidate, 0 (least fitting) to 1; None where it has no view.
-        facts: what else it says of each candidate, plain values, for the file of candidates.
+        facts: what else it says, plain values, for the file of candidates.
     """
 
     ranker: str
@@ -66,8 +66,14 @@ class Ranker(Protocol):
 
     name: str
 
-    def rank(self, tasks: Sequence[Task]) -> list[list[Ranking]]:
-        """For each task a ranking, or several (one for each annotator), or none."""
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What decides its ranks, beside the replies; plain values."""
+        ...
+
+    def rank(self, tasks: Sequence[Task], on_progress: Callable[[int], None] | None = None) -> list[list[Ranking]]:
+        """For each task a ranking, or several (one for each annotator), or none. `on_progress` is told how many
+        requests are done, where any are made."""
         ...
 
 
@@ -137,8 +143,9 @@ class DesignRanker:
     more fitting; a supportive style before a prescriptive one."""
 
     name = "design"
+    settings: Mapping[str, Any] = {}
 
-    def rank(self, tasks: Sequence[Task]) -> list[list[Ranking]]:
+    def rank(self, tasks: Sequence[Task], on_progress: Callable[[int], None] | None = None) -> list[list[Ranking]]:
         """See Ranker."""
         return [
             [Ranking(self.name, tuple(self._score(task.context, one) for one in task.candidates))] for task in tasks

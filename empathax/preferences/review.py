@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from empathax.errors import ConfigError, DataError, raise_all
+from empathax.evaluation import output
 from empathax.preferences.agreement import fleiss_kappa
-from empathax.preferences.ranking import Ranking, Task
+from empathax.preferences.ranking import Ranker, Ranking, Task
 from empathax.preferences.reply_pool import plain
 
 COLUMNS = ("context_id", "conversation", "candidate", "reply", "rank")
@@ -43,14 +45,25 @@ class HumanRanker:
     """Ranks out of CSV files; each annotator is a ranker of their own, "human:NAME"."""
 
     name = "human"
+    settings: Mapping[str, Any] = {}  # ranks may be added
 
     def __init__(self, ranks: Mapping[str, Mapping[str, Mapping[str, _Rank]]]) -> None:
         self._ranks = ranks  # annotator -> context -> candidate's letter -> rank
 
-    def rank(self, tasks: Sequence[Task]) -> list[list[Ranking]]:
+    @property
+    def context_ids(self) -> dict[str, str]:
+        """Contexts that somebody ranked -> where."""
+        return {
+            context_id: next(iter(ranks.values())).origin
+            for by_context in self._ranks.values()
+            for context_id, ranks in by_context.items()
+        }
+
+    def rank(self, tasks: Sequence[Task], on_progress: Callable[[int], None] | None = None) -> list[list[Ranking]]:
         """See Ranker. A candidate with rank r of n scores (n - r) / (n - 1).
 
-        Raises a DataError for ranks that were given to other replies than the tasks'.
+        Raises a DataError for ranks that were given to other replies than the tasks', to some of them only, or that
+        are larger than their number.
         """
         return [
             [
@@ -62,19 +75,39 @@ class HumanRanker:
         ]
 
 
+def check_all_used(rankers: Sequence[Ranker], tasks: Sequence[Task]) -> None:
+    """Raises a DataError for people's ranks of contexts that are none of `tasks`."""
+    known = {task.context.context_id for task in tasks}
+    problems = [
+        f"{origin}: there is no context {context_id} in this set"
+        for ranker in rankers
+        if isinstance(ranker, HumanRanker)
+        for context_id, origin in ranker.context_ids.items()
+        if context_id not in known
+    ]
+    raise_all(DataError, "the ranks cannot be used; rank the review.csv of this set", problems, limit=5)
+
+
 def write_review(path: Path, tasks: Sequence[Task]) -> None:
-    """Writes the file for annotators. Raises a ConfigError if that is impossible."""
-    try:
-        with path.open("w", encoding="utf-8-sig", newline="") as file:  # with a mark, by which Excel knows UTF-8
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            for task in tasks:
-                conversation = "\n".join(f"{message.role}: {message.content}" for message in task.context.prompt)
-                for letter, number in letters(task).items():
-                    texts = (task.context.context_id, conversation, letter, task.candidates[number].text)
-                    writer.writerow([*map(_harmless, texts), ""])
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}; choose another place") from None
+    """Writes the file for annotators. One that holds ranks is left as it is.
+
+    Raises a ConfigError if those are ranks of other replies, or nothing can be written.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for task in tasks:
+        conversation = "\n".join(f"{message.role}: {message.content}" for message in task.context.prompt)
+        for letter, number in letters(task).items():
+            texts = (task.context.context_id, conversation, letter, task.candidates[number].text)
+            writer.writerow([*map(_harmless, texts), ""])
+    before = [row for _, row in _rows(path)] if path.exists() else []
+    if not any((row.get("rank") or "").strip() for row in before):
+        output.write_text(path, "\ufeff" + text.getvalue())  # a mark by which Excel knows UTF-8
+        return
+    now = csv.DictReader(io.StringIO(text.getvalue(), newline=""))
+    if [_without_rank(row) for row in before] != [_without_rank(row) for row in now]:
+        raise ConfigError(f"{path} holds ranks of other replies than this set's: move it away, or name another --out")
 
 
 def letters(task: Task) -> dict[str, int]:
@@ -127,29 +160,48 @@ def agreement(tasks: Sequence[Task], rankings: Sequence[Sequence[Ranking]]) -> A
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """(line, cells) of a file with commas or semicolons, which spreadsheets of many countries write."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as CSV in UTF-8: {error}") from None
-    missing = {"context_id", "candidate", "rank"} - set(reader.fieldnames or ())
-    if missing:
-        raise DataError(f"{path}: no column {', '.join(sorted(missing))}; expected those of review.csv")
+        text = path.read_text(encoding="utf-8-sig")
+        head = text.split("\n", 1)[0]
+        reader = csv.DictReader(
+            io.StringIO(text, newline=""), delimiter=";" if head.count(";") > head.count(",") else ","
+        )
+        rows = [(reader.line_num, row) for row in reader]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as CSV in UTF-8: {error}; save it so") from None
+    found = list(reader.fieldnames or ())
+    if missing := {"context_id", "candidate", "rank"} - set(found):
+        raise DataError(
+            f"{path}: no column {', '.join(sorted(missing))}; its columns are {', '.join(map(repr, found)) or 'none'}, "
+            "expected those of review.csv"
+        )
     return rows
 
 
+def _without_rank(row: Mapping[str, str]) -> list[str]:
+    return ["\n".join((row.get(name) or "").splitlines()) for name in COLUMNS[:-1]]
+
+
 def _scores(task: Task, ranks: Mapping[str, _Rank]) -> tuple[float | None, ...]:
-    most = max(2, *(given.rank for given in ranks.values()))
+    origin, context_id = next(iter(ranks.values())).origin, task.context.context_id
     found: list[float | None] = [None] * len(task.candidates)
-    dealt = letters(task)
+    most, dealt = max(2, len(found)), letters(task)
+    if len(ranks) < len(found):
+        raise DataError(
+            f"{origin}: context {context_id} has {len(ranks)} ranks for {len(found)} replies: rank all, or none"
+        )
     for letter, given in ranks.items():
         number = dealt.get(letter)
         if number is None or (given.reply and plain(_harmless(task.candidates[number].text)) != plain(given.reply)):
             raise DataError(
-                f"{given.origin}: candidate {letter} of context {task.context.context_id} is another reply than "
-                "the one that was ranked: rank the review.csv of this set"
+                f"{given.origin}: candidate {letter} of context {context_id} is another reply than the one that was "
+                "ranked: rank the review.csv of this set"
             )
+        if given.rank > most:
+            raise DataError(f"{given.origin}: rank {given.rank}, but context {context_id} has {len(found)} replies")
         found[number] = (most - given.rank) / (most - 1)
     return tuple(found)
 

@@ -10,13 +10,24 @@ from empathax.config import DataOptions
 from empathax.data.records import Dialogue
 from empathax.data.sources import load_all
 from empathax.errors import ConfigError, DataError
-from empathax.preferences.contexts import SPLITS, Context, contexts_of, digest, load_contexts, load_rows
+from empathax.preferences.contexts import (
+    SPLITS,
+    Context,
+    contexts_of,
+    counts_in_words,
+    data_settings,
+    digest,
+    in_splits,
+    load_contexts,
+    load_rows,
+)
 from empathax.preferences.filters import FilterOptions, filter_pairs
 from empathax.preferences.overlap import HeldOutTexts, held_out_texts
 from empathax.preferences.rules import RULES, rule_pairs
-from empathax.preferences.set_files import PreferenceSet, start, write_set
+from empathax.preferences.set_files import PreferenceSet, check_not_empty, in_words, start, write_set
 
 FAILED_FILE = "failed_esconv.json"
+_FAILED_RULE = "failed_supporter"
 
 
 def build_rule_sets(
@@ -34,30 +45,34 @@ def build_rule_sets(
 
     Raises:
         ConfigError: an unknown rule or split, or `out` holds something else.
-        DataError: the source cannot be read, or lacks what a rule goes by.
+        DataError: the source cannot be read, or lacks a split or what a rule goes by; or filters leave no pair.
     """
     check_names("rule", names, tuple(RULES))
-    check_names("split", splits, SPLITS)
+    check_names("split", splits or SPLITS, SPLITS)
     rows = load_rows(options)
-    contexts = {split: found for split, found in load_contexts(rows, options).items() if split in splits and found}
-    failed = _failed(failed_path, options.path, "failed_supporter" in names)
+    contexts = in_splits(load_contexts(rows, options), splits, options.path)
+    failed_file = _failed_file(failed_path, options.path) if _FAILED_RULE in names else None
+    all_failed = _failed(failed_file) if failed_file else {}
     held_out = {split: held_out_texts(rows, split) for split in contexts}
-    say(f"contexts of {options.path}: " + ", ".join(f"{split} {len(part):,}" for split, part in contexts.items()))
+    say(counts_in_words(options.path, rows, contexts))
     summaries = {}
     for name in names:
         directory = out / name if len(names) > 1 else out
+        failed = all_failed if name == _FAILED_RULE else {}
         settings = {
             "rule": name,
             "source": options.path,
-            "failed": failed_path,
+            "failed": str(failed_file) if failed else None,
             "contexts": digest([*contexts.items(), *failed.items()]),
             "seed": seed,
-            "splits": list(splits),
+            "splits": list(contexts),
+            "data": data_settings(options),
             **vars(filters),
         }
-        started = start(directory, settings)
-        summaries[name] = write_set(directory, _made(name, contexts, failed, held_out, filters, settings), started)
-        say(describe(summaries[name], directory))
+        made = _made(name, contexts, failed, held_out, filters, settings)
+        summaries[name] = write_set(directory, made, start(directory, settings))
+        say(in_words(summaries[name], directory))
+        check_not_empty(summaries[name])
     return summaries
 
 
@@ -67,20 +82,6 @@ def check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
     if unknown or not names:
         found = f"{kind} {unknown[0]!r} is unknown" if unknown else f"no {kind} was given"
         raise ConfigError(f"{found}: expected some of {', '.join(known)}")
-
-
-def describe(summary: dict[str, Any], directory: Path) -> str:
-    """A few lines for the terminal: pairs of each split, what was dropped, surface cues, warnings."""
-    lines = []
-    for split, facts in summary["splits"].items():
-        dropped = ", ".join(f"{reason} {count:,}" for reason, count in facts["dropped"].items()) or "none"
-        lines.append(
-            f"{summary['name']}, {split}: {facts['pairs']:,} pairs of {facts['dialogues']:,} dialogues (dropped: "
-            f"{dropped}); words alone order {facts['bag_of_words_accuracy']:.1%} rightly, length alone "
-            f"{facts['length_accuracy']:.1%}"
-        )
-    lines += [f"  warning, {text}" for text in summary["warnings"]]
-    return "\n".join([*lines, f"wrote {directory}"])
 
 
 def _made(
@@ -101,16 +102,20 @@ def _made(
     )
 
 
-def _failed(path: str, source: str, is_needed: bool) -> dict[str, list[Context]]:
-    """Contexts of FailedESConv by split: a dialogue goes to one of them by its name, so that no reply is in two."""
-    if not is_needed:
-        return {}
-    place = Path(path).expanduser() if path else Path(source).expanduser() / FAILED_FILE
+def _failed_file(path: str, source: str) -> Path:
+    """FailedESConv: at `path`, else beside or in the source."""
+    beside = Path(source).expanduser()
+    place = Path(path).expanduser() if path else (beside.parent if beside.is_file() else beside) / FAILED_FILE
     if not place.is_file():
         raise DataError(
-            f"{place}: no such file; the rule failed_supporter takes its rejected replies from FailedESConv: name its "
+            f"{place}: no such file; the rule {_FAILED_RULE} takes its rejected replies from FailedESConv: name its "
             "file with --failed"
         )
+    return place
+
+
+def _failed(place: Path) -> dict[str, list[Context]]:
+    """Contexts of FailedESConv by split: a dialogue goes to one of them by its name, so that no reply is in two."""
     rows, _ = load_all(str(place), DataOptions())
     found: dict[str, list[Context]] = {split: [] for split in SPLITS}
     for row in rows:

@@ -90,7 +90,8 @@ RULES: Mapping[str, Rule] = {
     "premature_advice": Rule(
         _premature_advice,
         "what the supporter said in the first half of the dialogue, where that is no advice",
-        "a reply of nothing but suggestions or information from the second half of a dialogue about the same problem",
+        "a reply of nothing but suggestions or information from the second half of a dialogue about the same problem "
+        "(any, where the source names no problems)",
     ),
     "failed_supporter": Rule(
         _failed_supporter,
@@ -105,8 +106,9 @@ RULES: Mapping[str, Rule] = {
     "position": Rule(
         _position,
         "what the supporter said",
-        "a reply from half a dialogue earlier or later in another dialogue about the same problem; the two replies "
-        "also stand the other way round in that place, so that no word by itself tells chosen from rejected",
+        "a reply from half a dialogue earlier or later in another dialogue about the same problem (any, where the "
+        "source names no problems); the two replies also stand the other way round in that place, so that no word by "
+        "itself tells chosen from rejected",
     ),
 }
 _NEEDS = {

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from empathax.errors import ConfigError, raise_all
+from empathax.errors import ConfigError, DataError, raise_all
 from empathax.evaluation import output
 from empathax.preferences.data_card import card
 from empathax.preferences.filters import Filtered
@@ -34,6 +34,7 @@ class PreferenceSet:
         splits: what became of the pairs of each split.
         held_out: how many runs of words pairs of each split were compared with.
         notes: facts for card and summary by name: servers, tokens, costs, contexts left out.
+        warnings: what a user should know before anything else, beside surface cues.
     """
 
     name: str
@@ -41,6 +42,7 @@ class PreferenceSet:
     splits: Mapping[str, Filtered]
     held_out: Mapping[str, int]
     notes: Mapping[str, Any]
+    warnings: Sequence[str] = ()
 
     def cues(self) -> dict[str, SurfaceCues]:
         """Surface cues of each split."""
@@ -73,10 +75,11 @@ def start(directory: Path, settings: Mapping[str, Any], now: Callable[[], float]
         found, started = before["settings"], float(before["time"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read ({error!r}): name another directory") from None
+    old, new = dict(_flat("", found)), dict(_flat("", plain))
     different = [
-        f"{name} was {found.get(name)!r} and is now {plain.get(name)!r}"
-        for name in sorted({*found, *plain})
-        if found.get(name) != plain.get(name)
+        f"{name} was {old.get(name)!r} and is now {new.get(name)!r}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
     ]
     raise_all(ConfigError, f"{directory} holds a set that was made with other settings; name another one", different)
     return started
@@ -92,13 +95,67 @@ def write_set(directory: Path, made: PreferenceSet, started: float) -> dict[str,
     summary = {
         "name": made.name,
         "splits": {split: _facts(part, cues[split], made.held_out[split]) for split, part in made.splits.items()},
-        "warnings": [f"{split}: {text}" for split, found in cues.items() for text in found.warnings()],
+        "warnings": [*made.warnings, *(f"{split}: {one}" for split, found in cues.items() for one in found.warnings())],
         "notes": dict(made.notes),
         "settings": dict(made.settings),
     }
     output.write_json(directory / SUMMARY, summary)
     output.write_text(directory / CARD, card(made.name, summary))
     return summary
+
+
+def contexts_done(directory: Path) -> int:
+    """Contexts that the set in `directory` is made of; 0 if there is none yet."""
+    try:
+        notes = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))["notes"]
+        return sum(notes["contexts"].values())
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def in_words(summary: Mapping[str, Any], directory: Path) -> str:
+    """A few lines for the terminal: pairs of each split, what was dropped, surface cues, warnings."""
+    lines = []
+    for split, facts in summary["splits"].items():
+        dropped = _counts(facts["dropped"]) or "none"
+        cues = (
+            f"; words alone order {facts['bag_of_words_accuracy']:.1%} rightly, length alone "
+            f"{facts['length_accuracy']:.1%}"
+        )
+        lines.append(
+            f"{summary['name']}, {split}: {facts['pairs']:,} pairs of {facts['dialogues']:,} dialogues "
+            f"(dropped: {dropped}){cues if facts['pairs'] else ''}"
+        )
+    lines += [
+        f"  {name.replace('_', ' ')}: {_counts(summary['notes'][name])}"
+        for name in ("contexts_without_a_pair", "replies_left_out")
+        if summary["notes"].get(name)
+    ]
+    lines += [f"  warning, {text}" for text in summary["warnings"]]
+    return "\n".join([*lines, f"wrote {directory}"])
+
+
+def check_not_empty(summary: Mapping[str, Any]) -> None:
+    """Raises a DataError if no pair is left."""
+    if not any(facts["pairs"] for facts in summary["splits"].values()):
+        dropped = sum(sum(facts["dropped"].values()) for facts in summary["splits"].values())
+        reasons = _counts(summary["notes"].get("contexts_without_a_pair", {}))
+        why = [f"{dropped:,} were dropped by filters"] if dropped else []
+        why += [f"contexts without one: {reasons}"] if reasons else []
+        raise DataError(f"{summary['name']}: no pair came out ({'; '.join(why) or 'none was made'})")
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in counts.items())
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Settings by their whole name, those in others after a dot."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _flat(f"{prefix}.{name}" if prefix else name, part)
+    else:
+        yield prefix, value
 
 
 def _facts(part: Filtered, cues: SurfaceCues, num_held_out: int) -> dict[str, Any]:

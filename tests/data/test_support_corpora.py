@@ -75,15 +75,21 @@ def test_a_dialogue_without_supporter():
 
 def test_empathetic_dialogues():
     rows = [
-        {"conv_id": "a", "utterance_idx": "2", "utterance": "Oh_comma_ why?", "prompt": "p_comma_q"},
+        {
+            "conv_id": "a",
+            "utterance_idx": "2",
+            "utterance": "Oh_comma_ why?",
+            "prompt": "p_comma_q",
+            "context": "lonely",
+        },
         {"conv_id": "b", "utterance_idx": "1", "utterance": "alone", "prompt": ""},
-        {"conv_id": "a", "utterance_idx": "1", "utterance": "I am sad", "prompt": "p"},
+        {"conv_id": "a", "utterance_idx": "1", "utterance": "I am sad", "prompt": "p", "context": "lonely"},
         {"conv_id": "a", "utterance_idx": "x", "utterance": "?", "prompt": "p"},
     ]
     results = [result for result, _ in parse_empathetic_dialogues((row, f"f:{n}") for n, row in enumerate(rows, 2))]
     assert isinstance(results[0], BadRow)
     assert results[1].messages == (Message("user", "I am sad"), Message("assistant", "Oh, why?"))
-    assert results[1].meta["situation"] == "p,q"
+    assert results[1].meta == {"situation": "p,q", "emotion_type": "lonely"}
     assert isinstance(results[2], NoReply)
 
 

@@ -95,12 +95,13 @@ def check(out: Path, contexts: int, num_served: int) -> dict:
     dropped = (out / "dropped.jsonl").read_text().splitlines()
     summary = json.loads((out / "summary.json").read_text())
     keys = [answer["key"] for answer in answers]
-    used = {candidate["response"] for one in candidates for candidate in one["candidates"]}
+    written = [[*one["candidates"], *one["left_out"]] for one in candidates]
+    used = {reply["response"] for replies in written for reply in replies}
     seen = {json.dumps(one["prompt"][-HISTORY_TURNS:]) for one in candidates}  # dialogues may begin alike
     assert len(keys) == len(set(keys)) == 4 * len(seen), "an answer is missing or was kept twice"
     assert set(keys) == used, "an answer is missing, or one was asked for that nobody needs"
     assert num_served - len(keys) <= 1, f"{num_served} requests were served for {len(keys)} answers"
-    assert [len(one["candidates"]) for one in candidates] == [4] * contexts, "a candidate is missing"
+    assert list(map(len, written)) == [4] * contexts, "a reply is missing"
     ids = [row["provenance"]["context_id"] for row in rows]
     assert len(ids) == len(set(ids)), "a context has two rows"
     unused = sum(summary["notes"]["contexts_without_a_pair"].values())

@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from empathax import build_preferences
 from empathax.config import DataOptions
 from empathax.preferences.inspect_page import page
@@ -61,3 +64,20 @@ def test_the_command_looks_at_its_own_sets_and_at_others(tmp_path, capsys):
     assert "Levels of validation by quartile" in out.read_text()
     assert build_preferences.main(["--inspect=samples", f"--out={out}"]) == 0
     assert build_preferences.main([f"--inspect={tmp_path}", f"--out={out}"]) == 3
+    assert "holds several sets: inspect one of them, corpus, set" in capsys.readouterr().err
+
+
+def test_numbers_and_samples_go_to_tensorboard_if_asked(tmp_path):
+    source = write_corpus(tmp_path / "corpus")
+    assert build_preferences.main([f"--source={source}", "--rules=position", f"--out={tmp_path / 'set'}"]) == 0
+    logs = tmp_path / "logs"
+    flags = [f"--inspect={tmp_path / 'set'}", f"--out={tmp_path / 'page.html'}", f"--tensorboard={logs}"]
+    assert build_preferences.main(flags) == 0
+    events = EventAccumulator(str(next(logs.rglob("events.*")).parent))
+    events.Reload()
+    summary = json.loads((tmp_path / "set" / "summary.json").read_text())["splits"]["train"]
+    assert events.Scalars("train/pairs")[0].value == summary["pairs"]
+    assert events.Scalars("train/words_alone_accuracy")[0].value == pytest.approx(0.5)
+    assert {"in words/text_summary", "train/samples/text_summary"} <= {
+        f"{tag}/text_summary" for tag in events.Tags()["tensors"]
+    }

@@ -179,7 +179,7 @@ def test_refusals_and_empty_answers_are_counted_and_make_no_candidates(corpus, t
     assert {row["provenance"]["chosen"]["variant"] for row in rows(out)} <= {"reflection", "genuineness"}
 
 
-def test_refusals_in_plain_words_are_filtered(corpus, tmp_path):
+def test_refusals_in_plain_words_leave_the_other_replies(corpus, tmp_path, capsys):
     def answer(body, number):
         refuses = "Kind of response: listening" in body["messages"][0]["content"]
         return says("I'm sorry, but as an AI I can't continue this conversation.") if refuses else write(body, number)
@@ -187,24 +187,66 @@ def test_refusals_in_plain_words_are_filtered(corpus, tmp_path):
     out = tmp_path / "set"
     with serving(answer) as server:
         assert run(corpus, server, out) == 0
-    dropped = [json.loads(line) for line in (out / "dropped.jsonl").read_text().splitlines()]
-    assert {entry["reason"] for entry in dropped} == {"refusal"}
-    assert len(dropped) + len(rows(out)) == 40
+    # least fitting: in quartile 1 genuineness, in 4 (and 3, where two were) reflection, in 2 genuineness
+    assert {row["provenance"]["quartile"] for row in rows(out)} >= {0, 1, 3}
     assert not [row for row in rows(out) if "as an AI" in json.dumps(row)]
+    left_out = [json.loads(line)["left_out"] for line in (out / "candidates.jsonl").read_text().splitlines()]
+    assert [[one["reason"] for one in found] for found in left_out] == [["refusal"]] * 40
+    assert {one["variant"] for found in left_out for one in found} == {"listening"}
+    assert "replies left out: refusal 40" in capsys.readouterr().out
 
 
 def test_a_budget_stops_a_run_and_a_larger_one_lets_it_go_on(corpus, whole, tmp_path, capsys):
     out = tmp_path / "set"
     with serving(write) as server:
         assert run(corpus, server, out, "--budget=4300") == 3
-        assert "the budget does not allow for more" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "the budget does not allow for more" in said
+        assert "Raise --budget. Run the same again" in said
+        warning = json.loads((out / "summary.json").read_text())["warnings"][0]
+        assert warning.startswith("Incomplete: 32 of 40 contexts. It was stopped: ")
+        assert warning in (out / "README.md").read_text()
         asked = len(server.bodies)
         assert 128 <= asked < 160
         assert asked * 15 <= 4300
         assert len(rows(out)) == 32
         assert run(corpus, server, out, "--budget=100000") == 0
         assert len(server.bodies) == 160
+    assert "Incomplete" not in (out / "README.md").read_text()
     assert without_times(out) == without_times(whole)
+
+
+def test_a_finished_set_is_not_replaced_by_less(corpus, tmp_path, capsys):
+    out = tmp_path / "set"
+    with serving(write) as server:
+        assert run(corpus, server, out) == 0
+        before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+        (out / "responses" / "responses.jsonl").unlink()
+        server.answer = lambda body, number: fails(503)
+        assert run(corpus, server, out, "--first-wait=0.01", "--max-attempts=1") == 3
+    assert "keeps the set of 40 contexts that was made before" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+
+
+def test_replies_cut_at_the_limit_are_warned_of(corpus, tmp_path, capsys):
+    def answer(body, number):
+        return says(json.loads(write(body, number).body)["choices"][0]["message"]["content"], "length")
+
+    with serving(answer) as server:
+        assert run(corpus, server, tmp_path / "set", "--max-contexts=4", "--max-new-tokens=7") == 0
+    warning = "8 of 8 replies were cut at the limit of 7 tokens and end in the middle: raise --max-new-tokens"
+    assert warning in capsys.readouterr().out
+    assert warning in (tmp_path / "set" / "README.md").read_text()
+
+
+def test_ctrl_c_says_that_answers_are_kept(corpus, tmp_path, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, serving(write) as server:
+        patch.setattr("empathax.preferences.llm_sets.filter_pairs", interrupt)
+        assert run(corpus, server, tmp_path / "set", "--max-contexts=2") == 130
+    assert "responses: run the same again to go on" in capsys.readouterr().err
 
 
 def test_a_judge_and_the_design_must_agree(corpus, tmp_path):
@@ -212,6 +254,7 @@ def test_a_judge_and_the_design_must_agree(corpus, tmp_path):
     with serving(write) as server:
         assert run(corpus, server, out, "--rank=judge", "--max-contexts=8") == 0
         assert len(server.bodies) == 8 * 4 + 8 * 12
+        assert run(corpus, server, out, "--rank=judge", "--max-contexts=8", "--judge-max-tokens=64") == 2
         both = tmp_path / "both"
         cache = f"--response-cache={out / 'responses'}"
         assert run(corpus, server, both, "--rank=judge,design", "--max-contexts=8", cache) == 0
@@ -219,9 +262,27 @@ def test_a_judge_and_the_design_must_agree(corpus, tmp_path):
     for row in rows(out):
         assert row["provenance"]["chosen"]["variant"] == "validating"  # the longest
         assert row["provenance"]["scores"]["judge"] == [1.0, 0.0]
+    judge = json.loads((out / "summary.json").read_text())["settings"]["rankers"]["judge"]
+    assert (judge["model"], judge["rubric"], judge["max_tokens"]) == ("m", "better_validation", 512)
+    assert len(judge["rubric_version"]) == 12
     notes = json.loads((both / "summary.json").read_text())["notes"]
     assert 0 < len(rows(both)) < len(rows(out))
     assert sum(notes["contexts_without_a_pair"].values()) + len(rows(both)) == 8
+
+
+def test_verdicts_that_cannot_be_read_are_counted_and_a_set_without_pairs_is_an_error(corpus, tmp_path, capsys):
+    def answer(body, number):
+        return (
+            says("both are fine") if body["messages"][0]["content"].startswith("You compare") else write(body, number)
+        )
+
+    with serving(answer) as server:
+        assert run(corpus, server, tmp_path / "set", "--rank=judge", "--max-contexts=3") == 3
+    said = capsys.readouterr()
+    assert "levels: no pair came out (contexts without one: no majority for the most fitting reply 3)" in said.err
+    notes = json.loads((tmp_path / "set" / "summary.json").read_text())["notes"]
+    assert notes["unreadable_verdicts"] == 3 * 6
+    assert "There are no pairs in it." in (tmp_path / "set" / "README.md").read_text()
 
 
 def test_people_rank_in_two_steps(corpus, tmp_path, capsys):
@@ -237,8 +298,16 @@ def test_people_rank_in_two_steps(corpus, tmp_path, capsys):
             filled = "\n".join(
                 f"{line}{rank}" if words in line and line.endswith(",") else line for line in filled.splitlines()
             )
-        (tmp_path / "ann.csv").write_text(filled)
-        assert run(corpus, server, out, "--rank=human", f"--reviews={tmp_path / 'ann.csv'}") == 0
+        (out / "review.csv").write_text(filled)  # no copy was made: what is in the file stays
+        assert run(corpus, server, out, "--rank=human", f"--reviews={out / 'review.csv'}") == 0
+        assert (out / "review.csv").read_text() == filled
+        kept = (out / "train.jsonl").read_bytes()
+        (tmp_path / "other.csv").write_text(filled.replace("worn out", "tired"))
+        assert run(corpus, server, out, "--rank=human", f"--reviews={tmp_path / 'other.csv'}") == 3
+        (tmp_path / "more.csv").write_text(f"{filled}\nelsewhere/3,,A,,1\n")
+        assert run(corpus, server, out, "--rank=human", f"--reviews={tmp_path / 'more.csv'}") == 3
+        assert "there is no context elsewhere/3 in this set" in capsys.readouterr().err
+        assert (out / "train.jsonl").read_bytes() == kept
         assert len(server.bodies) == 160
     assert len(rows(out)) > 20
     assert all(row["provenance"]["chosen"]["variant"] == "listening" for row in rows(out))

@@ -88,11 +88,11 @@ def test_design_takes_support_before_prescription():
 def test_levels_score_by_the_expected_distance(monkeypatch):
     logits = np.log(np.array([[0.7, 0.1, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25], [1e-9, 1e-9, 1e-9, 1.0]]))
     monkeypatch.setattr(rankers, "classify", lambda classifier, texts, seekers: {"level": logits[: len(texts)]})
-    ((ranking,),) = LevelRanker(None).rank([task("listening", "reflection", "genuineness", turn=7)])
+    ((ranking,),) = LevelRanker(None, "dir").rank([task("listening", "reflection", "genuineness", turn=7)])
     # target 3: expected distances 0.7*3 + 0.1*2 + 0.1, (3 + 2 + 1) / 4, 0
     assert ranking.scores == pytest.approx((1 - 2.4 / 3, 1 - 1.5 / 3, 1.0), abs=1e-5)
     assert ranking.facts == {"level_seen": ["listening", "listening", "genuineness"], "target": "genuineness"}
-    assert LevelRanker(None).rank([]) == []
+    assert LevelRanker(None, "dir").rank([]) == []
 
 
 class FakeJudge:

@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from empathax.data.records import Message
-from empathax.errors import DataError
+from empathax.errors import ConfigError, DataError
 from empathax.evaluation.level_shares import LEVELS
 from empathax.preferences.contexts import Context
 from empathax.preferences.pairs import Candidate, Pair
@@ -91,12 +91,48 @@ def test_ranks_of_other_replies_are_refused(tmp_path):
         read_reviews([copy]).rank([changed])
 
 
+@pytest.mark.parametrize(
+    ("rank", "said"),
+    [("", r"context dialogue/0 has 3 ranks for 4 replies: rank all, or none"), ("5", "rank 5, but .* has 4 replies")],
+)
+def test_ranks_of_some_replies_only_and_ranks_beyond_their_number_are_refused(tmp_path, rank, said):
+    shown = tasks(1)
+    write_review(tmp_path / "review.csv", shown)
+    copy = fill(tmp_path / "review.csv", "ann", FORWARD, tmp_path)
+    copy.write_text(copy.read_text().replace(",4\n", f",{rank}\n"))
+    with pytest.raises(DataError, match=said):
+        read_reviews([copy]).rank(shown)
+
+
+def test_a_spreadsheet_with_semicolons_is_read(tmp_path):
+    shown = tasks(2)
+    write_review(tmp_path / "review.csv", shown)
+    copy = fill(tmp_path / "review.csv", "ann", FORWARD, tmp_path)
+    with copy.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    with copy.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter=";").writerows(rows)
+    assert [found[0].scores[0] for found in read_reviews([copy]).rank(shown)] == [1.0, 1.0]
+
+
+def test_a_file_with_ranks_is_never_written_over(tmp_path):
+    path = tmp_path / "review.csv"
+    write_review(path, tasks(2))
+    fill(path, "review", FORWARD, tmp_path)
+    before = path.read_bytes()
+    write_review(path, tasks(2))
+    assert path.read_bytes() == before
+    with pytest.raises(ConfigError, match="holds ranks of other replies"):
+        write_review(path, tasks(3))
+    assert path.read_bytes() == before
+
+
 def test_what_cannot_be_read_is_named_with_its_line(tmp_path):
     (tmp_path / "bad.csv").write_text("context_id,candidate,rank\nd/0,A,first\nd/0,B,0\nd/0,C,1\nd/0,C,2\n")
     with pytest.raises(DataError, match=r"3 problems(.|\n)*csv:2: rank 'first'(.|\n)*csv:5: bad ranks candidate C"):
         read_reviews([tmp_path / "bad.csv"])
     (tmp_path / "none.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match="no column candidate, context_id, rank"):
+    with pytest.raises(DataError, match="no column candidate, context_id, rank; its columns are 'a', 'b'"):
         read_reviews([tmp_path / "none.csv"])
     with pytest.raises(DataError, match="cannot be read"):
         read_reviews([tmp_path / "absent.csv"])

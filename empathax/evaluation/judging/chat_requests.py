@@ -123,7 +123,7 @@ class ChatTally:
         parts += [f"{number:,} {what}" for number, what in extra if number]
         if self.retries:
             parts.append("retried: " + ", ".join(f"{number} x {why}" for why, number in self.retries.most_common(5)))
-        parts.append(f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens paid (prompt + answer)")
+        parts.append(f"{self.prompt_tokens:,} + {self.completion_tokens:,} new tokens (prompt + answer)")
         if self.num_without_usage:
             parts.append(f"{self.num_without_usage:,} answers without a token count")
         return "; ".join(parts)

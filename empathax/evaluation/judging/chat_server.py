@@ -172,7 +172,8 @@ class ChatServer:
         if self.budget and not gave_up and len(outcomes) < num_asked:
             raise BudgetReached(
                 f"{where}: the budget does not allow for more, {self.budget.in_words()}; of {num_asked} different "
-                f"requests {num_asked - len(outcomes)} were not sent. {self._kept(len(outcomes) - len(failed))}"
+                f"requests {num_asked - len(outcomes)} were not sent. Raise --budget. "
+                f"{self._kept(len(outcomes) - len(failed))}"
             )
         if not gave_up and len(failed) <= self.options.max_failed_share * num_asked:
             return
@@ -182,8 +183,9 @@ class ChatServer:
         if unsent := num_asked - len(outcomes):
             counts += f", {unsent} given up"
         why = f"{gave_up}; " if gave_up else ""
+        turned_down = "" if gave_up else ", or let a share of the requests fail (--max-failed-share)"
         raise DataError(
-            f"{where}: {why}of {num_asked} different requests {counts}. See whether the server is well. "
+            f"{where}: {why}of {num_asked} different requests {counts}. See whether the server is well{turned_down}. "
             f"{self._kept(len(outcomes) - len(failed))}{listed}"
         )
 

@@ -76,7 +76,7 @@ def test_tokens_are_counted():
         chat.complete(QUESTIONS)
     assert (chat.tally.prompt_tokens, chat.tally.completion_tokens) == (120, 60)
     assert "12 requests: 12 answered" in chat.tally.in_words()
-    assert "120 + 60 tokens paid" in chat.tally.in_words()
+    assert "120 + 60 new tokens" in chat.tally.in_words()
 
 
 def test_a_second_run_costs_nothing(tmp_path):
