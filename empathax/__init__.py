@@ -45,8 +45,10 @@ models/: what a decoder is, and how it gets its weights
     gpu_attention.py     the Pallas kernels for GPUs, on Triton
     kv_cache.py          prefill and single decode steps
     source.py            what a user writes for a model, resolved
+    hub.py, fingerprint.py    models on the hub; digests of a model's files
     installed_weights.py weights inside installed packages
-    weights.py           files to parameters, checked as a whole, read into shards
+    weights.py           files to parameters, read into shards
+    tensor_checks.py     a file's tensors against those that a model needs
     weight_names.py      the one name table, read both ways
     hf_files.py, gguf_file.py, mapped_file.py    the files themselves
     range_file.py, remote.py    files by byte range, on disks and in stores such as gs://

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +13,10 @@ import jax.numpy as jnp
 
 from empathax.errors import WeightsError
 from empathax.models.architecture import from_hf_config, preset
+from empathax.models.fingerprint import digest_of_files, digest_of_headers
 from empathax.models.gguf_file import GgufFile, config_of
 from empathax.models.hf_files import SafetensorsFiles, open_weights, read_json
+from empathax.models.hub import download_model, is_hub_name
 from empathax.models.installed_weights import weights_in_package
 from empathax.models.lora_checkpoint import adapted_params
 from empathax.models.model_config import ModelConfig
@@ -31,19 +31,16 @@ from empathax.models.orbax_files import (
 )
 from empathax.models.range_file import is_url
 from empathax.models.remote import local_settings
+from empathax.models.tensor_checks import check_tensors
 from empathax.models.tokenizer import Tokenizer
 from empathax.models.tokenizer_bytes import byte_tokenizer
 from empathax.models.tokenizer_gguf import tokenizer_from_gguf
 from empathax.models.tokenizer_hf import tokenizer_from_directory
 from empathax.models.transformer import abstract_params, init_params
 from empathax.models.weight_names import gguf_naming, hf_naming
-from empathax.models.weights import Finish, as_it_is, check_tensors, finished, load_params
+from empathax.models.weights import Finish, as_it_is, finished, load_params
 
 Params = dict[str, Any]
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
-_WHOLE_BYTES = 512 << 20  # files up to this size are hashed whole, larger ones by header and samples
-_SAMPLE_BYTES, _NUM_SAMPLES = 1 << 20, 128
 
 
 class ModelSource(Protocol):
@@ -100,16 +97,11 @@ def resolve_model(path: str | Path) -> ModelSource:
     if place.exists():
         return _open(place)
     if is_hub_name(text):
-        return _open(_download(text))
+        return _open(download_model(text))
     raise WeightsError(
         f"model {text!r} does not exist: no such file or directory ({place.absolute()}), and it is no hub name "
         "(org/model), package:NAME or random:PRESET"
     )
-
-
-def is_hub_name(text: str) -> bool:
-    """True if `text`, which names nothing on this machine, has the form of a hub name "org/model"."""
-    return _HUB_NAME.fullmatch(text) is not None and not text.endswith(".gguf")
 
 
 class DirectoryModel:
@@ -151,8 +143,8 @@ class DirectoryModel:
         """See ModelSource."""
         names = sorted({info.file for info in self._weights.tensors.values()})
         if self._url:
-            return _digest_of_headers(self.config, self._weights)
-        return _digest([self._directory / "config.json", *(self._directory / name for name in names)])
+            return digest_of_headers(self.config, self._weights)
+        return digest_of_files([self._directory / "config.json", *(self._directory / name for name in names)])
 
 
 class OrbaxModel:
@@ -205,7 +197,7 @@ class OrbaxModel:
         items = ("params", FROZEN)
         files = sorted(path for item in items for path in (self._directory / item).rglob("*") if path.is_file())
         below = f"{self._meta['lora']}{self._settings.fingerprint()}" if "lora" in self._meta else ""
-        return hashlib.sha256(f"{self.config!r}{_digest(files)}{below}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.config!r}{digest_of_files(files)}{below}".encode()).hexdigest()
 
 
 class GgufModel:
@@ -236,7 +228,7 @@ class GgufModel:
 
     def fingerprint(self) -> str:
         """See ModelSource."""
-        return _digest([self._path])
+        return digest_of_files([self._path])
 
 
 class RandomModel:
@@ -288,46 +280,9 @@ def _open(place: Path) -> ModelSource:
     raise WeightsError(f"{place} is a file, expected a directory with config.json and *.safetensors, or a .gguf file")
 
 
-def _download(name: str) -> Path:
-    """The local copy of a hub model; downloaded if it is not cached."""
-    import huggingface_hub
-
-    repo, _, revision = name.partition("@")
-    try:
-        return Path(huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES))
-    except Exception as error:  # network, access, spelling: each has an exception of its own, of several libraries
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(
-            f"model {name!r} is no local path, and could not be had from the Hugging Face hub: {first_line} "
-            "(check the spelling, the network, HF_HUB_OFFLINE, and `hf auth login` for gated models)"
-        ) from error
-
-
 def _named(path: Path, read: Callable[[Any], ModelConfig], value: Any) -> ModelConfig:
     """`read(value)`, with the file's name in front of its errors."""
     try:
         return read(value)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-
-
-def _digest_of_headers(config: ModelConfig, weights: SafetensorsFiles) -> str:
-    """Of weights in a store, which are too far away to be read for this: names, shapes, types and files."""
-    return hashlib.sha256(f"{config!r}{sorted(weights.tensors.items())}".encode()).hexdigest()
-
-
-def _digest(paths: Sequence[Path]) -> str:
-    """SHA-256 over names, sizes and contents; of large files over the first and last megabyte and samples between."""
-    digest = hashlib.sha256()
-    for path in paths:
-        size = path.stat().st_size
-        digest.update(f"{path.suffix}:{size}\0".encode())
-        with path.open("rb") as file:
-            if size <= _WHOLE_BYTES:
-                while block := file.read(_SAMPLE_BYTES):
-                    digest.update(block)
-                continue
-            for sample in range(_NUM_SAMPLES):
-                file.seek(math.floor(sample * (size - _SAMPLE_BYTES) / (_NUM_SAMPLES - 1)))
-                digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()

@@ -9,8 +9,9 @@ from pathlib import Path
 from empathax.errors import WeightsError
 from empathax.models.hf_config import from_hf_config
 from empathax.models.hf_files import read_json
+from empathax.models.hub import download, first_line, is_hub_name
 from empathax.models.model_config import ModelConfig
-from empathax.models.source import DirectoryModel, is_hub_name, resolve_model
+from empathax.models.source import DirectoryModel, resolve_model
 from empathax.models.tokenizer import Tokenizer
 from empathax.planning.known_models import KNOWN_MODELS
 
@@ -38,13 +39,13 @@ def find_model(path: str, config_file: str = "") -> PlannedModel:
         source = resolve_model(path)
         return PlannedModel(source.config, path, source.tokenizer)
     try:
-        downloaded = DirectoryModel(_small_files(path))
+        downloaded = DirectoryModel(download(path, _SMALL_FILES))
         return PlannedModel(downloaded.config, f"{path} on the hub", downloaded.tokenizer)
     except Exception as error:  # no network, no access, no such model: each library has exceptions of its own for it
         name = path.partition("@")[0]
         if name not in KNOWN_MODELS:
             raise WeightsError(
-                f"model {path!r}: the hub did not give its config.json ({_first_line(error)}), and it is none of the "
+                f"model {path!r}: the hub did not give its config.json ({first_line(error)}), and it is none of the "
                 f"architectures known here ({', '.join(KNOWN_MODELS)}); give the file itself with --model-config=FILE"
             ) from error
         return PlannedModel(from_hf_config(KNOWN_MODELS[name]), "as known here; the hub was not reached")
@@ -55,14 +56,3 @@ def _from_file(path: Path) -> ModelConfig:
     if settings is None:
         raise WeightsError(f"--model-config={path} does not exist; expected a Hugging Face config.json")
     return from_hf_config(settings)
-
-
-def _small_files(name: str) -> Path:
-    import huggingface_hub
-
-    repo, _, revision = name.partition("@")
-    return Path(huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=_SMALL_FILES))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

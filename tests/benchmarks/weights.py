@@ -39,15 +39,15 @@ def write_checkpoint(directory: Path, settings: dict) -> int:
     import safetensors.numpy
 
     from empathax.models.architecture import from_hf_config
+    from empathax.models.tensor_checks import file_shape, parameter_at
     from empathax.models.transformer import abstract_params
     from empathax.models.weight_names import Naming, stored_parameters
-    from empathax.models.weights import _at, _file_shape
 
     (directory / "config.json").write_text(json.dumps(settings))
     config = from_hf_config(settings)
     shapes = abstract_params(config)
     tensors = {
-        name: _file_shape(stored, _at(shapes, stored.path).shape)
+        name: file_shape(stored, parameter_at(shapes, stored.path).shape)
         for stored in stored_parameters(config, Naming("hf"))
         for name in stored.names
     }

@@ -14,8 +14,7 @@ import pytest
 import safetensors.numpy
 
 from empathax.errors import ConfigError, WeightsError
-from empathax.models import installed_weights
-from empathax.models import source as source_module
+from empathax.models import fingerprint, installed_weights
 from empathax.models.architecture import preset
 from empathax.models.export import export_model
 from empathax.models.source import load_tokenizer, resolve_model
@@ -224,8 +223,8 @@ def test_a_tokenizer_alone(model_dir):
 def test_fingerprints_follow_the_content(exported, model_dir, monkeypatch):
     source = resolve_model(exported)
     assert source.fingerprint() == resolve_model(model_dir).fingerprint()
-    monkeypatch.setattr(source_module, "_WHOLE_BYTES", 1000)
-    monkeypatch.setattr(source_module, "_SAMPLE_BYTES", 500)
+    monkeypatch.setattr(fingerprint, "_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(fingerprint, "_SAMPLE_BYTES", 500)
     sampled = source.fingerprint()
     assert sampled == resolve_model(model_dir).fingerprint()
     shard = shards(model_dir)[0]
