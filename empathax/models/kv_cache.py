@@ -14,6 +14,7 @@ the same step. Padding is never seen by a token, whatever its id.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -83,6 +84,41 @@ def prefill(
     positions_BT = jnp.maximum(offset_BT, 0)
     # padding is a tree of one token: it sees itself only, and no token sees it
     subtree_end_BT = jnp.where(is_token_BT, T, jnp.arange(1, T + 1, dtype=jnp.int32))
+    x_BTD, (key_LBKTH, value_LBKTH) = read_tree(
+        params,
+        config,
+        token_ids_BT,
+        positions_BT,
+        subtree_end_BT,
+        lambda new_BKTH: new_BKTH.astype(cache.keys[0].dtype),
+        compute_dtype=compute_dtype,
+        attention=attention,
+    )
+    cache = Cache(
+        **filled(cache, key_LBKTH, value_LBKTH),
+        position_BS=cache.position_BS.at[:, :T].set(jnp.where(is_token_BT, positions_BT, _EMPTY)),
+        next_position_B=lengths_B.astype(jnp.int32),
+        num_filled=jnp.asarray(T, jnp.int32),
+    )
+    return rms_norm(params["final_norm"], config, x_BTD[:, -1]), cache
+
+
+def read_tree(
+    params: Params,
+    config: ModelConfig,
+    token_ids_BT: Int[Array, "B T"],
+    positions_BT: Int[Array, "B T"],
+    subtree_end_BT: Int[Array, "B T"],
+    keep: Callable[[Array], Array],
+    *,
+    compute_dtype: jnp.dtype,
+    attention: str,
+) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
+    """All layers over rows laid out as in data/batch.py, without a gradient.
+
+    Returns the last layer's output before the final norm, and the rotated keys and the values of all layers, stacked,
+    each as `keep` makes it of [B, K, T, H].
+    """
     kinds = LayerKinds(config, positions_BT)
 
     def layer_step(x_BTD: Array, scanned: tuple[Params, Array | None]) -> tuple[Array, tuple[Array, Array]]:
@@ -101,19 +137,12 @@ def prefill(
                 scale=config.query_scale,
                 implementation=attention,
             )
-            return out_BNTH, (k_BKTH.astype(cache.keys[0].dtype), v_BKTH.astype(cache.values[0].dtype))
+            return out_BNTH, (keep(k_BKTH), keep(v_BKTH))
 
         return decoder_layer(layer, config, x_BTD, tables, attend)
 
     x_BTD = embed(params, config, token_ids_BT, compute_dtype)
-    x_BTD, (key_LBKTH, value_LBKTH) = jax.lax.scan(layer_step, x_BTD, (params["layers"], kinds.windows_L))
-    cache = Cache(
-        **filled(cache, key_LBKTH, value_LBKTH),
-        position_BS=cache.position_BS.at[:, :T].set(jnp.where(is_token_BT, positions_BT, _EMPTY)),
-        next_position_B=lengths_B.astype(jnp.int32),
-        num_filled=jnp.asarray(T, jnp.int32),
-    )
-    return rms_norm(params["final_norm"], config, x_BTD[:, -1]), cache
+    return jax.lax.scan(layer_step, x_BTD, (params["layers"], kinds.windows_L))
 
 
 def decode_step(
@@ -165,14 +194,14 @@ def decode_step(
     return rms_norm(params["final_norm"], config, x_B1D[:, 0]), cache
 
 
-def split_layers(params: Params, config: ModelConfig, compute_dtype: jnp.dtype = jnp.float32) -> Params:
-    """Parameters for many calls of `decode_step` and `project_logits` in one loop, if the backend is a CPU.
+def split_layers(params: Params, config: ModelConfig, compute_dtype: jnp.dtype, platform: str) -> Params:
+    """Parameters for many calls of `decode_step` and `project_logits` in one loop, if `platform` is "cpu".
 
     A tree for each layer: the CPU backend copies a layer's weights out of their stack wherever they are used. So they
     are copied once, before the loop; in float32 as `matmul_few_rows` takes them, a part for each core, and the
     vocabulary kernel with them. Elsewhere a slice costs nothing, and the copy would need its memory.
     """
-    if jax.default_backend() != "cpu":
+    if platform != "cpu":
         return params
     layers = tuple(_layer(params["layers"], index) for index in range(config.num_layers))
     if compute_dtype != jnp.float32:

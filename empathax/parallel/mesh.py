@@ -99,8 +99,12 @@ def compute_dtype(options: ModelOptions, mesh: Mesh | None = None) -> jnp.dtype:
     """The dtype of activations; "auto" is float32 on CPU and bfloat16 on accelerators."""
     if options.compute_dtype != "auto":
         return jnp.dtype(options.compute_dtype)
-    platform = mesh.devices.flat[0].platform if mesh else jax.default_backend()
-    return jnp.dtype("float32" if platform == "cpu" else "bfloat16")
+    return jnp.dtype("float32" if platform_of(mesh) == "cpu" else "bfloat16")
+
+
+def platform_of(mesh: Mesh | None) -> str:
+    """ "cpu", "tpu" or "gpu": the mesh's, which may be of hardware that is not there; without one the host's."""
+    return mesh.devices.flat[0].platform if mesh else jax.default_backend()
 
 
 def _without_preset(options: MeshOptions) -> MeshOptions:

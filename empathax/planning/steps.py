@@ -24,7 +24,7 @@ from empathax.models.lora import abstract_adapter, overlay
 from empathax.models.model_config import ModelConfig
 from empathax.models.quantized import abstract_quantized
 from empathax.models.transformer import abstract_params, logical_axes
-from empathax.parallel.mesh import compute_dtype
+from empathax.parallel.mesh import compute_dtype, platform_of
 from empathax.parallel.rules import batch_sharding, check_batches, param_shardings, replicated
 from empathax.training.optimizer import make_optimizer
 from empathax.training.state import TrainState, Tree, abstract_state, state_shardings
@@ -214,6 +214,7 @@ def _decode(setup: Setup) -> Lowered:
         stop_ids=(0,),
         sampling=sampling_from(options),
         compute_dtype=compute_dtype(setup.config.model, mesh),
+        platform=platform_of(mesh),
         attention="dense" if setup.config.model.attention == "dense" else "auto",
     )
     arguments = {**_by_kind(setup), "batch": prompts}

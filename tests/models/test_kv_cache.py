@@ -39,7 +39,7 @@ def _greedy_next(params, config, text):
 @partial(jax.jit, static_argnums=1, static_argnames=("cache_dtype", "split"))
 def _forced_logits(params, config, prompts, texts, cache_dtype=jnp.float32, split=False):
     """Logits [B, steps, V] while the texts are fed token by token after the prompts."""
-    step_params = split_layers(params, config) if split else params
+    step_params = split_layers(params, config, jnp.float32, "cpu") if split else params
     cache = init_cache(config, len(LENGTHS), NUM_PROMPT + NUM_NEW, cache_dtype)
     state = prefill(params, config, prompts, jnp.asarray(LENGTHS), cache)
 
@@ -69,7 +69,7 @@ def test_kernels_in_parts_give_the_same_logits(name, monkeypatch):
     monkeypatch.setattr(kv_cache, "_num_parts", lambda num_outputs: 3)  # of lengths that differ
     config = preset(name)
     params, texts = init_params(config, 0), _texts(config.vocab_size)
-    split = split_layers(params, config)
+    split = split_layers(params, config, jnp.float32, "cpu")
     assert len(split["output_parts"]) == len(split["layers"][0]["mlp"]["down"]["parts"]) == 3
     whole, in_parts = (_forced_logits(params, config, _left_padded(texts, 0), texts, split=s) for s in (False, True))
     np.testing.assert_allclose(in_parts, whole, atol=1e-5)
@@ -77,7 +77,7 @@ def test_kernels_in_parts_give_the_same_logits(name, monkeypatch):
 
 def test_only_float32_kernels_are_split():
     config = preset("tiny-llama")
-    split = split_layers(init_params(config, 0), config, jnp.bfloat16)
+    split = split_layers(init_params(config, 0), config, jnp.bfloat16, "cpu")
     assert "output_parts" not in split
     assert "kernel" in split["layers"][0]["mlp"]["down"]
 

@@ -169,7 +169,9 @@ def test_decoding_with_adapters(base):
     wanted = _logits(params)[:, -1]
     cache = init_cache(MODEL, 2, 12)
     _, cache = jax.jit(prefill, static_argnums=1)(params, MODEL, IDS[:, :-1], np.full(2, 11, np.int32), cache)
-    hidden_BD, _ = jax.jit(decode_step, static_argnums=1)(split_layers(params, MODEL), MODEL, IDS[:, -1], cache)
+    hidden_BD, _ = jax.jit(decode_step, static_argnums=1)(
+        split_layers(params, MODEL, jnp.float32, "cpu"), MODEL, IDS[:, -1], cache
+    )
     kernel_VD = base["embedding" if MODEL.tied_embeddings else "output"]["kernel"]
     np.testing.assert_allclose(hidden_BD @ kernel_VD.T, wanted, atol=1e-4)
 

@@ -19,6 +19,7 @@ from empathax.models.model_config import ModelConfig
 from empathax.models.transformer import output_projection, project_logits
 
 Params = dict[str, Any]
+_STATIC = ("config", "max_new_tokens", "stop_ids", "platform", "sampling", "compute_dtype", "attention")
 
 
 @flax.struct.dataclass
@@ -42,9 +43,7 @@ class _Loop:
     cache: Cache
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "max_new_tokens", "stop_ids", "sampling", "compute_dtype", "attention")
-)
+@functools.partial(jax.jit, static_argnames=_STATIC)
 def generate(
     params: Params,
     config: ModelConfig,
@@ -55,6 +54,7 @@ def generate(
     *,
     max_new_tokens: int,
     stop_ids: tuple[int, ...],
+    platform: str,
     sampling: Sampling = Sampling(),  # noqa: B008  frozen, and static under jit
     compute_dtype: Any = jnp.float32,
     attention: str = "auto",
@@ -63,10 +63,11 @@ def generate(
 
     A row's random numbers come from (seed, row_ids_B, sample_ids_B, its own step), so neither its place in the batch
     nor its neighbours change what it says; samples are numbered from 0, all are 0 if left out. Rows with a negative id
-    are padding: they generate nothing and nobody waits for them.
+    are padding: they generate nothing and nobody waits for them. `platform` ("cpu", "tpu", "gpu") is where it will run:
+    a CPU's decode loop takes weights in another layout (`split_layers`).
     """
     keys_B = row_keys(seed, row_ids_B, sample_ids_B)
-    split_params = split_layers(params, config, compute_dtype)
+    split_params = split_layers(params, config, compute_dtype, platform)
 
     def extend(loop: _Loop, hidden_BD: Array) -> _Loop:
         logits_BV = project_logits(split_params, config, hidden_BD)

@@ -13,9 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from empathax.data.prefix_tree import PrefixTrie
-from empathax.models.attention import attention as tree_attention
-from empathax.models.kv_cache import Cache, filled, init_cache
-from empathax.models.layers import LayerKinds, Params, decoder_layer, embed, rms_norm
+from empathax.models.kv_cache import Cache, filled, init_cache, read_tree
+from empathax.models.layers import Params, rms_norm
 from empathax.models.model_config import ModelConfig
 
 _SMALLEST = 128  # tokens; the block size of blockwise attention
@@ -79,30 +78,16 @@ def prefill_tree(
     Returns the hidden state of each prompt's last token, after the final norm, and the cache. The keys and values of
     shared tokens are computed once and copied to every prompt that has them.
     """
-    kinds = LayerKinds(config, prompts.positions_RT)
-
-    def layer_step(x_RTD: Array, scanned: tuple[Params, Array | None]) -> tuple[Array, tuple[Array, Array]]:
-        layer, scanned_window = scanned
-        window, tables = kinds.window_and_tables(scanned_window)
-
-        def attend(q_RNTH: Array, k_RKTH: Array, v_RKTH: Array) -> tuple[Array, tuple[Array, Array]]:
-            out_RNTH = tree_attention(
-                q_RNTH,
-                k_RKTH,
-                v_RKTH,
-                positions_BT=prompts.positions_RT,
-                subtree_end_BT=prompts.subtree_end_RT,
-                window=window,
-                softcap=config.attention_softcap,
-                scale=config.query_scale,
-                implementation=attention,
-            )
-            return out_RNTH, (_along_paths(k_RKTH, prompts.path_BS), _along_paths(v_RKTH, prompts.path_BS))
-
-        return decoder_layer(layer, config, x_RTD, tables, attend)
-
-    x_RTD = embed(params, config, prompts.token_ids_RT, compute_dtype)
-    x_RTD, (key_LBKSH, value_LBKSH) = jax.lax.scan(layer_step, x_RTD, (params["layers"], kinds.windows_L))
+    x_RTD, (key_LBKSH, value_LBKSH) = read_tree(
+        params,
+        config,
+        prompts.token_ids_RT,
+        prompts.positions_RT,
+        prompts.subtree_end_RT,
+        lambda new_RKTH: _along_paths(new_RKTH, prompts.path_BS),
+        compute_dtype=compute_dtype,
+        attention=attention,
+    )
     last_BD = _along_paths(x_RTD[:, None], prompts.path_BS[:, -1:])[:, 0, 0]
     cache = _filled_cache(config, prompts, num_new, key_LBKSH, value_LBKSH)
     return rms_norm(params["final_norm"], config, last_BD), cache

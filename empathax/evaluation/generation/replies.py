@@ -18,7 +18,7 @@ from empathax.evaluation.generation.prompt_tree import lay_out_prompts
 from empathax.evaluation.generation.sampling import sampling_from
 from empathax.evaluation.generation.stop_tokens import stop_token_ids
 from empathax.models.model_config import ModelConfig
-from empathax.parallel.mesh import compute_dtype
+from empathax.parallel.mesh import compute_dtype, platform_of
 from empathax.parallel.rules import replicated
 
 Prompts = Sequence[Sequence[int]]
@@ -91,6 +91,7 @@ def generate_ids(
             stop_ids=tuple(stop_ids),
             sampling=sampling,
             compute_dtype=compute_dtype(config.model, mesh),
+            platform=platform_of(mesh),
             # rows of prompts do not always divide into blocks, and lie on no mesh: the kernels are for the steps
             attention="dense" if config.model.attention == "dense" else "auto",
         )

@@ -30,7 +30,7 @@ def run(model, prompts, row_ids=None, seed=0, **options):
     params, config = model
     row_ids = jnp.arange(len(prompts)) if row_ids is None else jnp.asarray(row_ids)
     settings = {"max_new_tokens": NUM_NEW, "stop_ids": ()} | options
-    return jax.device_get(generate(params, config, lay_out_prompts(prompts), row_ids, seed, **settings))
+    return jax.device_get(generate(params, config, lay_out_prompts(prompts), row_ids, seed, platform="cpu", **settings))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_no_repetition_penalty_leaves_no_trace_in_the_program(model):
 
     def program(penalty):
         sampling = Sampling(temperature=1.0, repetition_penalty=penalty)
-        options = {"max_new_tokens": NUM_NEW, "stop_ids": (), "sampling": sampling}
+        options = {"max_new_tokens": NUM_NEW, "stop_ids": (), "platform": "cpu", "sampling": sampling}
         return generate.lower(params, config, layout, rows, 0, **options).as_text()
 
     mask = f"tensor<4x{config.vocab_size}xi1>"

@@ -117,7 +117,7 @@ def test_generated_ids_are_scored_in_the_same_compiled_function():
 
     @jax.jit
     def generate_and_score(params):
-        out = generate(params, config, prompts, jnp.arange(2), max_new_tokens=6, stop_ids=())
+        out = generate(params, config, prompts, jnp.arange(2), max_new_tokens=6, stop_ids=(), platform="cpu")
         said = out.lengths_B - out.stopped_B
         return score_ids(out.token_ids_BM, said, references, lengths), out
 
