@@ -110,6 +110,18 @@ def test_the_best_of_each_column(all_four):
     assert not any(cells["reply_length"]["best"] for cells in rows.values())
 
 
+def test_nothing_is_the_best_of_numbers_that_are_shown_alike(tmp_path):
+    records = [made_up.record("base"), made_up.record("+SFT")]
+    small = [
+        replace(record, metrics={"rouge_l": value}, per_example={}, level_shares=None)
+        for record, value in zip(records, (0.0012, 0.0031), strict=True)
+    ]
+    leave(tmp_path / "small", *small)
+    assert run(tmp_path, runs=tmp_path / "small") == 0
+    rows = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
+    assert [row["metrics"]["rouge_l"]["best"] for row in rows] == [False, False]
+
+
 def test_the_papers_figures_and_the_order_of_rows(tmp_path, capsys):
     gaps = {"base": 0.2, "+SFT": 0.03, "+DPO": 0.25, "+SFT+DPO": 0.02}
     records = [made_up.record(label, metrics={"validation_gap": gap}, per_example={}) for label, gap in gaps.items()]

@@ -84,8 +84,8 @@ class Results:
 
 
 def _best(column: Column, values: Mapping[str, float]) -> list[str]:
-    """The labels with the best value; none if no way is better or all rows are alike."""
-    if not column.better or len(set(values.values())) < 2:
+    """The labels with the best value; none if no way is better or all rows are alike, as far as they are shown."""
+    if not column.better or len(set(map(column.number, values.values()))) < 2:
         return []
     best = (max if column.better == "higher" else min)(values.values())
     return [label for label, value in values.items() if value == best]
