@@ -86,6 +86,10 @@ def test_a_run_cut_over_and_over_is_the_same_run(folder, data, cache, whole, mon
     assert "+SFT+DPO" in outputs[0]
     assert "before and after" not in outputs[1]  # one writer
 
+    _check_same_run(workdir, whole)
+
+
+def _check_same_run(workdir, whole):
     ours, expected = _record(workdir), _record(whole)
     names = [(line["stage"], line["split"], line["step"]) for line in expected]
     assert [(line["stage"], line["split"], line["step"]) for line in ours] == names
@@ -95,6 +99,23 @@ def test_a_run_cut_over_and_over_is_the_same_run(folder, data, cache, whole, mon
         assert [line[name] for name in names] == pytest.approx([other[name] for name in names], rel=1e-5)
     replies = [json.loads((path / "evaluations.json").read_text())["measured"] for path in (workdir, whole)]
     assert [row["answers"] for row in replies[0].values()] == [row["answers"] for row in replies[1].values()]
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        {"preset": "cpu:2x4", "data": 1, "fsdp": -1},  # two slices, parameters repeated on both
+        {"fsdp": 4, "tensor": 2, "dcn_fsdp": 2},  # split over both, heads within each
+    ],
+    ids=["repeated", "split"],
+)
+def test_two_processes_are_two_slices(folder, data, cache, whole, mesh):
+    workdir = folder / "_".join(map(str, mesh.values()))
+    settings = [f"--config.mesh.{name}={value}" for name, value in mesh.items()]
+    command = ["-m", "empathax.train", CONFIG, *data, *STEPS, *settings, f"--workdir={workdir}", "--multihost"]
+    codes, outputs = run(command, folder / "log", **cache)
+    assert codes == [0, 0], outputs
+    _check_same_run(workdir, whole)
 
 
 def test_evaluation_on_two_processes(folder, data, cache):
