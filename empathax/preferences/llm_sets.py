@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from empathax.errors import DataError
+from empathax.errors import ConfigError, DataError
 from empathax.preferences.backends import Backend
 from empathax.preferences.candidate_files import Judged, write_files
 from empathax.preferences.candidates import Sampling, Variant, Written, write_candidates
@@ -24,8 +24,8 @@ from empathax.preferences.llm_source import Source
 from empathax.preferences.pairs import Pair
 from empathax.preferences.rankers import UNREADABLE
 from empathax.preferences.ranking import Ranker, Task, choose
-from empathax.preferences.review import agreement, check_all_used
-from empathax.preferences.set_files import PreferenceSet, contexts_done, start, write_set
+from empathax.preferences.review import agreement, check_all_used, is_unranked
+from empathax.preferences.set_files import PreferenceSet, done_before, start, write_set
 
 PORTION = 32  # contexts
 CUT = 0.05  # share of replies cut at the token limit from which on a set is warned of
@@ -98,16 +98,20 @@ def build_llm_set(
     rank and have not yet, there are no pairs, but candidates and the file for annotators.
 
     Raises:
-        ConfigError: `out` holds another set, or a review.csv with ranks of other replies; or as `ChatServer.complete`.
+        ConfigError: `out` holds another set, pairs by people's ranks that were not given again, or a review.csv with
+            ranks of other replies; or as `ChatServer.complete`.
         DataError: as `ChatServer.complete`, after the files were written with what was done, if that is more than they
             held; ranks that belong to none of the candidates, before any file is written.
     """
     started = start(out, settings, now)
+    contexts_before, pairs_before = done_before(out)
+    if pairs_before and any(map(is_unranked, rankers)):
+        raise ConfigError(f"{out} has {pairs_before:,} pairs by people's ranks: name these with --reviews again")
     progress = _Progress()
     for split, contexts in source.contexts.items():
         _work(split, contexts, recipe, writer, rankers, progress, say)
-    if progress.error and (before := contexts_done(out)) > len(progress.every):
-        say(f"{out} keeps the set of {before:,} contexts that was made before")
+    if progress.error and contexts_before > len(progress.every):
+        say(f"{out} keeps the set of {contexts_before:,} contexts that was made before")
         raise progress.error
     if not progress.error:
         check_all_used(rankers, [one.task for one in progress.every])

@@ -88,6 +88,11 @@ def check_all_used(rankers: Sequence[Ranker], tasks: Sequence[Task]) -> None:
     raise_all(DataError, "the ranks cannot be used; rank the review.csv of this set", problems, limit=5)
 
 
+def is_unranked(ranker: Ranker) -> bool:
+    """Whether it stands for people who have not ranked yet."""
+    return isinstance(ranker, HumanRanker) and not ranker.context_ids
+
+
 def write_review(path: Path, tasks: Sequence[Task]) -> None:
     """Writes the file for annotators. One that holds ranks is left as it is.
 

@@ -104,13 +104,14 @@ def write_set(directory: Path, made: PreferenceSet, started: float) -> dict[str,
     return summary
 
 
-def contexts_done(directory: Path) -> int:
-    """Contexts that the set in `directory` is made of; 0 if there is none yet."""
+def done_before(directory: Path) -> tuple[int, int]:
+    """Contexts that the set in `directory` is made of, and its pairs; zeros if there is none yet."""
     try:
-        notes = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))["notes"]
-        return sum(notes["contexts"].values())
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
+        summary = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
+        pairs = sum(facts["pairs"] for facts in summary["splits"].values())
+        return sum(summary["notes"]["contexts"].values()), pairs
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 0, 0
 
 
 def in_words(summary: Mapping[str, Any], directory: Path) -> str:

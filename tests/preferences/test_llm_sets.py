@@ -307,6 +307,8 @@ def test_people_rank_in_two_steps(corpus, tmp_path, capsys):
         (tmp_path / "more.csv").write_text(f"{filled}\nelsewhere/3,,A,,1\n")
         assert run(corpus, server, out, "--rank=human", f"--reviews={tmp_path / 'more.csv'}") == 3
         assert "there is no context elsewhere/3 in this set" in capsys.readouterr().err
+        assert run(corpus, server, out, "--rank=human") == 2
+        assert "pairs by people's ranks: name these with --reviews again" in capsys.readouterr().err
         assert (out / "train.jsonl").read_bytes() == kept
         assert len(server.bodies) == 160
     assert len(rows(out)) > 20
