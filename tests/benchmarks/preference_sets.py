@@ -1,13 +1,14 @@
 """What does each preference set teach? SmolLM2 trained on equal pairs of every set, in equal steps, from one start.
 
     python -m tests.benchmarks.preference_sets --sets=position=sets/position,levels=sets/levels --esconv=data/esconv
-        --levels=runs/levels --out=DIR [--pairs=96] [--pairs-per-step=12] [--epochs=2] [--held-out=96] [--turns=128]
+        --levels=runs/levels --out=DIR [--pairs=144] [--pairs-per-step=12] [--epochs=2] [--held-out=96] [--turns=192]
 
 Sets are directories of build_preferences, or files that training reads as preferences. Each trained model is asked two
 things. Which of two held-out replies gained, beside the model it started from: reward accuracy on its own set, and on
 every other; and, as "longer_gained", how often the longer one. Then it answers turns of ESConv's test dialogues:
 validation_gap, the words of a reply, and the change of both. Intervals are 95 % bootstrap over dialogues, changes in
-pairs. DIR/sets.json has the numbers, DIR/MODEL/ the weights, DIR/evaluations/MODEL/ the replies.
+pairs. DIR/sets.json has the numbers (preference_sets.json those of docs/preference_data.md), DIR/MODEL/ the weights,
+DIR/evaluations/MODEL/ the replies.
 """
 
 from __future__ import annotations
@@ -174,13 +175,13 @@ def main() -> None:
     parser.add_argument("--esconv", type=Path, required=True)
     parser.add_argument("--levels", type=Path, required=True, help="classifier of train_classifier --task=levels")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pairs", type=int, default=96)
+    parser.add_argument("--pairs", type=int, default=144)
     parser.add_argument("--held-out", type=int, default=96)
     parser.add_argument("--pairs-per-step", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--max-length", type=int, default=640)
-    parser.add_argument("--turns", type=int, default=128)
+    parser.add_argument("--turns", type=int, default=192)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     found = compare(args)
