@@ -123,9 +123,10 @@ def _inspect(flags: argparse.Namespace, config: Config) -> int:
     classifier = load_classifier(flags.levels) if flags.levels else None
     found = inspect_set(flags.inspect, config.data, classifier)
     output.write_text(flags.out, page(flags.inspect, found))
+    text = in_words(flags.inspect, found)
     if flags.tensorboard:
-        _to_tensorboard(flags.tensorboard, found, in_words(flags.inspect, found))
-    _say(in_words(flags.inspect, found))
+        _to_tensorboard(flags.tensorboard, found, text)
+    _say(text)
     _say(f"wrote {flags.out}")
     return 0
 

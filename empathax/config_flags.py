@@ -45,20 +45,19 @@ def _read(
     argv: Sequence[str], default: ml_collections.ConfigDict | None = None
 ) -> tuple[str, dict[str, Any], list[str]]:
     values, seen = flags.FlagValues(), ["empathax", *argv]
-    names_file = any(argument.lstrip("-").split("=")[0] == "config" for argument in argv)
-    if default is not None and not names_file:
+    is_default = default is not None and not any(argument.lstrip("-").split("=")[0] == "config" for argument in argv)
+    if is_default:
         config_flags.DEFINE_config_dict("config", default, flag_values=values, sys_argv=seen)
     else:
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=seen)
     try:
         rest = values(seen, known_only=True)[1:]
-        is_given = values["config"].present or (default is not None and not names_file)
-        source = values.config.to_dict() if is_given else None
+        source = values.config.to_dict() if is_default or values["config"].present else None
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"the --config flags cannot be used: {_said(error)}") from error
     if source is None:
         raise ConfigError("no --config=FILE was given; configs/ holds ready ones, configs/demo.py for example")
-    return config_flags.get_config_filename(values["config"]) if names_file else "", source, rest
+    return config_flags.get_config_filename(values["config"]) if not is_default else "", source, rest
 
 
 def _variations(path: str) -> Mapping[str, Mapping[str, Any]] | None:

@@ -14,7 +14,6 @@ the same step. Padding is never seen by a token, whatever its id.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -22,12 +21,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from empathax.models.attention import Window, masked_attention
-from empathax.models.attention import attention as tree_attention
 from empathax.models.layers import LayerKinds, Params, decoder_layer, embed, rms_norm
 from empathax.models.low_rank import merged_kernel
 from empathax.models.model_config import ModelConfig
 from empathax.models.primitives import split_kernel, split_rows
-from empathax.models.transformer import output_projection
+from empathax.models.transformer import all_layers, output_projection
 
 _EMPTY = -1
 _PART = 256  # outputs of a kernel that are worth a core of their own
@@ -84,7 +82,7 @@ def prefill(
     positions_BT = jnp.maximum(offset_BT, 0)
     # padding is a tree of one token: it sees itself only, and no token sees it
     subtree_end_BT = jnp.where(is_token_BT, T, jnp.arange(1, T + 1, dtype=jnp.int32))
-    x_BTD, (key_LBKTH, value_LBKTH) = read_tree(
+    x_BTD, (key_LBKTH, value_LBKTH) = all_layers(
         params,
         config,
         token_ids_BT,
@@ -101,48 +99,6 @@ def prefill(
         num_filled=jnp.asarray(T, jnp.int32),
     )
     return rms_norm(params["final_norm"], config, x_BTD[:, -1]), cache
-
-
-def read_tree(
-    params: Params,
-    config: ModelConfig,
-    token_ids_BT: Int[Array, "B T"],
-    positions_BT: Int[Array, "B T"],
-    subtree_end_BT: Int[Array, "B T"],
-    keep: Callable[[Array], Array],
-    *,
-    compute_dtype: jnp.dtype,
-    attention: str,
-) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-    """All layers over rows laid out as in data/batch.py, without a gradient.
-
-    Returns the last layer's output before the final norm, and the rotated keys and the values of all layers, stacked,
-    each as `keep` makes it of [B, K, T, H].
-    """
-    kinds = LayerKinds(config, positions_BT)
-
-    def layer_step(x_BTD: Array, scanned: tuple[Params, Array | None]) -> tuple[Array, tuple[Array, Array]]:
-        layer, scanned_window = scanned
-        window, tables = kinds.window_and_tables(scanned_window)
-
-        def attend(q_BNTH: Array, k_BKTH: Array, v_BKTH: Array) -> tuple[Array, tuple[Array, Array]]:
-            out_BNTH = tree_attention(
-                q_BNTH,
-                k_BKTH,
-                v_BKTH,
-                positions_BT=positions_BT,
-                subtree_end_BT=subtree_end_BT,
-                window=window,
-                softcap=config.attention_softcap,
-                scale=config.query_scale,
-                implementation=attention,
-            )
-            return out_BNTH, (keep(k_BKTH), keep(v_BKTH))
-
-        return decoder_layer(layer, config, x_BTD, tables, attend)
-
-    x_BTD = embed(params, config, token_ids_BT, compute_dtype)
-    return jax.lax.scan(layer_step, x_BTD, (params["layers"], kinds.windows_L))
 
 
 def decode_step(

@@ -187,13 +187,43 @@ def hidden_states(
     `remat` names what the backward pass keeps of each layer (models/remat.py), `attention` is an implementation of
     models/attention.py, `mesh` where rows and heads are split (None: XLA decides).
     """
+    x_BTD, _ = all_layers(
+        params,
+        config,
+        token_ids_BT,
+        positions_BT,
+        subtree_end_BT,
+        lambda new_BKTH: None,
+        compute_dtype=compute_dtype,
+        remat=remat,
+        attention=attention,
+        mesh=mesh,
+    )
+    return rms_norm(params["final_norm"], config, x_BTD)
+
+
+def all_layers(
+    params: Params,
+    config: ModelConfig,
+    token_ids_BT: Int[Array, "B T"],
+    positions_BT: Int[Array, "B T"],
+    subtree_end_BT: Int[Array, "B T"],
+    keep: Callable[[Array], Array | None],
+    *,
+    compute_dtype: jnp.dtype,
+    remat: str = "none",
+    attention: str = "auto",
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, "B T D"], tuple[Any, Any]]:
+    """What `hidden_states` has before the final norm; and the rotated keys and the values of all layers, stacked, each
+    as `keep` makes it of [B, K, T, H] (None keeps nothing)."""
     kinds = LayerKinds(config, positions_BT)
 
-    def layer_step(x_BTD: Array, scanned: tuple[Params, Array | None]) -> tuple[Array, None]:
+    def layer_step(x_BTD: Array, scanned: tuple[Params, Array | None]) -> tuple[Array, tuple[Any, Any]]:
         layer, scanned_window = scanned
         window, tables = kinds.window_and_tables(scanned_window)
 
-        def attend(q_BNTH: Array, k_BKTH: Array, v_BKTH: Array) -> tuple[Array, None]:
+        def attend(q_BNTH: Array, k_BKTH: Array, v_BKTH: Array) -> tuple[Array, tuple[Any, Any]]:
             out_BNTH = tree_attention(
                 q_BNTH,
                 k_BKTH,
@@ -206,14 +236,13 @@ def hidden_states(
                 implementation=attention,
                 mesh=mesh,
             )
-            return out_BNTH, None
+            return out_BNTH, (keep(k_BKTH), keep(v_BKTH))
 
         x_BTD, kept = decoder_layer(layer, config, x_BTD, tables, attend)
         return split_rows(x_BTD, mesh), kept
 
     x_BTD = split_embedded(embed(params, config, token_ids_BT, compute_dtype), mesh)
-    x_BTD, _ = jax.lax.scan(rematerialized(layer_step, remat, mesh), x_BTD, (params["layers"], kinds.windows_L))
-    return rms_norm(params["final_norm"], config, x_BTD)
+    return jax.lax.scan(rematerialized(layer_step, remat, mesh), x_BTD, (params["layers"], kinds.windows_L))
 
 
 def output_projection(params: Params, config: ModelConfig) -> Float[Array, "V D"]:

@@ -106,13 +106,13 @@ def in_splits(contexts: Mapping[str, list[Context]], names: Sequence[str], path:
 
 def counts_in_words(path: str, rows: Mapping[str, Sequence[Row]], contexts: Mapping[str, Sequence[Context]]) -> str:
     """How many contexts there are, and of how many dialogues, for the terminal."""
-    parts = []
+    parts, hint = [], ""
     for split, part in contexts.items():
         used, known = (len({one.dialogue_id for one in found}) for found in (part, rows[split]))
         parts.append(f"{split} {len(part):,} in {used:,} of {known:,} dialogues")
-    hint = "; data.seeker_first_only and limits of --config leave out the others"
-    is_less = any(len({c.dialogue_id for c in contexts[s]}) < len({r.dialogue_id for r in rows[s]}) for s in contexts)
-    return f"contexts of {path}: {', '.join(parts)}{hint if is_less else ''}"
+        if used < known:
+            hint = "; data.seeker_first_only and limits of --config leave out the others"
+    return f"contexts of {path}: {', '.join(parts)}{hint}"
 
 
 def data_settings(options: DataOptions) -> dict[str, Any]:

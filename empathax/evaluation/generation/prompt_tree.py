@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from empathax.data.prefix_tree import PrefixTrie
-from empathax.models.kv_cache import Cache, filled, init_cache, read_tree
+from empathax.models.kv_cache import Cache, filled, init_cache
 from empathax.models.layers import Params, rms_norm
 from empathax.models.model_config import ModelConfig
+from empathax.models.transformer import all_layers
 
 _SMALLEST = 128  # tokens; the block size of blockwise attention
 
@@ -78,7 +79,7 @@ def prefill_tree(
     Returns the hidden state of each prompt's last token, after the final norm, and the cache. The keys and values of
     shared tokens are computed once and copied to every prompt that has them.
     """
-    x_RTD, (key_LBKSH, value_LBKSH) = read_tree(
+    x_RTD, (key_LBKSH, value_LBKSH) = all_layers(
         params,
         config,
         prompts.token_ids_RT,
