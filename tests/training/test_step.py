@@ -295,7 +295,8 @@ def _scores_and_gradients(groups, packing, run):
 def _run(objective):
     loss_fn = make_loss(objective, MODEL, CONFIG)
     score = make_score_step(MODEL, CONFIG.model)
-    grad = jax.jit(jax.grad(lambda params, batch: loss_fn(params, _params(1), batch)[0]))
+    reference = _params(1)  # made out here: inside a trace the cache would keep a tracer
+    grad = jax.jit(jax.grad(lambda params, batch: loss_fn(params, reference, batch)[0]))
 
     def run(batch):
         scores = jax.device_get(score(_params(), batch))
