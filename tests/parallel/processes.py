@@ -17,12 +17,14 @@ def start(
     log: Path,
     count: int = 2,
     devices: int = 4,
+    under: Sequence[str] = (),
     last: tuple[Sequence[str], dict[str, str]] = ((), {}),
     **settings: str,
 ) -> list[subprocess.Popen]:
     """`count` processes of `python ARGUMENTS`; process N writes to LOG.N.
 
-    The last one also gets the arguments and environment in `last`.
+    `under`: a command that starts each of them, such as a supervisor. The last one also gets the arguments and
+    environment in `last`.
     """
     port = free_ports(1)[0]
     common = os.environ | {
@@ -38,7 +40,7 @@ def start(
         with Path(f"{log}.{number}").open("w") as output:
             more, environment = last if number == count - 1 else ((), {})
             environment = common | settings | {"JAX_PROCESS_ID": str(number)} | environment
-            command = [sys.executable, *arguments, *more]
+            command = [*under, sys.executable, *arguments, *more]
             started.append(
                 subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
             )

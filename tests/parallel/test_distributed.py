@@ -14,6 +14,7 @@ from empathax.parallel.distributed import rows_of_process
 from empathax.training import loop
 from empathax.training.checkpoint import latest_checkpoint
 from tests.benchmarks import weights
+from tests.launch.dry_runs import ROOT
 from tests.parallel.job_config import write_data
 from tests.parallel.processes import run
 
@@ -61,17 +62,14 @@ def _stop_here(monkeypatch, step):
 
 
 def test_a_run_cut_over_and_over_is_the_same_run(folder, data, cache, whole, monkeypatch):
-    """Killed on two processes, stopped on two, stopped on one, ended on two."""
+    """Stopped on two processes, stopped on one, ended on two."""
     workdir, log = folder / "cut", folder / "log"
     arguments = [CONFIG, *data, *STEPS, f"--workdir={workdir}"]
 
-    def on_two(*signals):
-        return run(["-m", "tests.parallel.stopped_job", *signals, *arguments, "--multihost"], log, **cache)
+    def on_two(stop):
+        return run(["-m", "tests.parallel.stopped_job", stop, *arguments, "--multihost"], log, **cache)
 
-    codes, _ = on_two("1", "3", "SIGKILL")
-    assert codes[1] == -signal.SIGKILL
-    assert codes[0] in (1, -signal.SIGABRT)  # it ends too, and supervise.sh restarts both
-    codes, outputs = on_two("1", "5", "SIGTERM")  # process 1 alone is told to stop
+    codes, outputs = on_two("1:5:SIGTERM")  # process 1 alone is told to stop
     assert codes == [75, 75], outputs
     assert all("stopped by SIGTERM after step 6 of sft" in output for output in outputs)
     assert latest_checkpoint(workdir).name == "6"
@@ -81,11 +79,24 @@ def test_a_run_cut_over_and_over_is_the_same_run(folder, data, cache, whole, mon
         assert train.main(arguments) == 75
     assert latest_checkpoint(workdir).name == "8"
 
-    codes, outputs = on_two("0", "0", "SIGTERM")
+    codes, outputs = on_two("0:0:SIGTERM")
     assert codes == [0, 0], outputs
     assert "+SFT+DPO" in outputs[0]
     assert "before and after" not in outputs[1]  # one writer
 
+    _check_same_run(workdir, whole)
+
+
+def test_supervisors_bring_a_killed_job_back(folder, data, cache, whole):
+    """As on a pod, each process has a supervisor of its own; one process is killed, later the one all others ask."""
+    workdir = folder / "supervised"
+    command = ["-m", "tests.parallel.stopped_job", "1:3:SIGKILL,0:7:SIGKILL", CONFIG, *data, *STEPS]
+    supervisor = [str(ROOT / "launch/supervise.sh"), f"--workdir={workdir}", "--backoff=0.1", "--"]
+    codes, outputs = run([*command, f"--workdir={workdir}", "--multihost"], folder / "log", under=supervisor, **cache)
+    assert codes == [0, 0], outputs
+    for process, output in enumerate(outputs):
+        assert output.count("supervise.sh: the command ended with 137") == 1, (process, output)  # SIGKILL
+        assert output.count("restart 1 of 5 without progress") == 2, (process, output)
     _check_same_run(workdir, whole)
 
 
