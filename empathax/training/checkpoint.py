@@ -24,6 +24,7 @@ from empathax.models.orbax_files import (
     latest_step,
     read_meta,
     restore_params,
+    stored_leaves,
 )
 from empathax.training.state import TrainState
 
@@ -132,8 +133,7 @@ def _check_layout(step_dir: Path, wanted: dict[str, Any]) -> None:
     # Orbax refuses another shape or tree but casts another dtype without a word, so all three are compared here.
     problems = []
     for item, tree in wanted.items():
-        with ocp.StandardCheckpointer() as reader:
-            found = _leaves(reader.metadata(step_dir / item).item_metadata.tree)
+        found = _leaves(stored_leaves(step_dir / item))
         expected = _leaves(tree)
         problems += [
             f"{item}/{name} is in the checkpoint but not in this run" for name in found.keys() - expected.keys()

@@ -164,7 +164,9 @@ def test_a_run_goes_on_to_the_bit(workdir, sft_adapter, tmp_path):
     shutil.copytree(workdir, again)
     shutil.rmtree(latest_checkpoint(again))  # the finished one
     assert latest_checkpoint(again).name != latest_checkpoint(workdir).name
-    assert _run(again, sft_adapter).returncode == 0
+    resumed = _run(again, sft_adapter)
+    assert resumed.returncode == 0
+    assert "WARNING" not in resumed.stderr
     models = [resolve_model(place).load_params() for place in (workdir, again)]
     assert _bytes(models[0]) == _bytes(models[1])
     refused = _run(again, sft_adapter, alpha=4)
