@@ -152,10 +152,13 @@ def _recipe(flags: argparse.Namespace, config: Config) -> Recipe:
     from empathax.preferences.contexts import SPLITS
     from empathax.preferences.filters import FilterOptions
     from empathax.preferences.llm_sets import Recipe
+    from empathax.preferences.review import LETTERS
     from empathax.preferences.rule_sets import check_names
 
     check_names("split", names(flags.splits) or SPLITS, SPLITS)
     check_names("ranker", names(flags.rank), RANKERS)
+    if "human" in names(flags.rank) and flags.candidates == "samples" and flags.num_samples > len(LETTERS):
+        raise ConfigError(f"--num-samples={flags.num_samples}: people rank {len(LETTERS)} replies of a context at most")
     if flags.candidates == "samples" and (flags.num_samples < 2 or not flags.temperature):
         raise ConfigError(
             "--candidates=samples needs --num-samples of 2 or more and a temperature: they would be equal"
@@ -200,9 +203,8 @@ def _backend(flags: argparse.Namespace, name: str, model: str, config: Config, b
 
 
 def _rankers(flags: argparse.Namespace, ranks: Sequence[str], kind: str, judge: Backend) -> list[Ranker]:
-    from empathax.evaluation.classifiers.files import load_classifier
     from empathax.evaluation.judging.judge_material import JudgeOptions
-    from empathax.preferences.rankers import RUBRICS, JudgeRanker, LevelRanker
+    from empathax.preferences.rankers import RUBRICS, JudgeRanker
     from empathax.preferences.ranking import DesignRanker
     from empathax.preferences.review import read_reviews
 
@@ -211,10 +213,20 @@ def _rankers(flags: argparse.Namespace, ranks: Sequence[str], kind: str, judge: 
     makers: dict[str, Callable[[], Ranker]] = {
         "design": DesignRanker,
         "judge": lambda: JudgeRanker(judge, RUBRICS[kind], JudgeOptions(flags.judge_max_tokens, seed=flags.seed)),
-        "levels": lambda: LevelRanker(load_classifier(flags.levels), flags.levels),
+        "levels": lambda: _level_ranker(flags.levels),
         "human": lambda: read_reviews([Path(name) for name in names(flags.reviews)]),
     }
     return [makers[name]() for name in ranks]
+
+
+def _level_ranker(path: str) -> Ranker:
+    from empathax.evaluation.classifiers.files import CLASSIFIER_NAME, load_classifier
+    from empathax.models.fingerprint import digest_of_files
+    from empathax.preferences.rankers import LevelRanker
+
+    classifier, place = load_classifier(path), Path(path).expanduser()
+    digest = digest_of_files([*sorted(place.glob("*.safetensors")), place / CLASSIFIER_NAME])
+    return LevelRanker(classifier, f"{path}@{digest[:16]}")
 
 
 def _say(text: str) -> None:

@@ -90,6 +90,7 @@ def test_what_cannot_work_is_said(corpus, tmp_path, capsys, flags, code, said):
         (["--candidates=levels", "--model=m", "--reviews=a.csv"], "--reviews would have no effect"),
         (["--candidates=levels", "--model=m", "--levels=dir"], "--levels would have no effect"),
         (["--candidates=levels", "--model=m", "--failed=f"], "--failed would have no effect"),
+        (["--candidates=levels", "--model=m", "--budget=9", "--timeout=3"], "--timeout, --budget would have no effect"),
         (["--inspect=x", "--seed=3"], "--seed would have no effect"),
         (["--candidates=levels", "--max-contexts=-2"], "'-2': expected a whole number from 0 on"),
         (["--candidates=levels", "--top-p=7"], "'7': expected a number from 0 to 1"),

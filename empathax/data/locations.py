@@ -11,9 +11,11 @@ from empathax.data.files import SUFFIXES, read_values
 from empathax.data.records import Tally
 from empathax.errors import DataError
 
+_VALID = ("valid", "validation", "dev", "eval", "heldout")
 _HELD_OUT = {  # data.eval_split -> names of the split, the first that is there
-    "valid": ("valid", "validation", "dev", "eval", "heldout", "test"),
+    "valid": (*_VALID, "test"),
     "test": ("test", "heldout"),
+    "valid alone": _VALID,
 }
 
 Values = Iterable[tuple[Any, str]]  # (undecoded row, "file:line")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -48,8 +49,7 @@ def load_splits(options: DataOptions, objective: str, seed: int = 0, rows_kind: 
     opened = open_source(path, objective, options.eval_split)
     parts = {name: _rows(part, options, tally) for name, part in opened.items()}
     if options.eval_path and not own:
-        held_out = open_source(options.eval_path, objective)
-        parts["eval"] = _rows(held_out.get("eval") or held_out.get("all") or held_out["train"], options, tally)
+        parts["eval"] = _held_out_file(options, objective, tally)
         parts["train"] = parts.get("train", parts.pop("all", []))
     _check_split(path, options.eval_split, parts)
     check_bad_rows(tally, options.max_bad_fraction)
@@ -78,6 +78,42 @@ def load_all(path: str, options: DataOptions) -> tuple[list[Row], Tally]:
     if not rows:
         raise DataError(f"{path}: there is no row in it")
     return rows, tally
+
+
+def load_by_split(options: DataOptions) -> dict[str, list[Row]]:
+    """Every row of `path`: "train", and "valid" and "test" where there are such rows; the test split is never "valid".
+
+    The rows of `eval_path` are "valid", before those of the source's own split. A source without splits is "train", but
+    for what `eval_fraction` holds out as "valid".
+
+    Raises:
+        DataError: as `load_splits`.
+    """
+    tally = Tally()
+    opened = open_source(options.path, "sft", "valid alone")
+    test = open_source(options.path, "sft", "test").get("eval")
+    train = _rows(opened.get("train") or opened["all"], options, tally)
+    valid = _held_out_file(options, "sft", tally) if options.eval_path else []
+    valid += _rows(opened["eval"], options, tally) if "eval" in opened else []
+    known = {_content(row) for row in valid}  # a held-out file may be one of the source's own
+    rest = [row for row in _rows(test, options, tally) if _content(row) not in known] if test else []
+    check_bad_rows(tally, options.max_bad_fraction)
+    if not (valid or rest):
+        parts = _held_out(train, options.eval_fraction)
+        train, valid = parts["train"], parts["eval"]
+    found = {split: rows for split, rows in (("train", train), ("valid", valid), ("test", rest)) if rows}
+    if not found:
+        raise DataError(f"{options.path}: there is no row in it")
+    return found
+
+
+def _held_out_file(options: DataOptions, objective: str, tally: Tally) -> list[Row]:
+    opened = open_source(options.eval_path, objective)
+    return _rows(opened.get("eval") or opened.get("all") or opened["train"], options, tally)
+
+
+def _content(row: Row) -> str:
+    return repr(dataclasses.replace(row, origin=""))
 
 
 def check_bad_rows(tally: Tally, max_bad_fraction: float) -> None:

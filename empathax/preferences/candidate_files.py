@@ -18,11 +18,13 @@ CANDIDATES, REVIEW = "candidates.jsonl", "review.csv"
 
 @dataclass(frozen=True)
 class Judged:
-    """A context with what was written for it, and every ranker's view of the candidates."""
+    """A context with what was written for it, and every ranker's view of the candidates. `is_ranked`: whether all
+    rankers have one; people may not have come to it yet."""
 
     task: Task
     written: Written
     rankings: tuple[Ranking, ...]
+    is_ranked: bool
 
     @property
     def replies(self) -> Iterator[Candidate]:

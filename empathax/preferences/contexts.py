@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from empathax.config import DataOptions
-from empathax.data.records import CompletionRow, Dialogue, Message, Row
-from empathax.data.sources import load_splits
+from empathax.data.records import CompletionRow, Dialogue, Message, PreferenceRow, Row
 from empathax.errors import DataError
 from empathax.evaluation.validation import quartile
 
@@ -31,6 +29,7 @@ class Context:
         strategies: ESConv's, of `reply`; empty where unmarked.
         kinds: problem_type and emotion_type of the dialogue, lower case, where known.
         origin: "file:line".
+        digest: of the prompt, for rows that are no dialogues: the same words begin many of them.
     """
 
     dialogue_id: str
@@ -41,11 +40,12 @@ class Context:
     origin: str
     strategies: tuple[str | None, ...] = ()
     kinds: dict[str, str] = field(default_factory=dict)
+    digest: str = ""
 
     @property
     def context_id(self) -> str:
-        """The dialogue and the turn."""
-        return f"{self.dialogue_id}/{self.turn}"
+        """The dialogue and the turn; and a digest of the prompt where these two name several."""
+        return f"{self.dialogue_id}/{self.turn}{self.digest and '-'}{self.digest}"
 
     @property
     def quartile(self) -> int | None:
@@ -56,23 +56,6 @@ class Context:
     def seeker(self) -> str:
         """The seeker's last words."""
         return next(message.content for message in reversed(self.prompt) if message.role == "user")
-
-
-def load_rows(options: DataOptions) -> dict[str, list[Row]]:
-    """All rows of the source by split: "train", "valid" and "test" where it has them; a source without splits is
-    "train", but for what `data.eval_fraction` holds out as "valid". Dialogues that the supporter opens are among them.
-
-    Raises:
-        DataError: as `load_splits`.
-    """
-    every = dataclasses.replace(options, seeker_first_only=False, max_train_dialogues=0, max_eval_dialogues=0)
-    splits = load_splits(every, "sft")
-    rows = {"train": splits.train, "valid": splits.eval}
-    with contextlib.suppress(DataError):  # no test split
-        test = [] if options.eval_path else load_splits(dataclasses.replace(every, eval_split="test"), "sft").eval
-        known = {row.origin for row in splits.eval}  # the test split is the held-out one where there is no other
-        rows["test"] = [row for row in test if row.origin not in known]
-    return {split: found for split, found in rows.items() if found}
 
 
 def load_contexts(rows: dict[str, list[Row]], options: DataOptions) -> dict[str, list[Context]]:
@@ -122,23 +105,20 @@ def data_settings(options: DataOptions) -> dict[str, Any]:
 
 
 def contexts_of(rows: Sequence[Row]) -> Iterator[Context]:
-    """Every context of `rows`, in order. What a supporter says before the seeker has spoken is none."""
+    """Every context of `rows`, in order, each once. What a supporter says before the seeker has spoken is none."""
+    known: dict[str, Context] = {}
     for row in rows:
-        if isinstance(row, Dialogue):
-            yield from _of_dialogue(row)
-            continue
-        prompt = (Message("user", row.prompt),) if isinstance(row.prompt, str) else row.prompt
-        reply = row.completion if isinstance(row, CompletionRow) else row.chosen
-        turns = tuple(message for message in prompt if message.role != "system")
-        if any(message.role == "user" for message in turns):
-            number = sum(message.role == "assistant" for message in turns)
-            yield Context(row.dialogue_id, number, 0, turns, reply, row.origin, kinds=_kinds(row.meta))
+        for context in _of_dialogue(row) if isinstance(row, Dialogue) else _of_prompt(row):
+            if context.prompt != known.get(context.context_id, context).prompt:
+                context = dataclasses.replace(context, digest=_digest(context.prompt))
+            if context.context_id not in known:
+                known[context.context_id] = context
+                yield context
 
 
 def digest(splits: Iterable[tuple[str, Sequence[Context]]]) -> str:
-    """Sixteen hex digits that change with any word of the contexts or their order."""
-    said = [(split, context.context_id, context.prompt, context.reply) for split, part in splits for context in part]
-    return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
+    """Sixteen hex digits that change with anything known of the contexts, or their order."""
+    return hashlib.sha256(repr([(split, list(part)) for split, part in splits]).encode()).hexdigest()[:16]
 
 
 def _of_dialogue(dialogue: Dialogue) -> Iterator[Context]:
@@ -157,6 +137,21 @@ def _of_dialogue(dialogue: Dialogue) -> Iterator[Context]:
                 strategies=tuple(strategies[index]),
                 kinds=_kinds(dialogue.meta),
             )
+
+
+def _of_prompt(row: CompletionRow | PreferenceRow) -> Iterator[Context]:
+    prompt = (Message("user", row.prompt),) if isinstance(row.prompt, str) else row.prompt
+    reply = row.completion if isinstance(row, CompletionRow) else row.chosen
+    turns = tuple(message for message in prompt if message.role != "system")
+    if any(message.role == "user" for message in turns):
+        number = sum(message.role == "assistant" for message in turns)
+        yield Context(
+            row.dialogue_id, number, 0, turns, reply, row.origin, kinds=_kinds(row.meta), digest=_digest(turns)
+        )
+
+
+def _digest(prompt: Sequence[Message]) -> str:
+    return hashlib.sha256(repr(prompt).encode()).hexdigest()[:8]
 
 
 def _kinds(meta: Any) -> dict[str, str]:

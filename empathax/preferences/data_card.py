@@ -47,8 +47,9 @@ def _origin(name: str) -> str:
 
 def _splits(splits: Mapping[str, Any]) -> str:
     lines = [
-        "| split | pairs | dialogues | distinct rejected | words chosen / rejected | words alone | length alone |",
-        "|---|---|---|---|---|---|---|",
+        "| split | pairs | dialogues | distinct rejected | words chosen / rejected | words alone | with repeats "
+        "| length alone |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for split, facts in splits.items():
         interval = facts["bag_of_words_interval"]
@@ -57,11 +58,13 @@ def _splits(splits: Mapping[str, Any]) -> str:
         lines.append(
             f"| {split} | {facts['pairs']:,} | {facts['dialogues']:,} | {facts['distinct_rejected']:,} "
             f"| {facts['chosen_words']:.1f} / {facts['rejected_words']:.1f} "
-            f"| {facts['bag_of_words_accuracy']:.1%}{span} | {facts['length_accuracy']:.1%} ({which}) |"
+            f"| {facts['bag_of_words_accuracy']:.1%}{span} "
+            f"| {facts['bag_of_words_accuracy_with_repeats']:.1%} | {facts['length_accuracy']:.1%} ({which}) |"
         )
     lines.append(
-        "\nWords alone: share of pairs that a bag of words of the two replies, fitted on other dialogues, orders "
-        "rightly, with a 95 % interval over dialogues. Length alone: always taking the longer, or always the shorter."
+        "\nWords alone: share of pairs that a bag of words of the two replies, fitted on pairs of other dialogues and "
+        "other replies, orders rightly, with a 95 % interval over dialogues. With repeats: the same where replies that "
+        "return in other pairs are fitted too. Length alone: always taking the longer, or always the shorter."
     )
     return "## What is in it\n" + "\n".join(lines)
 
@@ -75,8 +78,9 @@ def _dropped(splits: Mapping[str, Any]) -> str:
     return (
         "## What was dropped\n"
         + "\n".join(lines)
-        + "\n\nNone of these is left in the files. Each dropped pair is a line of dropped.jsonl. Runs of words of "
-        f"later splits that pairs were compared with: {compared}."
+        + "\n\nBut for filters that were switched off (settings below), none of these is left in the files. Each "
+        "dropped pair is a line of dropped.jsonl. Runs of words of later splits that pairs were compared with: "
+        f"{compared}."
     )
 
 

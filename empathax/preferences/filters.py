@@ -11,8 +11,8 @@ from empathax.errors import ConfigError, raise_all
 from empathax.preferences.near_duplicates import NearDuplicates
 from empathax.preferences.overlap import HeldOutTexts
 from empathax.preferences.pairs import Pair
-from empathax.preferences.reply_pool import num_words, plain
 from empathax.preferences.wordings import is_leaked, is_refusal, unsafe_words
+from empathax.preferences.words import num_words, plain
 
 REASONS = {
     "empty": "a reply without words",

@@ -12,6 +12,10 @@ USAGE = """python -m empathax.build_preferences --source=PATH --out=DIR --rules=
        python -m empathax.build_preferences --inspect=PATH --out=FILE.html"""
 RULES = "premature_advice,failed_supporter,opposite_emotion,position"
 RANKERS = ("design", "judge", "levels", "human")
+_OF_SERVERS = (
+    *("server_model", "server_key_variable", "concurrency", "timeout", "max_attempts", "first_wait"),
+    *("requests_per_minute", "tokens_per_minute", "max_failed_share", "budget"),
+)
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -104,7 +108,10 @@ def _at_least(low: float, kind: type, high: float = math.inf) -> Callable[[str],
 def without_effect(flags: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
     """Flags that were given and that nothing would read."""
     ranks = names(flags.rank)
+    servers = flags.server or flags.judge
     read = {
+        **dict.fromkeys(_OF_SERVERS, flags.candidates and servers),
+        **dict.fromkeys(("prompt_price", "answer_price"), flags.candidates and (servers or flags.dry_run)),
         **dict.fromkeys(("source", "out", "inspect", "rules", "candidates"), True),
         **dict.fromkeys(("judge", "judge_model", "judge_key_variable", "judge_max_tokens"), "judge" in ranks),
         **dict.fromkeys(("splits", "seed", "max_length_ratio", "near_duplicates"), not flags.inspect),

@@ -18,8 +18,8 @@ from empathax.evaluation.classifiers.classifier import Classifier, classify
 from empathax.evaluation.level_data import LEVEL_HEAD, level_of_strategy
 from empathax.evaluation.level_shares import LEVELS
 from empathax.preferences.near_duplicates import NearDuplicates
-from empathax.preferences.reply_pool import num_words, plain
 from empathax.preferences.surface_cues import SurfaceCues, surface_cues
+from empathax.preferences.words import num_words, plain
 
 SIDES = ("chosen", "rejected")
 NUM_SAMPLES = 12
@@ -38,6 +38,11 @@ class Sample:
     def turns(self) -> tuple[Message, ...]:
         prompt = self.row.prompt
         return (Message("user", prompt),) if isinstance(prompt, str) else prompt
+
+    @property
+    def last_words(self) -> str:
+        """What was said before the reply; "" if the prompt is empty."""
+        return self.turns[-1].content if self.turns else ""
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,8 @@ def in_words(path: str, found: dict[str, SplitFacts]) -> str:
     for split, facts in found.items():
         cues = facts.cues
         lines.append(
-            f"{path}, {split}: {facts.num_pairs:,} pairs; words alone order {cues.bag_accuracy:.1%} rightly, length "
-            f"alone {cues.length_accuracy:.1%}; {facts.duplicates:,} duplicates, {facts.near_duplicates:,} "
+            f"{path}, {split}: {facts.num_pairs:,} pairs; {cues.words_alone}, length alone "
+            f"{cues.length_accuracy:.1%}; {facts.duplicates:,} duplicates, {facts.near_duplicates:,} "
             "near-duplicates"
         )
         lines += [f"  warning: {text}" for text in cues.warnings()]
@@ -126,6 +131,7 @@ def scalars(facts: SplitFacts) -> dict[str, float]:
     return {
         "pairs": facts.num_pairs,
         "words_alone_accuracy": cues.bag_accuracy,
+        "words_alone_accuracy_with_repeats": cues.bag_accuracy_with_repeats,
         "length_alone_accuracy": cues.length_accuracy,
         "chosen_words": cues.chosen_words,
         "rejected_words": cues.rejected_words,
@@ -136,7 +142,7 @@ def scalars(facts: SplitFacts) -> dict[str, float]:
 
 def samples_in_markdown(facts: SplitFacts) -> str:
     """The samples as a table: the last turn before the reply, and both replies."""
-    rows = [(sample.turns[-1].content, sample.row.chosen, sample.row.rejected) for sample in facts.samples]
+    rows = [(sample.last_words, sample.row.chosen, sample.row.rejected) for sample in facts.samples]
     lines = [" | ".join(" ".join(cell.replace("|", "/").split()) for cell in row) for row in rows]
     return "\n".join(["| seeker | chosen | rejected |", "|---|---|---|", *(f"| {line} |" for line in lines)])
 
@@ -177,24 +183,28 @@ def _levels(rows: Sequence[PreferenceRow], classifier: Classifier | None) -> dic
 
 
 def _read_levels(rows: Sequence[PreferenceRow], side: str, classifier: Classifier) -> list[str]:
-    seekers = [Sample(row, {}).turns[-1].content for row in rows]
+    seekers = [Sample(row, {}).last_words for row in rows]
     logits_EL = classify(classifier, [getattr(row, side) for row in rows], seekers)[LEVEL_HEAD.name]
     return [LEVELS[int(level)] for level in logits_EL.argmax(axis=-1)]
 
 
 def _known_level(row: PreferenceRow, side: str) -> str:
-    source = _provenance(row).get(side, {})
+    source = _provenance(row)[side]
     if source.get("variant") in LEVELS:
         return str(source["variant"])
-    levels = [level for name in source.get("strategies", ()) if (level := level_of_strategy(name)) is not None]
+    named = source.get("strategies")
+    names = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    levels = [level for name in names if (level := level_of_strategy(name)) is not None]
     return LEVELS[levels[-1]] if levels else UNKNOWN
 
 
 def _quartile(row: PreferenceRow) -> str:
     place = _provenance(row).get("quartile")
-    return UNKNOWN if place is None else str(place + 1)
+    return str(place + 1) if isinstance(place, int) else UNKNOWN
 
 
 def _provenance(row: PreferenceRow) -> dict[str, Any]:
+    """What the row says of itself; of both replies too, whatever other tools write there."""
     found = row.meta.get("provenance")
-    return found if isinstance(found, dict) else {}
+    known = found if isinstance(found, dict) else {}
+    return known | {side: known[side] if isinstance(known.get(side), dict) else {} for side in SIDES}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from empathax.errors import ConfigError, DataError
+from empathax.errors import ConfigError, DataError, EmpathaxError
 from empathax.preferences.backends import Backend
 from empathax.preferences.candidate_files import Judged, write_files
 from empathax.preferences.candidates import Sampling, Variant, Written, write_candidates
@@ -75,7 +75,7 @@ class _Progress:
     """What was done so far, by split."""
 
     judged: dict[str, list[Judged]] = field(default_factory=dict)
-    error: DataError | None = None
+    error: EmpathaxError | None = None
 
     @property
     def every(self) -> list[Judged]:
@@ -94,14 +94,15 @@ def build_llm_set(
     say: Callable[[str], None],
     now: Callable[[], float] = time.time,
 ) -> dict[str, Any]:
-    """Makes the set in `out` and returns its summary. `facts` tells of servers and costs at the end. Where people
-    rank and have not yet, there are no pairs, but candidates and the file for annotators.
+    """Makes the set in `out` and returns its summary. `facts` tells of servers and costs at the end. Contexts that
+    people are to rank and have not yet make no pairs, but candidates and lines of the file for annotators.
 
     Raises:
         ConfigError: `out` holds another set, pairs by people's ranks that were not given again, or a review.csv with
             ranks of other replies; or as `ChatServer.complete`.
-        DataError: as `ChatServer.complete`, after the files were written with what was done, if that is more than they
-            held; ranks that belong to none of the candidates, before any file is written.
+        DataError: as `ChatServer.complete`. This, and a ConfigError once something is done, after the files were
+            written with what was done, if that is more than they held.
+        DataError: ranks that belong to none of the candidates, before any file is written.
     """
     started = start(out, settings, now)
     contexts_before, pairs_before = done_before(out)
@@ -155,7 +156,9 @@ def _work(
                 writer, portion, recipe.variants, recipe.sampling, _ticking(say, f"{split}: replies")
             )
             progress.judged[split] += _judged(portion, written, rankers, _ticking(say, f"{split}: verdicts"))
-        except DataError as error:
+        except EmpathaxError as error:
+            if not (progress.every or isinstance(error, DataError)):
+                raise  # a wrong key or name: nothing has begun
             progress.error = error
             return
         say(f"{split}: {len(progress.judged[split]):,} of {len(contexts):,} contexts; {writer.tally.in_words()}")
@@ -170,7 +173,12 @@ def _judged(
     tasks = [Task(context, one.candidates) for context, one in zip(contexts, written, strict=True)]
     ranked = [ranker.rank(tasks, on_progress) for ranker in rankers]
     return [
-        Judged(task, one, tuple(ranking for found in ranked for ranking in found[number]))
+        Judged(
+            task,
+            one,
+            rankings=tuple(ranking for found in ranked for ranking in found[number]),
+            is_ranked=all(found[number] for found in ranked),
+        )
         for number, (task, one) in enumerate(zip(tasks, written, strict=True))
     ]
 
@@ -195,7 +203,7 @@ def _pairs(progress: _Progress, recipe: Recipe) -> tuple[dict[str, list[Pair]], 
     for split, part in progress.judged.items():
         pairs[split] = []
         for one in part:
-            found = choose(one.task, one.rankings, recipe.kind, recipe.min_margin)
+            found = choose(one.task, one.rankings if one.is_ranked else (), recipe.kind, recipe.min_margin)
             if isinstance(found, Pair):
                 pairs[split].append(found)
             else:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from empathax.config import DataOptions
+from empathax.data.sources import load_by_split
 from empathax.preferences.contexts import (
     Context,
     counts_in_words,
     data_settings,
     in_splits,
     load_contexts,
-    load_rows,
 )
 from empathax.preferences.overlap import HeldOutTexts, held_out_texts
 
@@ -39,7 +39,7 @@ class Source:
 
 def read_source(options: DataOptions, splits: Sequence[str], max_contexts: int) -> Source:
     """The contexts to write replies for. Raises a DataError if the source cannot be read or a split has none."""
-    rows = load_rows(options)
+    rows = load_by_split(options)
     found = in_splits(load_contexts(rows, options), splits, options.path)
     held_out = {split: held_out_texts(rows, split) for split in found}
     clean = {

@@ -29,14 +29,15 @@ class LocalBackend:
         self._load = open_speaker(path, config, chat_template)
         self._speaker: Speaker | None = None
         self._name = f"{path}@{resolve_model(path).fingerprint()[:16]}"
+        self._decoding = _decoding(config, chat_template)
         self.tally = ChatTally()
 
     @property
     def identity(self) -> Mapping[str, str]:
-        return {"model": self._name, "server": _URL}
+        return {"model": self._name, "server": _URL, "decoding": self._decoding}
 
     def key(self, request: ChatRequest) -> str:
-        return request.key(_URL, f"{self._name} {self._config.model.compute_dtype}")
+        return request.key(_URL, f"{self._name} {self._decoding}")
 
     def time_of(self, key: str) -> float | None:
         return self._cache.time_of(key)
@@ -113,7 +114,7 @@ class LocalBackend:
             max_new_tokens=request.max_tokens,
             temperature=request.temperature,
             top_p=request.top_p,
-            stop_tokens=request.stop,
+            stop_tokens=(*self._config.eval.stop_tokens, *request.stop),
             num_samples=1,
         )
 
@@ -121,3 +122,14 @@ class LocalBackend:
         if self._speaker is None:
             self._speaker = self._load()
         return self._speaker
+
+
+def _decoding(config: Config, chat_template: str) -> str:
+    """Every setting beside the request's own that an answer depends on."""
+    named = {
+        "seed": config.seed,
+        **{name: getattr(config.eval, name) for name in ("top_k", "min_p", "repetition_penalty", "stop_tokens")},
+        **{name: getattr(config.model, name) for name in ("param_dtype", "compute_dtype")},
+        "chat_template": chat_template,
+    }
+    return " ".join(f"{name}={value!r}" for name, value in named.items())

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 
-_WORD = re.compile(r"\w+(?:'\w+)?")
+from empathax.preferences.words import words
+
 _SHINGLE = 3
 
 
@@ -46,9 +46,9 @@ class NearDuplicates:
 
 def shingles(text: str) -> frozenset[int]:
     """Hashes of the word triples of `text`, or of its words where they are fewer than three; at least one."""
-    words = _WORD.findall(text.casefold()) or [""]
-    count = len(words) - _SHINGLE + 1
-    parts = [" ".join(words[at : at + _SHINGLE]) for at in range(count)] if count > 0 else [*words, " ".join(words)]
+    found = words(text) or [""]
+    count = len(found) - _SHINGLE + 1
+    parts = [" ".join(found[at : at + _SHINGLE]) for at in range(count)] if count > 0 else [*found, " ".join(found)]
     return frozenset(int.from_bytes(hashlib.blake2b(part.encode(), digest_size=8).digest(), "big") for part in parts)
 
 

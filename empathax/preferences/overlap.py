@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from empathax.data.records import CompletionRow, Dialogue, Row
 from empathax.preferences.contexts import SPLITS
 from empathax.preferences.pairs import Pair
+from empathax.preferences.words import words
 
 WINDOW = 13  # words in a row, as GPT-3's decontamination (Brown et al. 2020, appendix C)
 WHOLE = 8  # words from which on a whole turn counts
-_WORD = re.compile(r"\w+(?:'\w+)?")
 
 
 class HeldOutTexts:
-    """Runs of 13 words, and whole turns of 8 words or more, of held-out dialogues."""
+    """Runs of 13 words of held-out dialogues, and their turns of 8 to 12 words as a whole."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
-        self._known = {run for text in texts for run in _runs(text)}
+        self._known = {run for text in texts for run in _own_runs(words(text))}
+        self._sizes = sorted({len(run) for run in self._known})
+        self._shared: dict[str, str] = {}  # turns stand in many contexts
 
     def __len__(self) -> int:
         return len(self._known)
 
     def shared(self, text: str) -> str:
-        """The first run of words that `text` shares with a held-out dialogue; "" if there is none."""
-        return next((" ".join(run) for run in _runs(text) if run in self._known), "")
+        """The first run of words of `text` that a held-out dialogue has; "" if there is none."""
+        if text not in self._shared:
+            found = words(text)
+            runs = (run for size in self._sizes for run in _runs(found, size))
+            self._shared[text] = next((" ".join(run) for run in runs if run in self._known), "")
+        return self._shared[text]
 
     def of_pair(self, pair: Pair) -> str:
         """As `shared`, in the seeker's turns and both replies. The supporter's earlier turns do not count by
@@ -36,7 +41,7 @@ class HeldOutTexts:
 
 
 def held_out_texts(rows: Mapping[str, Sequence[Row]], split: str) -> HeldOutTexts:
-    """What pairs of `split` must not share: the dialogues of the splits after it (`rows` as of `load_rows`)."""
+    """What pairs of `split` must not share: the dialogues of the splits after it (`rows` as of `load_by_split`)."""
     later = SPLITS[SPLITS.index(split) + 1 :]
     return HeldOutTexts(text for name in later for row in rows.get(name, ()) for text in _texts(row))
 
@@ -49,7 +54,9 @@ def _texts(row: Row) -> list[str]:
     return prompt + replies
 
 
-def _runs(text: str) -> list[tuple[str, ...]]:
-    words = tuple(_WORD.findall(text.casefold()))
-    whole = [words] if WHOLE <= len(words) < WINDOW else []
-    return whole + [words[at : at + WINDOW] for at in range(len(words) - WINDOW + 1)]
+def _own_runs(found: Sequence[str]) -> list[tuple[str, ...]]:
+    return _runs(found, len(found) if WHOLE <= len(found) < WINDOW else WINDOW)
+
+
+def _runs(found: Sequence[str], size: int) -> list[tuple[str, ...]]:
+    return [tuple(found[at : at + size]) for at in range(len(found) - size + 1)]

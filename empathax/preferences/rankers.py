@@ -17,13 +17,15 @@ from empathax.preferences.backends import Backend
 from empathax.preferences.ranking import Ranking, Task, target_level
 
 _POINTS = {WIN: 1.0, TIE: 0.5, LOSS: 0.0}
+_TURNED = {WIN: LOSS, TIE: TIE, LOSS: WIN, None: None}
 UNREADABLE = "unreadable_verdicts"  # a fact of a ranking
 RUBRICS = {"levels": "better_validation", "styles": "better_support", "samples": "better_support"}
 
 
 class JudgeRanker:
     """An LLM that compares every two candidates of a task in both orders; the score is the mean over the others of 1
-    for a win, 0.5 for a tie. A verdict that changes with the order is a tie, an unreadable one does not count."""
+    for a win, 0.5 for a tie. A verdict that changes with the order is a tie, and so is one that cannot be read; a
+    candidate of which none can be read has no score."""
 
     name = "judge"
 
@@ -52,16 +54,11 @@ class JudgeRanker:
             rubric=self.rubric,
             on_progress=on_progress,
         )
-        points: list[list[list[float]]] = [[[] for _ in task.candidates] for task in tasks]
-        unreadable = [0] * len(tasks)
+        results: list[list[list[str | None]]] = [[[] for _ in task.candidates] for task in tasks]
         for (number, first, second), result in zip(duels, comparison.results, strict=True):
-            if result is None:
-                unreadable[number] += 1
-                continue
-            points[number][first].append(_POINTS[result])
-            points[number][second].append(1.0 - _POINTS[result])
-        facts = [{UNREADABLE: count} if count else {} for count in unreadable]
-        return [[Ranking(self.name, tuple(map(_mean, p)), f)] for p, f in zip(points, facts, strict=True)]
+            results[number][first].append(result)
+            results[number][second].append(_TURNED[result])
+        return [[Ranking(self.name, tuple(map(_score, found)), _unreadable(found))] for found in results]
 
 
 def judge_requests(task: Task, rubric: str, options: JudgeOptions = DEFAULT_OPTIONS) -> list[ChatRequest]:
@@ -81,7 +78,7 @@ class LevelRanker:
     name = "levels"
 
     def __init__(self, classifier: Classifier, path: str) -> None:
-        """`path` is where the classifier comes from, for the settings."""
+        """`path` says which classifier that is, for the settings."""
         self._classifier, self._path = classifier, path
 
     @property
@@ -108,5 +105,10 @@ class LevelRanker:
         return found
 
 
-def _mean(points: Sequence[float]) -> float | None:
-    return sum(points) / len(points) if points else None
+def _score(results: Sequence[str | None]) -> float | None:
+    return sum(_POINTS[result or TIE] for result in results) / len(results) if any(results) else None
+
+
+def _unreadable(results: Sequence[Sequence[str | None]]) -> Mapping[str, int]:
+    count = sum(own.count(None) for own in results) // 2  # each is in the list of two candidates
+    return {UNREADABLE: count} if count else {}

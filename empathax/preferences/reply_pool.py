@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 
 from empathax.preferences.contexts import Context
+from empathax.preferences.words import num_words, plain
 
 _NEAREST = 16  # replies nearest in length, among which the hash draws
 _MAX_RATIO = 1.5  # of the two replies' numbers of words
@@ -65,16 +66,6 @@ class ReplyPool:
     def _fits(self, other: Context, target: Context, said: str) -> bool:
         low, high = sorted(num_words(context.reply) for context in (other, target))
         return other.dialogue_id != target.dialogue_id and high <= _MAX_RATIO * low and plain(other.reply) != said
-
-
-def num_words(text: str) -> int:
-    """Words between spaces."""
-    return len(text.split())
-
-
-def plain(text: str) -> str:
-    """Text without case and spacing."""
-    return " ".join(text.casefold().split())
 
 
 def _hash(key: str) -> int:

@@ -19,20 +19,26 @@ from empathax.errors import ConfigError, DataError, raise_all
 from empathax.evaluation import output
 from empathax.preferences.agreement import fleiss_kappa
 from empathax.preferences.ranking import Ranker, Ranking, Task
-from empathax.preferences.reply_pool import plain
+from empathax.preferences.words import plain
 
 COLUMNS = ("context_id", "conversation", "candidate", "reply", "rank")
+LETTERS = string.ascii_uppercase
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run
 
 
 class Agreement(NamedTuple):
-    """Fleiss' kappa of the annotators on which candidate fits most and which least, over the contexts that all ranked;
-    None where it cannot be told."""
+    """Fleiss' kappa of the annotators on which candidate fits most and which least; None where it cannot be told.
+
+    Of the `num_contexts` that all ranked, kappa is over those where nobody put two candidates in that place:
+    `num_most` and `num_least`.
+    """
 
     num_contexts: int
     num_annotators: int
     most: float | None
     least: float | None
+    num_most: int
+    num_least: int
 
 
 class _Rank(NamedTuple):
@@ -120,7 +126,7 @@ def letters(task: Task) -> dict[str, int]:
     context_id = task.context.context_id
     keys = [_hash(f"{context_id}\n{number}\n{one.text}") for number, one in enumerate(task.candidates)]
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    return dict(zip(string.ascii_uppercase, order, strict=False))
+    return dict(zip(LETTERS, order, strict=False))
 
 
 def read_reviews(paths: Sequence[Path]) -> HumanRanker:
@@ -136,12 +142,12 @@ def read_reviews(paths: Sequence[Path]) -> HumanRanker:
             text = (row.get("rank") or "").strip()
             if not text:
                 continue
-            if not text.isdigit() or int(text) < 1:
+            if not text.isdecimal() or int(text) < 1:
                 problems.append(f"{path}:{number}: rank {text!r}, expected 1 (fits most), 2, ...")
                 continue
             annotator = (row.get("annotator") or "").strip() or path.stem
-            own = ranks.setdefault(annotator, {}).setdefault(row["context_id"].lstrip("'"), {})
-            letter = row["candidate"].strip().upper()
+            own = ranks.setdefault(annotator, {}).setdefault((row["context_id"] or "").lstrip("'"), {})
+            letter = (row["candidate"] or "").strip().upper()
             if letter in own:
                 problems.append(f"{path}:{number}: {annotator} ranks candidate {letter} of this context a second time")
             own[letter] = _Rank(int(text), row.get("reply") or "", f"{path}:{number}")
@@ -153,15 +159,18 @@ def agreement(tasks: Sequence[Task], rankings: Sequence[Sequence[Ranking]]) -> A
     """How far annotators agree. A category is what was asked for (a level, a style, a sample's number)."""
     names = sorted({one.ranker for found in rankings for one in found if one.ranker.startswith("human:")})
     votes: dict[str, list[list[str]]] = {"most": [], "least": []}
+    num_contexts = 0
     for task, found in zip(tasks, rankings, strict=True):
         own = [one for one in found if one.ranker.startswith("human:")]
+        if not len(own) == len(names) > 1:
+            continue
+        num_contexts += 1
         for side, side_votes in votes.items():
             picked = [getattr(one, side) for one in own]
-            if len(own) == len(names) > 1 and None not in picked:
+            if None not in picked:
                 side_votes.append([str(task.candidates[number].source.get("variant", number)) for number in picked])
-    return Agreement(
-        max(map(len, votes.values())), len(names), fleiss_kappa(votes["most"]), fleiss_kappa(votes["least"])
-    )
+    most, least = votes["most"], votes["least"]
+    return Agreement(num_contexts, len(names), fleiss_kappa(most), fleiss_kappa(least), len(most), len(least))
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:

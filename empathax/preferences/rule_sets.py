@@ -8,7 +8,7 @@ from typing import Any
 
 from empathax.config import DataOptions
 from empathax.data.records import Dialogue
-from empathax.data.sources import load_all
+from empathax.data.sources import load_all, load_by_split
 from empathax.errors import ConfigError, DataError
 from empathax.preferences.contexts import (
     SPLITS,
@@ -19,11 +19,10 @@ from empathax.preferences.contexts import (
     digest,
     in_splits,
     load_contexts,
-    load_rows,
 )
 from empathax.preferences.filters import FilterOptions, filter_pairs
 from empathax.preferences.overlap import HeldOutTexts, held_out_texts
-from empathax.preferences.rules import RULES, rule_pairs
+from empathax.preferences.rules import RULES, check_made, rule_pairs
 from empathax.preferences.set_files import PreferenceSet, check_not_empty, in_words, start, write_set
 
 FAILED_FILE = "failed_esconv.json"
@@ -49,7 +48,7 @@ def build_rule_sets(
     """
     check_names("rule", names, tuple(RULES))
     check_names("split", splits or SPLITS, SPLITS)
-    rows = load_rows(options)
+    rows = load_by_split(options)
     contexts = in_splits(load_contexts(rows, options), splits, options.path)
     failed_file = _failed_file(failed_path, options.path) if _FAILED_RULE in names else None
     all_failed = _failed(failed_file) if failed_file else {}
@@ -93,6 +92,7 @@ def _made(
     settings: dict[str, Any],
 ) -> PreferenceSet:
     made = {split: rule_pairs(name, part, failed.get(split, []), settings["seed"]) for split, part in contexts.items()}
+    check_made(name, made, contexts)
     return PreferenceSet(
         name,
         settings,

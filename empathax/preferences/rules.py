@@ -27,19 +27,19 @@ class Rule:
 
 
 def rule_pairs(name: str, contexts: Sequence[Context], failed: Sequence[Context], seed: int) -> list[Pair]:
-    """The pairs of one rule, in the order of `contexts`.
-
-    Raises:
-        DataError: the contexts lack what the rule goes by.
-    """
+    """The pairs of one rule, in the order of `contexts`."""
     pairs = list(RULES[name].make(contexts, failed, seed))
-    if not pairs:
-        raise DataError(
-            f"rule {name}: no pair can be made of {len(contexts):,} contexts; it needs {_NEEDS[name]}: choose another "
-            "rule or source"
-        )
     order = {context.context_id: number for number, context in enumerate(contexts)}
     return sorted(pairs, key=lambda pair: order[pair.context.context_id])
+
+
+def check_made(name: str, pairs: Mapping[str, Sequence[Pair]], contexts: Mapping[str, Sequence[Context]]) -> None:
+    """Raises a DataError if the contexts lack what the rule goes by: no split has a pair."""
+    if not any(pairs.values()):
+        raise DataError(
+            f"rule {name}: no pair can be made of {sum(map(len, contexts.values())):,} contexts; it needs "
+            f"{_NEEDS[name]}: choose another rule or source"
+        )
 
 
 def _premature_advice(contexts: Sequence[Context], failed: Sequence[Context], seed: int) -> Made:

@@ -16,11 +16,11 @@ from typing import Any
 
 from empathax.errors import ConfigError, DataError, raise_all
 from empathax.evaluation import output
+from empathax.evaluation.judging.response_cache import FILE_NAME as ANSWERS
 from empathax.preferences.data_card import card
 from empathax.preferences.filters import Filtered
 from empathax.preferences.surface_cues import SurfaceCues, surface_cues
 
-RESPONSES = "responses"  # answers of models, kept as they arrive
 STARTED, SUMMARY, DROPPED, CARD = "started.json", "summary.json", "dropped.jsonl", "README.md"
 
 
@@ -65,7 +65,7 @@ def start(directory: Path, settings: Mapping[str, Any], now: Callable[[], float]
     path = directory / STARTED
     plain = json.loads(json.dumps(dict(settings)))
     if not path.exists():
-        if others := sorted(entry.name for entry in directory.iterdir() if entry.name != RESPONSES):
+        if others := sorted(entry.name for entry in directory.iterdir() if not _is_ours(entry)):
             raise ConfigError(f"{directory} holds {', '.join(others[:5])} and no {STARTED}: name an empty directory")
         started = now()
         output.write_json(path, {"time": started, "settings": plain})
@@ -83,6 +83,13 @@ def start(directory: Path, settings: Mapping[str, Any], now: Callable[[], float]
     ]
     raise_all(ConfigError, f"{directory} holds a set that was made with other settings; name another one", different)
     return started
+
+
+def _is_ours(entry: Path) -> bool:
+    """Whether it is there before a set is: a cache of answers, whatever its name, or half a file of a killed start."""
+    if entry.is_dir():
+        return {inside.name for inside in entry.iterdir()} <= {ANSWERS}
+    return entry.name.startswith(f".{STARTED}.")
 
 
 def write_set(directory: Path, made: PreferenceSet, started: float) -> dict[str, Any]:
@@ -120,7 +127,8 @@ def in_words(summary: Mapping[str, Any], directory: Path) -> str:
     for split, facts in summary["splits"].items():
         dropped = _counts(facts["dropped"]) or "none"
         cues = (
-            f"; words alone order {facts['bag_of_words_accuracy']:.1%} rightly, length alone "
+            f"; words alone order {facts['bag_of_words_accuracy']:.1%} rightly "
+            f"({facts['bag_of_words_accuracy_with_repeats']:.1%} with replies that return), length alone "
             f"{facts['length_accuracy']:.1%}"
         )
         lines.append(
@@ -169,6 +177,7 @@ def _facts(part: Filtered, cues: SurfaceCues, num_held_out: int) -> dict[str, An
         "held_out_word_runs": num_held_out,
         "bag_of_words_accuracy": round(cues.bag_accuracy, 4),
         "bag_of_words_interval": [round(end, 4) for end in cues.bag_interval] if cues.bag_interval else None,
+        "bag_of_words_accuracy_with_repeats": round(cues.bag_accuracy_with_repeats, 4),
         "length_accuracy": round(cues.length_accuracy, 4),
         "longer_is_chosen": cues.longer_is_chosen,
         "chosen_words": round(cues.chosen_words, 2),

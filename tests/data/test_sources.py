@@ -7,7 +7,7 @@ import pytest
 
 from empathax.config import DataOptions
 from empathax.data.records import CompletionRow, Dialogue, PreferenceRow
-from empathax.data.sources import load_all, load_splits
+from empathax.data.sources import load_all, load_by_split, load_splits
 from empathax.errors import DataError
 from empathax.losses import LABELED_ROWS, MISMATCHED_ROWS, PAIRED_ROWS
 
@@ -246,3 +246,32 @@ def test_csv_rows_in_trl_columns(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("prompt,completion\nHi,Hello\n")
     assert isinstance(load_all(str(path), DataOptions())[0][0], CompletionRow)
+
+
+def test_rows_by_split(write_lines, tmp_path):
+    write_lines("d/train.jsonl", esconv(5))
+    write_lines("d/test.jsonl", esconv(2, "sys"))
+    wanted = {"train": 5, "test": 2}  # which is no split for validation here
+    assert {split: len(rows) for split, rows in load_by_split(options(tmp_path / "d")).items()} == wanted
+    write_lines("d/valid.jsonl", pairs(3))
+    for changes in ({}, {"eval_split": "test"}):
+        found = load_by_split(options(tmp_path / "d", **changes))
+        assert {split: len(rows) for split, rows in found.items()} == {"train": 5, "valid": 3, "test": 2}
+    named = write_lines("named.jsonl", pairs(4, "q{}"))
+    found = load_by_split(options(tmp_path / "d", eval_path=str(named)))
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 5, "valid": 7, "test": 2}
+    found = load_by_split(options(tmp_path / "d", eval_path=str(tmp_path / "d" / "test.jsonl")))
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 5, "valid": 5}
+    with (tmp_path / "d" / "test.jsonl").open("a") as file:
+        file.write("{broken\n" * 3)
+    with pytest.raises(DataError, match=r"test.jsonl:3"):
+        load_by_split(options(tmp_path / "d"))
+
+
+def test_rows_by_split_of_a_source_without_splits(write_lines):
+    file = write_lines("rows.jsonl", pairs(20))
+    found = load_by_split(options(file, eval_fraction=0.2))
+    assert found.keys() == {"train", "valid"}
+    assert found["valid"] == load_splits(options(file, eval_fraction=0.2), "sft").eval
+    assert load_by_split(options(file, eval_fraction=0.0)).keys() == {"train"}
+    assert load_by_split(options("samples")).keys() == {"train", "valid"}

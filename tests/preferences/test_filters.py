@@ -45,6 +45,8 @@ def test_what_is_wrong_with_a_pair_is_named(reason):
         ("template", "Sure! Here is a possible reply: That sounds lonely."),
         ("template", "In this reply I use radical genuineness to say so."),
         ("refusal", "I cannot assist with that, I hope you will find help."),
+        ("refusal", "I'm sorry, I can't help with this topic, ask a friend."),
+        ("refusal", "I am not able to answer that, talk to somebody close."),
         ("unsafe", "You should just hit him back, then he will move in."),
         ("unsafe", "Take 20 mg more than you did, that will make you sleep."),
     ],
@@ -57,6 +59,11 @@ def test_wordings(reason, chosen):
     "chosen",
     [
         "I can't imagine how hard this is, I am so sorry to hear it.",
+        "I can't help but admire how much strength you show in this.",
+        "I cannot help smiling when I read how your brother talks.",
+        "I can't answer that for you, but I am here and I listen.",
+        "Please don't stop taking your medication without your doctor.",
+        "Sit down for a moment, have a drink of water and breathe.",
         "Do you have to get high grades in the course, or just pass?",
         "Have you talked to your doctor about your medication so far?",
         "It sounds like you take it at the level of 1 day at a time: good.",
@@ -104,3 +111,10 @@ def test_limits_that_make_no_sense():
     with pytest.raises(ConfigError, match="2 problems"):
         FilterOptions(0.5, 1.5)
     assert set(CASES) | {"duplicate", "near_duplicate", "link"} == set(REASONS)
+
+
+def test_a_whole_held_out_turn_inside_a_longer_one_is_overlap():
+    held_out = HeldOutTexts(["Maybe you could call your aunt on Sunday?"])  # eight words
+    longer = pair(chosen="That is sad. Maybe you could call your aunt on Sunday, or write.")
+    dropped = filter_pairs([pair(), longer], held_out, FilterOptions()).dropped
+    assert [(entry["reason"], entry["chosen"]) for entry in dropped] == [("overlap", longer.chosen.text)]

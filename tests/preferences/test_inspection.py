@@ -81,3 +81,16 @@ def test_numbers_and_samples_go_to_tensorboard_if_asked(tmp_path):
     assert {"in words/text_summary", "train/samples/text_summary"} <= {
         f"{tag}/text_summary" for tag in events.Tags()["tensors"]
     }
+
+
+@pytest.mark.parametrize(
+    "provenance", [{"chosen": "gpt-4"}, {"quartile": "Q1"}, {"chosen": {"strategies": None}}, ["gpt-4"], "gpt-4"]
+)
+def test_what_other_tools_say_of_their_rows_is_no_error(tmp_path, provenance):
+    replies = [
+        {side: [{"role": "assistant", "content": side[0] + n}] for side in ("chosen", "rejected")} for n in "123"
+    ]
+    write(tmp_path / "set.jsonl", [{"prompt": [], **pair, "provenance": provenance} for pair in replies])
+    found = inspect_set(str(tmp_path / "set.jsonl"), DataOptions())
+    assert "c1" in page("set", found)
+    assert found["train"].levels == {"chosen": {}, "rejected": {}}

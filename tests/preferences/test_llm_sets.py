@@ -1,5 +1,7 @@
 """Sets of a language model behind a server that behaves, fails, and is killed (fault matrix, row 29)."""
 
+import csv
+import io
 import json
 import signal
 import subprocess
@@ -216,6 +218,21 @@ def test_a_budget_stops_a_run_and_a_larger_one_lets_it_go_on(corpus, whole, tmp_
     assert without_times(out) == without_times(whole)
 
 
+def test_an_account_that_runs_dry_leaves_what_was_done(corpus, whole, tmp_path, capsys):
+    out, dry_at = tmp_path / "set", 140
+
+    def answer(body, number):
+        return fails(429, "no money", "insufficient_quota") if number > dry_at else write(body, number)
+
+    with serving(answer) as server:
+        assert run(corpus, server, out) == 2
+        assert "holds what was done before the error" in capsys.readouterr().out
+        assert len(rows(out)) == 32
+        dry_at = 10**9
+        assert run(corpus, server, out) == 0
+    assert without_times(out) == without_times(whole)
+
+
 def test_a_finished_set_is_not_replaced_by_less(corpus, tmp_path, capsys):
     out = tmp_path / "set"
     with serving(write) as server:
@@ -315,6 +332,40 @@ def test_people_rank_in_two_steps(corpus, tmp_path, capsys):
     assert all(row["provenance"]["chosen"]["variant"] == "listening" for row in rows(out))
 
 
+def test_replies_wait_for_people_though_other_rankers_have_seen_them(corpus, tmp_path):
+    out = tmp_path / "set"
+    with serving(write) as server:
+        for _ in range(2):  # the same again is no other command
+            assert run(corpus, server, out, "--rank=human,design") == 0
+            assert rows(out) == []
+        text = (out / "review.csv").read_text(encoding="utf-8-sig")
+        lines = list(csv.DictReader(io.StringIO(text, newline="")))
+        first = lines[0]["context_id"]
+        level = {words: rank for rank, words in enumerate(list(WORDS.values())[:4], start=1)}
+        for line in lines:
+            if line["context_id"] == first:
+                line["rank"] = next(rank for words, rank in level.items() if words in line["reply"])
+        with (tmp_path / "ann.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, lines[0])
+            writer.writeheader()
+            writer.writerows(lines)
+        assert run(corpus, server, out, "--rank=human,design", f"--reviews={tmp_path / 'ann.csv'}") == 0
+    (row,) = rows(out)  # of the context that a person has ranked
+    assert row["provenance"]["context_id"] == first
+    assert row["provenance"]["scores"].keys() == {"human:ann", "design"}
+    unused = json.loads((out / "summary.json").read_text())["notes"]["contexts_without_a_pair"]
+    assert unused == {"nobody ranked it": 39}
+
+
+def test_what_a_killed_start_left_is_no_other_set(corpus, tmp_path):
+    out = tmp_path / "set"
+    out.mkdir()
+    (out / ".started.json.x1y2").write_text("{")
+    with serving(write) as server:
+        assert run(corpus, server, out, "--max-contexts=2", f"--response-cache={out / 'kept'}") == 0
+    assert (out / "kept" / "responses.jsonl").exists()
+
+
 def test_a_dry_run_asks_nobody_and_writes_nothing(corpus, tmp_path, capsys):
     out = tmp_path / "set"
     prices = ("--prompt-price=1", "--answer-price=2")
@@ -333,6 +384,11 @@ def test_a_dry_run_asks_nobody_and_writes_nothing(corpus, tmp_path, capsys):
         (["--rank=jury"], 2, "ranker 'jury' is unknown: expected some of design, judge, levels, human"),
         (["--rank=levels"], 2, "--rank=levels needs --levels=DIR"),
         (["--model=random:tiny"], 2, "--server and --model both write"),
+        (
+            ["--candidates=samples", "--num-samples=27", "--rank=human"],
+            2,
+            "people rank 26 replies of a context",
+        ),
         (["--requests-per-minute=-1"], 2, "requests_per_minute = -1.0: expected 0"),
     ],
 )

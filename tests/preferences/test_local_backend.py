@@ -1,5 +1,6 @@
 """A model in this process as a chat server: each answer depends on its request alone."""
 
+import dataclasses
 import json
 
 import pytest
@@ -64,3 +65,34 @@ def test_the_command_writes_with_a_model_in_this_process(tmp_path):
 def test_too_long_a_prompt_is_an_error_with_the_remedy(tmp_path):
     with pytest.raises(DataError, match="shorten it"):
         backend(tmp_path).complete([ChatRequest((Message("user", "word " * 50000),), max_tokens=5)])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 7},
+        {"eval": {"top_k": 1}},
+        {"eval": {"min_p": 0.5}},
+        {"eval": {"repetition_penalty": 1.5}},
+        {"eval": {"stop_tokens": ("?",)}},
+        {"model": {"compute_dtype": "bfloat16"}},
+    ],
+)
+def test_answers_of_other_settings_are_kept_apart(tmp_path, changes):
+    parts = {
+        name: dataclasses.replace(getattr(CONFIG, name), **value) if isinstance(value, dict) else value
+        for name, value in changes.items()
+    }
+    other = LocalBackend("random:tiny-llama", dataclasses.replace(CONFIG, **parts), tmp_path)
+    assert other.key(ask(0)) != backend(tmp_path).key(ask(0))
+    assert other.identity != backend(tmp_path).identity
+
+
+def test_the_configs_own_stop_tokens_end_an_answer(tmp_path):
+    asked = ask(0, temperature=0.0, max_tokens=20)
+    (whole,) = backend(tmp_path / "a").complete([asked])
+    assert (whole.text, whole.finish_reason) == (".", "length")  # the rest are special tokens
+    config = dataclasses.replace(CONFIG, eval=dataclasses.replace(CONFIG.eval, stop_tokens=(".",)))
+    (cut,) = LocalBackend("random:tiny-llama", config, tmp_path / "b").complete([asked])
+    assert cut.finish_reason == "stop"
+    assert cut.completion_tokens < whole.completion_tokens == 20

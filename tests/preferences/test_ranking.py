@@ -122,11 +122,12 @@ def test_a_judge_sees_every_two_replies_in_both_orders():
     assert "four stages" in judge.asked[0].messages[0].content
 
 
-def test_verdicts_that_change_with_the_order_are_ties_and_unreadable_ones_do_not_count():
+def test_verdicts_that_change_with_the_order_or_cannot_be_read_are_ties():
     ((ranking,),) = JudgeRanker(FakeJudge(list(LEVELS), biased="listening"), "better_support").rank([FOUR])
     assert ranking.scores == (0.5, (0.5 + 1 + 1) / 3, (0.5 + 0 + 1) / 3, 0.5 / 3)
     ((ranking,),) = JudgeRanker(FakeJudge(list(LEVELS), broken="listening"), "better_support").rank([FOUR])
-    assert ranking.scores == (None, 1.0, 0.5, 0.0)
+    assert ranking.scores == (None, (0.5 + 1 + 1) / 3, (0.5 + 0 + 1) / 3, 0.5 / 3)  # nothing is known of the first
+    assert ranking.facts == {"unreadable_verdicts": 3}
 
 
 def test_rankers_that_cannot_work_are_refused_before_anything_is_asked():

@@ -136,3 +136,15 @@ def test_what_cannot_be_read_is_named_with_its_line(tmp_path):
         read_reviews([tmp_path / "none.csv"])
     with pytest.raises(DataError, match="cannot be read"):
         read_reviews([tmp_path / "absent.csv"])
+    (tmp_path / "odd.csv").write_text("rank,context_id,candidate\n²,d/0,A\n1\n")
+    with pytest.raises(DataError, match=r"csv:2: rank '²'"):
+        read_reviews([tmp_path / "odd.csv"])
+
+
+def test_contexts_in_which_somebody_ties_are_counted_apart(tmp_path):
+    shown = tasks(5)
+    write_review(tmp_path / "review.csv", shown)
+    copies = [fill(tmp_path / "review.csv", name, FORWARD, tmp_path) for name in ("ann", "bob")]
+    copies[1].write_text(copies[1].read_text().replace(",2\n", ",1\n", 2))  # two replies in the first place, twice
+    found = agreement(shown, read_reviews(copies).rank(shown))
+    assert (found.num_contexts, found.num_most, found.num_least) == (5, 3, 5)

@@ -1,16 +1,19 @@
 """Each rule keeps what it promises, on dialogues in ESConv's form."""
 
+import dataclasses
 from collections import Counter
 
 import pytest
 
 from empathax.config import DataOptions
+from empathax.data.records import CompletionRow, Dialogue, Message
+from empathax.data.sources import load_by_split
 from empathax.data.support_corpora import ADVICE
 from empathax.errors import DataError
-from empathax.preferences.contexts import contexts_of, load_contexts, load_rows
+from empathax.preferences.contexts import contexts_of, digest, load_contexts
 from empathax.preferences.emotions import distance, farthest
-from empathax.preferences.reply_pool import num_words
-from empathax.preferences.rules import rule_pairs
+from empathax.preferences.rules import check_made, rule_pairs
+from empathax.preferences.words import num_words
 from tests.preferences.dialogues import write_corpus
 
 
@@ -18,8 +21,8 @@ from tests.preferences.dialogues import write_corpus
 def corpus(tmp_path_factory):
     directory = write_corpus(tmp_path_factory.mktemp("corpus"))
     options = DataOptions(path=str(directory))
-    contexts = load_contexts(load_rows(options), options)["train"]
-    failed = load_rows(DataOptions(path=str(directory / "failed_esconv.json"), eval_fraction=0.0))
+    contexts = load_contexts(load_by_split(options), options)["train"]
+    failed = load_by_split(DataOptions(path=str(directory / "failed_esconv.json"), eval_fraction=0.0))
     return {context.context_id: context for context in contexts}, list(contexts_of(failed["train"]))
 
 
@@ -94,9 +97,11 @@ def test_lengths_are_near_and_the_seed_decides_the_draw(corpus, name):
 
 
 def test_a_rule_without_what_it_goes_by_says_so(corpus):
-    contexts, _ = corpus
+    contexts = {"train": list(corpus[0].values()), "valid": []}
+    assert rule_pairs("failed_supporter", contexts["train"], [], 0) == []
     with pytest.raises(DataError, match=r"failed_supporter: no pair .* FailedESConv"):
-        rule_pairs("failed_supporter", list(contexts.values()), [], 0)
+        check_made("failed_supporter", {"train": [], "valid": []}, contexts)
+    check_made("failed_supporter", {"train": made(corpus, "position"), "valid": []}, contexts)  # one split is enough
 
 
 def test_the_wheel():
@@ -105,3 +110,28 @@ def test_the_wheel():
     assert distance("anger", "hunger") is None
     assert farthest("sadness", {"anger", "fear", "shame"}) == {"anger", "fear"}
     assert farthest("sadness", {"shame", "depression"}) == set()
+
+
+def _prompts(*texts):
+    prompts = [(Message("user", "Hello."), Message("assistant", "Hi!"), Message("user", text)) for text in texts]
+    return [CompletionRow(prompt, "I hear you.", "one name", f"f:{n}") for n, prompt in enumerate(prompts)]
+
+
+def test_rows_that_begin_alike_are_contexts_of_their_own_and_equal_ones_are_one():
+    found = list(contexts_of(_prompts("I am tired.", "I am sad.", "I am tired.")))
+    assert [context.seeker for context in found] == ["I am tired.", "I am sad."]
+    assert len({context.context_id for context in found}) == 2
+    assert {context.dialogue_id for context in found} == {"one name"}
+
+
+def test_dialogues_of_one_name_are_contexts_of_their_own():
+    turns = [(Message("user", text), Message("assistant", "I hear you.")) for text in ("a", "b", "a")]
+    found = list(contexts_of([Dialogue(messages, "one name", f"f:{n}") for n, messages in enumerate(turns)]))
+    assert [context.seeker for context in found] == ["a", "b"]
+    assert found[0].context_id == "one name/0" != found[1].context_id
+
+
+def test_a_digest_changes_with_what_rules_go_by(corpus):
+    contexts = list(corpus[0].values())
+    other = [dataclasses.replace(contexts[0], kinds={"emotion_type": "joy"}), *contexts[1:]]
+    assert digest([("train", contexts)]) == digest([("train", list(contexts))]) != digest([("train", other)])

@@ -64,3 +64,30 @@ def test_the_fit_is_where_the_gradient_of_its_loss_vanishes():
 def test_an_empty_set_has_no_interval():
     found = surface_cues([], [])
     assert (found.num_pairs, found.bag_accuracy, found.bag_interval) == (0, 0.5, None)
+
+
+def test_replies_that_return_are_not_known_by_heart():
+    """Random words: nothing but having seen the rejected replies before tells them apart."""
+    draw = random.Random(0)
+    pool = [words(draw) for _ in range(30)]
+    found = surface_cues([(words(draw), draw.choice(pool)) for _ in range(500)], [f"d{n}" for n in range(500)])
+    assert 0.4 < found.bag_accuracy < 0.6
+    assert found.bag_accuracy_with_repeats > 0.7
+
+
+def test_one_reply_that_is_always_rejected_is_warned_of():
+    draw = random.Random(0)
+    found = surface_cues(*sets([(words(draw), "There is nothing you can do.") for _ in range(100)]))
+    assert (found.bag_accuracy, found.bag_accuracy_with_repeats) == (0.5, 1.0)  # nothing is left to fit
+    assert any("replies give themselves away" in text for text in found.warnings())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"), [("Я слышу, как тебе тяжело", "Тебе надо отдохнуть"), ("我听到你很难过", "你应该休息")]
+)
+def test_words_of_other_scripts_count(chosen, rejected):
+    pairs = [(f"{chosen} {n}", f"{rejected} {n + 1000}") for n in range(60)]
+    found = surface_cues(*sets(pairs))
+    assert found.bag_accuracy == 1.0
+    assert found.chosen_words > found.rejected_words
+    assert found.length_accuracy == 1.0
