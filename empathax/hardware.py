@@ -62,7 +62,7 @@ class Kind:
 _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # v5e and v6e, as Google offers them
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 _NODES = ("1", "2", "4", "8")
-_NIC = 50e9  # of each GPU: one 400 Gbit/s card a GPU, as DGX H100 has
+_NIC = 50e9  # of each GPU: one 400 Gbit/s card a GPU, as DGX H100 has; DGX A100's have 200
 
 # TPU memory: what libtpu 0.0.42 says it has ("exceeds available HBM (15.75G)") when a program asks for too much. The
 # rest: Google's pages docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; "bidirectional" link bandwidth halved, the
@@ -76,7 +76,7 @@ _KINDS = (
     Kind("v5p", "tpu", int(95.74 * GIB), 459e12, 2765e9, 600e9, 50e9 / 8, 8960, _CUBES),
     Kind("v6e", "tpu", int(31.25 * GIB), 918e12, 1638e9, 400e9, 25.6e12 / 8 / 256, 256, _FLAT),
     Kind("tpu7x", "tpu", int(94.75 * GIB), 2307e12 / 2, 7380e9 / 2, 600e9 / 2, 0.0, 9216, _CUBES, 2),
-    Kind("a100", "cuda", int(85_100_068_864 * GPU_MEMORY_FRACTION), 312e12, 2039e9, 300e9, _NIC, 16, _NODES),
+    Kind("a100", "cuda", int(85_100_068_864 * GPU_MEMORY_FRACTION), 312e12, 2039e9, 300e9, _NIC / 2, 16, _NODES),
     Kind("h100", "cuda", int(84_942_979_072 * GPU_MEMORY_FRACTION), 989e12, 3352e9, 450e9, _NIC, 8, _NODES),
     Kind("h200", "cuda", int(151_397_597_184 * GPU_MEMORY_FRACTION), 989e12, 4800e9, 450e9, _NIC, 8, _NODES),
     Kind("l40s", "cuda", int(46_068 * 2**20 * GPU_MEMORY_FRACTION), 362e12, 864e9, 32e9, _NIC, 8, _NODES),

@@ -15,8 +15,10 @@ _SAMPLE_BYTES, _NUM_SAMPLES = 1 << 20, 128
 
 
 def digest_of_headers(config: ModelConfig, weights: SafetensorsFiles) -> str:
-    """Of weights in a store, which are too far away to be read for this: names, shapes, types and files."""
-    return hashlib.sha256(f"{config!r}{sorted(weights.tensors.items())}".encode()).hexdigest()
+    """Of weights in a store, which are too far away to be read for this: names, shapes, types, files, and what the
+    store says of their content."""
+    known = f"{config!r}{sorted(weights.tensors.items())}{weights.versions}"
+    return hashlib.sha256(known.encode()).hexdigest()
 
 
 def digest_of_files(paths: Sequence[Path]) -> str:

@@ -17,7 +17,7 @@ import safetensors
 
 from empathax.errors import WeightsError, raise_all
 from empathax.models.mapped_file import FLOAT_TYPES, TensorInfo
-from empathax.models.range_file import RangeFile, is_url
+from empathax.models.range_file import RangeFile, exists, is_url
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -80,6 +80,11 @@ class SafetensorsFiles:
         """How much was read of all files so far, headers included."""
         return sum(file.bytes_read for file in self._files)
 
+    @property
+    def versions(self) -> list[str]:
+        """What a store says of each file's content; see RangeFile."""
+        return [file.version for file in self._files]
+
     def _add(self, path: Path | str, problems: list[str]) -> None:
         parent, _, file_name = str(path).rpartition("/")
         size = 0
@@ -123,18 +128,18 @@ def _check_size(file: RangeFile) -> None:
 
 
 def open_weights(directory: Path, url: str = "") -> SafetensorsFiles:
-    """The weights of a directory: by its index, or its one .safetensors file. Never opens pickles.
+    """The weights of a directory: model.safetensors, else by its index, else its one .safetensors file; in this order
+    as transformers, which leaves an old index where it saves one file. Never opens pickles.
 
     With `url` they are in the store there, and the directory holds the index only.
     """
     index = read_json(directory / INDEX_NAME)
+    single = f"{url}/{SINGLE_NAME}" if url else directory / SINGLE_NAME
+    if (url and index is None) or exists(single):
+        return SafetensorsFiles([single])
     if index is not None:
         return _open_index(directory, index, url)
-    if url:
-        return SafetensorsFiles([f"{url}/{SINGLE_NAME}"])
     found = sorted(directory.glob("*.safetensors"))
-    if (directory / SINGLE_NAME) in found:
-        return SafetensorsFiles([directory / SINGLE_NAME])
     if len(found) == 1 and found[0].name != "adapter_model.safetensors":
         return SafetensorsFiles(found)
     if len(found) > 1:

@@ -11,6 +11,20 @@ import numpy as np
 
 from empathax.errors import WeightsError
 
+# Fields of fsspec's stores that change with a file's content, the best first: of GCS, S3, Azure and HTTP, memory.
+_VERSIONS = (
+    "md5Hash",
+    "md5",
+    "crc32c",
+    "ETag",
+    "etag",
+    "generation",
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "created",
+)
+
 
 class RangeFile:
     """One file; each `read` fetches its bytes and nothing else, so that no page of a map counts as our memory.
@@ -34,6 +48,12 @@ class RangeFile:
             raise
         except OSError as error:
             raise WeightsError(f"{self.path} cannot be read: {error.strerror or error}") from error
+
+    @property
+    def version(self) -> str:
+        """What the store says of the content: a checksum, else a version or a time; "" on a disk."""
+        told = self._store.info(self._name) if self._store is not None else {}
+        return next((f"{name}={told[name]}" for name in _VERSIONS if told.get(name)), "")
 
     def __len__(self) -> int:
         return self._size
@@ -80,6 +100,14 @@ def _store_of(scheme: str) -> Any:
         return fsspec.filesystem(scheme)
     except (ImportError, ValueError) as error:  # gcsfs for gs://, s3fs for s3://
         raise WeightsError(f"{scheme}:// cannot be read: {' '.join(str(error).split())}") from error
+
+
+def exists(path: Path | str) -> bool:
+    """Whether there is such a file, on a disk or in a store."""
+    if not is_url(str(path)):
+        return Path(path).exists()
+    store, name = open_store(str(path))
+    return bool(store.exists(name))
 
 
 def open_store(url: str) -> tuple[Any, str]:

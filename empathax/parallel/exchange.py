@@ -54,7 +54,7 @@ def together() -> Iterator[None]:
     except EmpathaxError as found:
         error = found
     if num_processes() > 1:
-        answer = settle(json.dumps([type(error).__name__, str(error)]) if error else "", _first_error)
+        answer = settle(json.dumps([_kind(error), str(error)]) if error else "", _first_error)
         if answer:
             kind, message = json.loads(answer)
             raise getattr(errors, kind)(message) from error
@@ -74,6 +74,11 @@ def from_leader(compute: Callable[[], Any]) -> Any:
         if process_number() == 0:
             word = json.dumps(compute())
     return json.loads(settle(word, lambda words: words[0]))
+
+
+def _kind(error: EmpathaxError) -> str:
+    """The name in errors.py that an error can be raised by again: its own, or that of the class it is a kind of."""
+    return next(kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
 
 
 def _first_error(words: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from empathax.errors import ConfigError, raise_all
 from empathax.mesh_settings import DEFAULT_RULES, Rules
@@ -23,7 +23,9 @@ def spec_for(axes: tuple[str | None, ...], rules: Rules = DEFAULT_RULES) -> Part
     return PartitionSpec(*(place[0] if len(place) == 1 else place or None for place in places))
 
 
-def param_shardings(mesh: Mesh, abstract_params: Any, logical_axes: Any, rules: Rules = DEFAULT_RULES) -> Any:
+def param_shardings(
+    mesh: Mesh | AbstractMesh, abstract_params: Any, logical_axes: Any, rules: Rules = DEFAULT_RULES
+) -> Any:
     """A NamedSharding for every parameter, by `rules` (`mesh_settings.parse_rules` of config.mesh.rules).
 
     Raises one ConfigError that names each parameter, dimension, size and mesh axis that do not divide, or that two
@@ -50,7 +52,7 @@ def _places(axes: tuple[str | None, ...], rules: Rules) -> list[tuple[str, ...]]
 
 
 def _misfits(
-    mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...], places: list[tuple[str, ...]]
+    mesh: Mesh | AbstractMesh, shape: tuple[int, ...], axes: tuple[str | None, ...], places: list[tuple[str, ...]]
 ) -> list[str]:
     """The dimensions that their mesh axes do not divide, or whose mesh axis an earlier dimension has."""
     problems: list[str] = []
@@ -66,7 +68,7 @@ def _misfits(
     return problems
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())
 

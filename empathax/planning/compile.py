@@ -6,16 +6,17 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from empathax.config import Config
 from empathax.hardware import Topology
 from empathax.parallel.mesh import compute_dtype, make_mesh
-from empathax.planning.collectives import BETWEEN_SLICES, Collective, by_kind, collectives_of, moved_logits
+from empathax.planning.collectives import BETWEEN, Collective, by_kind, collectives_of, moved_logits
 from empathax.planning.flops import Counts, adapter_flops, forward_flops, train_flops
 from empathax.planning.hlo import parse_program
 from empathax.planning.memory import Memory, as_dtype, device_bytes, memory_of, refused_memory
@@ -47,6 +48,7 @@ class Subject:
 @dataclass(frozen=True)
 class _Program:
     memory: Memory
+    result_bytes: int
     collectives: list[Collective]
     kernels: int
     lower_seconds: float
@@ -66,11 +68,13 @@ def compile_plan(
     start = time.perf_counter()
     lowered = lower_parts(setup, parts)
     lower_seconds = (time.perf_counter() - start) / len(lowered)
+    nodes = _nodes(topology, mesh)
     hbm_bytes = topology.kind.hbm_bytes or _host_memory() // topology.num_devices
     compiled = {}
     for name, part in lowered.items():
         say(f"compiling {stage}'s {name} step for {topology}")
-        compiled[name] = _part(setup, subject.rows, topology, name, part, _compile(part, lower_seconds), hbm_bytes)
+        program = _compile(part, lower_seconds, nodes)
+        compiled[name] = _part(setup, subject.rows, topology, name, part, program, hbm_bytes)
         say(f"  {compiled[name]['compile_seconds']} s: {'fits' if compiled[name]['fits'] else 'does not fit'}")
     first = next(iter(compiled.values()))
     options, sizes = config.stage(stage), subject.rows.sizes
@@ -108,7 +112,13 @@ def compile_plan(
     }
 
 
-def _compile(part: Lowered, lower_seconds: float) -> _Program:
+def _nodes(topology: Topology, mesh: Mesh) -> list[int]:
+    """The GPU node of each device of a program, in its order; of TPUs the program itself says what leaves a slice."""
+    is_several = topology.num_slices > 1 and topology.kind.platform == "cuda"
+    return [device.process_index for device in mesh.devices.flat] if is_several else []
+
+
+def _compile(part: Lowered, lower_seconds: float, nodes: Sequence[int]) -> _Program:
     kernels = len(_KERNELS.findall(part.lowered.as_text()))
     start = time.perf_counter()
     try:
@@ -117,11 +127,11 @@ def _compile(part: Lowered, lower_seconds: float) -> _Program:
         memory = refused_memory(part, str(error))
         if memory is None:
             raise
-        return _Program(memory, [], kernels, lower_seconds, time.perf_counter() - start)
+        return _Program(memory, 0, [], kernels, lower_seconds, time.perf_counter() - start)
     seconds = time.perf_counter() - start
-    memory = memory_of(part, compiled.memory_analysis())
-    collectives = collectives_of(parse_program(compiled.as_text()), part.unknown_trips)
-    return _Program(memory, collectives, kernels, lower_seconds, seconds)
+    stats = compiled.memory_analysis()
+    collectives = collectives_of(parse_program(compiled.as_text()), part.unknown_trips, nodes)
+    return _Program(memory_of(part, stats), stats.output_size_in_bytes, collectives, kernels, lower_seconds, seconds)
 
 
 def _part(
@@ -130,12 +140,12 @@ def _part(
     memory, collectives = program.memory, by_kind(program.collectives)
     estimate = None
     if not memory.refused:
-        between = sum(entry["bytes"] for kind, entry in collectives.items() if kind.endswith(BETWEEN_SLICES))
+        between = sum(entry["bytes"] for kind, entry in collectives.items() if BETWEEN in kind)
         sent = sum(entry["bytes"] for entry in collectives.values()) - between
         temporary = memory.by_kind["gradients"] + memory.by_kind["temporaries"]
-        arguments = sum(map(device_bytes, part.arguments.values()))
+        kept = sum(map(device_bytes, part.arguments.values())) + program.result_bytes
         flops = _hardware_flops(setup, rows, name)
-        estimate = roofline(topology, flops, arguments, temporary, sent, between, _read_again(setup, part))
+        estimate = roofline(topology, flops, kept, temporary, sent, between, _read_again(setup, part))
     return {
         "fits": memory.total <= hbm_bytes and not memory.refused,
         "missing_bytes": max(0, memory.total - hbm_bytes),

@@ -13,7 +13,7 @@ from empathax.planning.steps import Lowered
 
 KINDS = ("frozen", "parameters", "gradients", "optimizer", "reference", "batch", "temporaries")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "": 1}
-_REFUSED = re.compile(r"temporaries \(([\d.]+)([KMGT]?)\)")
+_REFUSED = re.compile(r"(?:temporaries \(|hbm\. Used )([\d.]+)([KMGT]?)")  # of all, arguments and results too
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Memory:
 
     `by_kind` adds up to `total`. "frozen" is the model below an adapter, "parameters" what is trained. Gradients are
     the share of the temporaries that these take in float32; layout padding, code and results that take no argument's
-    place are in the temporaries. `refused`: the compiler would not finish, and the temporaries are those that it named.
+    place are in the temporaries. `refused`: the compiler would not finish, and the total is what it named.
     """
 
     by_kind: dict[str, int]
@@ -58,12 +58,13 @@ def memory_of(lowered: Lowered, stats: Any) -> Memory:
 
 
 def refused_memory(lowered: Lowered, message: str) -> Memory | None:
-    """The memory of a function that the compiler refused for its temporaries; None if `message` says otherwise."""
+    """The memory of a function that the compiler refused for what it needs; None if `message` says otherwise."""
     found = _REFUSED.search(message)
     if not found:
         return None
     known = {kind: device_bytes(tree) for kind, tree in lowered.arguments.items()}
-    return _memory(lowered, known, round(float(found[1]) * _UNITS[found[2]]), refused=True)
+    named = round(float(found[1]) * _UNITS[found[2]])
+    return _memory(lowered, known, max(0, named - sum(known.values())), refused=True)
 
 
 def _memory(lowered: Lowered, known: dict[str, int], rest: int, refused: bool = False) -> Memory:

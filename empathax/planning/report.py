@@ -12,7 +12,7 @@ ASSUMPTIONS = (
     "memory: arguments and results once, temporaries and what collectives bring written and read once; in decode the "
     "parameters once a token",
     "network: the bytes that a device sends, over all its links at their full rate in one direction; at the same time "
-    "what goes between TPU slices, at its share of the data center network",
+    "what goes between TPU slices or GPU nodes, at its share of the data center network or its card's rate",
     "between the longest of the three (all overlap) and their sum (none do); a real step takes longer",
 )
 Plan = Mapping[str, Any]
@@ -79,7 +79,7 @@ def _memory(parts: Mapping[str, Plan], hbm_bytes: int) -> str:
 def _fits(part: Plan, hbm_bytes: int) -> str:
     if part["fits"]:
         return f"yes, {gib(hbm_bytes - part['bytes_per_device']['total'])} left"
-    return f"no, {gib(part['missing_bytes'])} missing{' or more' if part['refused_by_compiler'] else ''}"
+    return f"no, {gib(part['missing_bytes'])} missing"
 
 
 def _verdict(plan: Plan) -> str:
@@ -122,7 +122,9 @@ def _search(plan: Plan) -> str:
         for tried in plan["searched"]
     ]
     if "largest_rows_per_batch" in plan:
-        found = f"largest rows_per_batch that fits on {plan['topology']}: {plan['largest_rows_per_batch'] or 'none'}"
+        least = "" if plan["is_certain"] else "at least "
+        rows_found = f"{least}{plan['largest_rows_per_batch']}" if plan["largest_rows_per_batch"] else "none"
+        found = f"largest rows_per_batch that fits on {plan['topology']}: {rows_found}"
     else:
         found = f"smallest topology that fits: {plan['smallest_topology'] or 'none of this kind'}"
     return found + "\n" + markdown_table(["topology", "rows", "GiB a device", "fits"], rows)

@@ -31,7 +31,7 @@ class Roofline:
 def roofline(
     topology: Topology,
     hardware_flops: float,
-    argument_bytes: int,
+    kept_bytes: int,
     temporary_bytes: int,
     sent_bytes: int,
     between_bytes: int = 0,
@@ -39,14 +39,15 @@ def roofline(
 ) -> Roofline | None:
     """The estimate of a function by the bytes of one device (report.ASSUMPTIONS); None where rates are not known.
 
-    Arguments and results are moved once each, temporaries and what collectives bring are written and read;
-    `read_again_bytes` are read once more. `between_bytes` go from TPU slice to slice, `sent_bytes` all other ways.
+    `kept_bytes`, arguments and results, are moved once, temporaries and what collectives bring are written and read;
+    `read_again_bytes` are read once more. `between_bytes` go from TPU slice to slice, or from GPU node to node,
+    `sent_bytes` all other ways.
     """
     kind = topology.kind
     if not kind.peak_flops or (between_bytes and not kind.network_bandwidth):
         return None
-    traffic = 2 * (argument_bytes + temporary_bytes + sent_bytes + between_bytes) + read_again_bytes
-    network = sent_bytes / _link_bandwidth(topology)
+    traffic = kept_bytes + 2 * (temporary_bytes + sent_bytes + between_bytes) + read_again_bytes
+    network = sent_bytes / kind.link_bandwidth
     if between_bytes:
         network = max(network, between_bytes / kind.network_bandwidth)  # cables of their own
     return Roofline(
@@ -54,14 +55,6 @@ def roofline(
         memory=traffic / kind.memory_bandwidth,
         network=network,
     )
-
-
-def _link_bandwidth(topology: Topology) -> float:
-    """What a ring over all devices runs at: GPU nodes do not separate what stays in them from what leaves."""
-    kind = topology.kind
-    if topology.num_slices > 1 and not kind.is_tpu:
-        return min(kind.link_bandwidth, kind.network_bandwidth)
-    return kind.link_bandwidth
 
 
 def train_hardware_flops(config: ModelConfig, counts: Counts, remat: str, with_reference: bool) -> float:

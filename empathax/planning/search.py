@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from jax.sharding import AbstractMesh
 
 from empathax.errors import ConfigError
 from empathax.hardware import Topology
+from empathax.mesh_settings import AXES, parse_rules
+from empathax.models.transformer import abstract_params, logical_axes
 from empathax.parallel.mesh import mesh_shape
+from empathax.parallel.rules import param_shardings
 from empathax.planning.compile import Subject
+from empathax.planning.rows import check_enough_rows
 
 MAX_COMPILES = 10
 Plan = dict[str, Any]
 Try = Callable[[Subject, Topology], Plan]  # compiles the train step
 
 
-def largest_rows(subject: Subject, topology: Topology, attempt: Try) -> tuple[int, list[Plan]]:
-    """The largest rows_per_batch that fits, 0 if none does, and the plans that were made to find it.
+@dataclass(frozen=True)
+class LargestRows:
+    """What was found: the largest rows_per_batch that fits, 0 if none does. `is_certain`: whether the next larger one
+    does not fit, or the data have no more for a step; else the search ended before."""
+
+    rows: int
+    is_certain: bool
+
+
+def largest_rows(subject: Subject, topology: Topology, attempt: Try) -> tuple[LargestRows, list[Plan]]:
+    """The largest rows_per_batch that fits, and the plans that were made to find it.
 
     Doubles or halves from the config's value, then narrows down in multiples of what the mesh asks for, guessing that
     memory grows evenly with rows: the answer is right if more rows never take less. Stops at what the data have for one
-    step, where that is known.
+    step, where that is known, and after MAX_COMPILES plans. Raises a DataError if the data do not fill the smallest.
     """
     data, fsdp, _ = mesh_shape(subject.config.mesh, topology.num_devices)
     options = subject.config.stage(subject.stage)
     unit = data * fsdp
+    check_enough_rows(subject.with_rows_per_batch(unit).config, subject.stage, subject.rows)
     limit = subject.rows.num_rows // options.accumulation_steps // unit or MAX_COMPILES * 10**6
     plans: dict[int, Plan] = {}
 
@@ -36,7 +53,8 @@ def largest_rows(subject: Subject, topology: Topology, attempt: Try) -> tuple[in
     while high - low > 1 and len(plans) < MAX_COMPILES:
         guess = _guess(low, high, plans)
         low, high = (guess, high) if fits(guess) else (low, guess)
-    return low * unit, list(plans.values())
+    is_certain = low == limit or high in plans or low == 0
+    return LargestRows(low * unit, is_certain and high - low <= 1), list(plans.values())
 
 
 def smallest_topology(
@@ -50,7 +68,10 @@ def smallest_topology(
     usable = [topology for topology in candidates if _divides(subject, topology)]
     if not usable:
         rows = subject.config.stage(subject.stage).rows_per_batch
-        raise ConfigError(f"{subject.stage}.rows_per_batch = {rows} divides over no topology of this kind")
+        raise ConfigError(
+            f"{subject.stage}.rows_per_batch = {rows}, or the model, divides over no topology of this kind: name one "
+            "to hear why"
+        )
     plans: list[Plan] = []
     low, high = -1, len(usable)
     while high - low > 1 and len(plans) < MAX_COMPILES:
@@ -89,7 +110,9 @@ def _guess(low: int, high: int, plans: dict[int, Plan]) -> int:
 
 def _divides(subject: Subject, topology: Topology) -> bool:
     try:
-        data, fsdp, _ = mesh_shape(subject.config.mesh, topology.num_devices)
+        data, fsdp, tensor = mesh_shape(subject.config.mesh, topology.num_devices)
+        model, mesh = subject.model.config, AbstractMesh((data, fsdp, tensor), AXES)
+        param_shardings(mesh, abstract_params(model), logical_axes(model), parse_rules(subject.config.mesh.rules))
     except ConfigError:
         return False
     options, shards = subject.config.stage(subject.stage), data * fsdp

@@ -52,9 +52,9 @@ def _search(subject: Any, request: Request) -> dict[str, Any]:
     attempt = partial(compile_plan, parts=("train",), say=_say)
     if ":" in request.topology:
         topology = parse_hardware(request.topology)
-        rows, tried = largest_rows(subject, topology, attempt)
-        answer: dict[str, Any] = {"largest_rows_per_batch": rows}
-        fitting = (subject.with_rows_per_batch(rows), topology) if rows else None
+        largest, tried = largest_rows(subject, topology, attempt)
+        answer: dict[str, Any] = {"largest_rows_per_batch": largest.rows, "is_certain": largest.is_certain}
+        fitting = (subject.with_rows_per_batch(largest.rows), topology) if largest.rows else None
     else:
         smallest, tried = smallest_topology(subject, smaller_to_larger(request.topology), attempt)
         answer = {"smallest_topology": str(smallest) if smallest else None}

@@ -40,7 +40,11 @@ def test_a_model_in_a_store(store, original):
     jax.tree.map(np.testing.assert_array_equal, source.load_params(), original.load_params())
     size = sum(store.size(path) for path in store.ls("/bucket/tiny", detail=False) if path.endswith(".safetensors"))
     assert source._weights.bytes_read <= size + headers
-    assert source.fingerprint() == resolve_model(URL).fingerprint()
+    before = source.fingerprint()
+    assert before == resolve_model(URL).fingerprint()
+    name = next(path for path in store.ls("/bucket/tiny", detail=False) if "-00002-of-" in path)
+    store.pipe_file(name, store.cat_file(name)[:-1] + b"!")  # another fine-tune in its place
+    assert resolve_model(URL).fingerprint() != before
 
 
 def test_a_shard_that_is_cut_short(store):

@@ -112,6 +112,21 @@ def test_files_and_directories_that_are_no_model(tmp_path, model_dir):
         resolve_model(model_dir)
 
 
+def test_an_old_index_beside_one_file_is_not_followed(model_dir, tmp_path):
+    """As transformers: save_pretrained removes old shards, but not their index."""
+    one = tmp_path / "one"
+    source = resolve_model(model_dir)
+    params = jax.tree.map(lambda leaf: leaf + 1.0, source.load_params())
+    export_model(params, source.config, source.tokenizer(), one)
+    shutil.copy(one / "model.safetensors", model_dir)
+    found = resolve_model(model_dir)
+    found.check()
+    jax.tree.map(np.testing.assert_array_equal, found.load_params(), params)
+    for path in model_dir.glob("model-*.safetensors"):
+        path.unlink()
+    jax.tree.map(np.testing.assert_array_equal, resolve_model(model_dir).load_params(), params)
+
+
 def test_one_file_or_an_index_are_needed(model_dir):
     index = model_dir / "model.safetensors.index.json"
     moved = index.rename(model_dir / "elsewhere")

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from empathax.data.sandbox import TemplateRefused
 from empathax.errors import ConfigError, DataError
 from empathax.parallel import agreement
-from empathax.parallel.exchange import _first_error, from_leader, together
+from empathax.parallel.exchange import _first_error, _kind, from_leader, together
 
 
 def test_each_difference_names_process_and_fact():
@@ -33,6 +34,11 @@ def test_the_digest_sees_every_change_of_the_source(tmp_path):
     assert len(set(digests)) == 4
     (tmp_path / "a.pyc").touch()
     assert agreement.source_digest(tmp_path) == digests[-1]
+
+
+def test_an_error_of_a_kind_that_is_defined_elsewhere_is_raised_again_as_what_it_is_a_kind_of():
+    assert _kind(TemplateRefused("no")) == "DataError"
+    assert _kind(ConfigError("no")) == "ConfigError"
 
 
 def test_an_error_names_the_processes_that_met_it():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from empathax.planning.collectives import by_kind, collectives_of, moved_logits
+from empathax.errors import ConfigError
+from empathax.planning.collectives import _groups, by_kind, collectives_of, moved_logits
 from empathax.planning.hlo import parse_instruction, parse_program
 
 # A loop of 5 rounds without a stated trip count (0, 2, .. < 10), in it a loop that states 3 and one that states none.
@@ -159,3 +160,48 @@ def test_what_goes_between_slices_counts_apart():
         "all-gather between slices": {"count": 1, "bytes": 96 * 256 * 4},  # its part to the other slice
         "all-reduce between slices": {"count": 1, "bytes": 48 * 8 * 128 * 4 * 4 // 3},  # a ring of three: 2 x 2 / 3
     }
+
+
+# The forms in which XLA's compilers name the devices of a collective, with the groups they mean.
+FORMS = {
+    "replica_groups={{0,2},{1,3}}, dimensions={0}": [[0, 2], [1, 3]],
+    "replica_groups=[2,4]<=[8], to_apply=%add": [[0, 1, 2, 3], [4, 5, 6, 7]],
+    "replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}": [[0, 2, 4, 6], [1, 3, 5, 7]],
+    "replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, dimensions={1}": [[0, 2, 4, 6], [1, 3, 5, 7]],
+    "replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0'}": [[0, 1, 2, 3], [4, 5, 6, 7]],
+    "replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=4] {'axis_0','axis_2'}": [[0, 1, 2, 3, 4, 5, 6, 7]],
+    "replica_groups={}, to_apply=%add": [[0, 1, 2, 3, 4, 5, 6, 7]],
+    "source_target_pairs={{0,4},{4,0}}": [[0, 4], [4, 0]],
+}
+
+
+@pytest.mark.parametrize("attributes", FORMS)
+def test_every_form_of_groups(attributes):
+    assert _groups(attributes, 8).tolist() == FORMS[attributes]
+
+
+def test_a_form_that_is_not_known_is_an_error():
+    with pytest.raises(ConfigError, match="not known here"):
+        _groups("replica_groups=mesh['axis_0'=8] {'axis_0':(2)4}", 8)
+
+
+NODES = [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "groups", "wanted"),
+    [
+        ("all-gather", "{{0,1,2,3},{4,5,6,7}}", {"all-gather": 800 * 3 // 4}),  # nothing leaves a node
+        ("all-reduce", "{{0,4},{1,5},{2,6},{3,7}}", {"all-reduce between nodes": 800}),  # 2 x 1 / 2
+        ("all-reduce", "{{0,1,2,3,4,5,6,7}}", {"all-reduce": 2 * 600, "all-reduce between nodes": 2 * 200 // 2}),
+        ("all-to-all", "{{0,1,2,3,4,5,6,7}}", {"all-to-all": 300, "all-to-all between nodes": 400}),
+    ],
+)
+def test_gpu_nodes_pass_on_what_leaves_them(kind, groups, wanted):
+    """Of an array of 800 bytes: within a node at the links' rate, a quarter of it through each GPU's own card."""
+    entry = (
+        "ENTRY %main (x: f32[200]) -> f32[200] {\n  %x = f32[200] parameter(0)\n"
+        f"  ROOT %r = f32[200] {kind}(%x), replica_groups={groups}\n}}\n"
+    )
+    found = by_kind(collectives_of(parse_program(entry), nodes=NODES))
+    assert {name: one["bytes"] for name, one in found.items()} == wanted

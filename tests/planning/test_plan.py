@@ -4,7 +4,9 @@ import importlib.util
 import json
 from pathlib import Path
 
+import jax
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 from empathax import plan
 from empathax.planning.memory import refused_memory
@@ -84,10 +86,16 @@ def test_a_refusal_says_how_much_is_missing():
     message = (
         "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (15.92G) exceeds available HBM (15.75G)."
     )
-    lowered = Lowered(None, {"parameters": ()}, {})
+    alone = SingleDeviceSharding(jax.devices()[0])
+    array = jax.ShapeDtypeStruct((2**30,), "float32", sharding=alone)  # 4 GiB, which the figure includes
+    lowered = Lowered(None, {"parameters": array}, {"reference": array})
     memory = refused_memory(lowered, message)
     assert memory is not None
-    assert (memory.refused, memory.total) == (True, round(15.92 * 2**30))
+    assert (memory.refused, memory.by_kind["parameters"]) == (True, 4 * 2**30)
+    assert memory.by_kind["temporaries"] == round(15.92 * 2**30) - 4 * 2**30
+    assert memory.total == round(15.92 * 2**30) + 4 * 2**30  # with what is held beside the program
+    other = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm."
+    assert refused_memory(lowered, other).total == round(17.5 * 2**30) + 4 * 2**30
     assert refused_memory(lowered, "INTERNAL: something else") is None
 
 

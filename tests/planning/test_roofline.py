@@ -15,7 +15,7 @@ def test_the_longest_and_the_sum_of_three_times():
     found = roofline(parse_hardware("v5e:4x4"), 2 * 16 * 197e12, 300 * 10**9, 100 * 10**9, 9500 * 10**6, 0, 19 * 10**9)
     assert found is not None
     assert found.compute == pytest.approx(2.0)
-    assert found.memory == pytest.approx((2 * (300 + 100 + 9.5) + 19) / 819)
+    assert found.memory == pytest.approx((300 + 2 * (100 + 9.5) + 19) / 819)
     assert found.network == pytest.approx(9.5 / 200)
     assert found.shortest == found.compute
     assert found.longest == pytest.approx(found.compute + found.memory + found.network)
@@ -32,11 +32,13 @@ def test_slices_have_a_slow_network_between_them_beside_their_links():
     assert found.memory > alone.memory
 
 
-def test_a_step_over_nodes_sends_at_the_speed_of_the_network_card():
-    one, two = (roofline(parse_hardware(name), 1e12, 1, 1, 10**9) for name in ("h100:8", "h100:2x8"))
-    assert one is not None
-    assert two is not None
-    assert (one.network, two.network) == (pytest.approx(1 / 450), pytest.approx(1 / 50))
+def test_what_leaves_a_node_goes_at_the_speed_of_the_network_card_beside_the_rest():
+    within, between = (
+        roofline(parse_hardware("h100:2x8"), 1e12, 1, 1, 10**9, between) for between in (10**8, 5 * 10**8)
+    )
+    assert within is not None
+    assert between is not None
+    assert (within.network, between.network) == (pytest.approx(1 / 450), pytest.approx(0.5 / 50))
 
 
 def test_a_network_whose_rate_is_not_known_has_no_bound():
