@@ -12,9 +12,11 @@ import pytest
 
 from empathax import report
 from empathax.data.records import Message
+from empathax.evaluation.report.page import side_by_side
 from empathax.evaluation.report.paper import PAPER
 from empathax.evaluation.report.record import Reply
 from empathax.evaluation.report.record_file import FILE, write_record
+from empathax.evaluation.report.statistics import MeanOfValues
 from tests.evaluation.report import made_up
 
 CHROMIUM = "/usr/bin/chromium"
@@ -294,3 +296,24 @@ def test_in_a_browser_nothing_is_requested_and_nothing_sticks_out(all_four, host
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             page.close()
         browser.close()
+
+
+def test_a_metric_that_lacks_a_dialogue_is_no_other_data(tmp_path):
+    """A reply of one word has no word pairs, so Distinct-2 of a reply has one dialogue less."""
+    records = [made_up.record(label) for label in ("base", "+SFT")]
+    found = records[1].per_example["rouge_l"]
+    rest = [number for number, dialogue in enumerate(found.dialogues) if dialogue != found.dialogues[0]]
+    fewer = MeanOfValues(tuple(found.dialogues[n] for n in rest), (50.0,) * len(rest))
+    whole = MeanOfValues(found.dialogues, (50.0,) * len(found.dialogues))
+    for number, statistic in enumerate((whole, fewer)):
+        per_example = records[number].per_example | {"distinct_2_reply": statistic}
+        metrics = records[number].metrics | {"distinct_2_reply": 50.0}
+        records[number] = replace(records[number], per_example=per_example, metrics=metrics)
+    leave(tmp_path / "runs", *records)
+    assert run(tmp_path) == 0
+
+
+def test_replies_to_one_prompt_are_all_shown():
+    replies = tuple(Reply("d", (), f"reference {n // 2}", f"reply {n}") for n in range(4))
+    records = [made_up.record(label, replies=replies) for label in ("base", "+SFT")]
+    assert [answers.replies[1][1].reply for answers in side_by_side(records)] == [f"reply {n}" for n in range(4)]

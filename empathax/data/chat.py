@@ -140,7 +140,7 @@ class ChatTemplate:
         prompt = list(prompt) if self.accepts_system else _folded(prompt)
         answered = self._variables([*prompt, Message("assistant", _REPLY)])
         prompt_text, text = self._process.render([self._variables(prompt, True), answered])
-        before, _, after = text.partition(_REPLY)
+        before, _, after = text.rpartition(_REPLY)  # a user may write that character too
         if before.startswith(prompt_text):
             lead = before[len(prompt_text) :]
         elif prompt_text.startswith(before):

@@ -14,7 +14,11 @@ from empathax.errors import DataError
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".ndjson")
 MAX_LINE_BYTES = 8 << 20  # a longer line is no row but a damaged file
 _UTF8_BOM = b"\xef\xbb\xbf"
-_OTHER_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"PK": "a zip archive", b"\x1f\x8b": "a gzip archive"}
+_OTHER_BOMS = {
+    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "UTF-16"),
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
+}
 
 
 class BadRow(Exception):
@@ -105,6 +109,9 @@ def _read_json(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
         while text[position : position + 1].isspace():
             position += 1
         if text[position : position + 1] == "]":
+            if rest := text[position + 1 :].strip():
+                line = 1 + text.count("\n", 0, position + 1)
+                raise DataError(f"{path}:{line}: found {rest[:20]!r} after the list's end: expected one JSON list")
             return
         line, counted = line + text.count("\n", counted, position), position
         try:

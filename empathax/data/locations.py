@@ -63,6 +63,7 @@ def _directory_splits(directory: Path, eval_split: str) -> dict[str, list[Path]]
         for name in names:
             found = [p for p in named if p.stem.lower() == name or p.stem.lower().startswith((f"{name}-", f"{name}_"))]
             if found:
+                _check_one_format(directory, found)
                 splits[split] = found
                 break
     if "train" in splits:
@@ -74,6 +75,13 @@ def _directory_splits(directory: Path, eval_split: str) -> dict[str, list[Path]]
         f"{directory}: found {listing}; expected train.* and valid.* or test.*, or exactly one file of "
         f"{', '.join(SUFFIXES)}: name the file itself"
     )
+
+
+def _check_one_format(directory: Path, files: Sequence[Path]) -> None:
+    """Raises a DataError for a split in several formats: most likely the same rows twice."""
+    if len({path.suffix.lower() for path in files}) > 1:
+        names = ", ".join(path.name for path in files[:4])
+        raise DataError(f"{directory}: found one split in several formats ({names}): keep one of them")
 
 
 def _hub_splits(name: str, eval_split: str) -> dict[str, Part]:

@@ -16,7 +16,7 @@ from empathax.data.files import BadRow, NoReply
 from empathax.data.locations import Part, Values, open_source
 from empathax.data.records import CompletionRow, Dialogue, Row, Tally
 from empathax.data.support_corpora import esconv_pairs, parse_empathetic_dialogues, parse_esconv
-from empathax.data.trl_format import group_id, parse_row
+from empathax.data.trl_format import group_id, messages_id, parse_row
 from empathax.errors import DataError, raise_all
 from empathax.losses import PAIRED_ROWS
 
@@ -36,7 +36,7 @@ def load_splits(options: DataOptions, objective: str, seed: int = 0, rows_kind: 
     """Rows for `objective` ("sft" or "dpo"); `rows_kind` is what the losses of dpo read (losses.py).
 
     "dpo" reads `preference_path` where that is set. Held out is: `eval_path`, which belongs to `path`; else the
-    source's own split (`eval_split`); else `eval_fraction` of the rows by a hash of the prompt, for every seed alike.
+    source's own split (`eval_split`); else `eval_fraction` of the rows by a hash of `split_key`, for every seed alike.
 
     Raises:
         DataError: nothing there, not readable, no row of a known format, or more bad rows than `max_bad_fraction`.
@@ -135,8 +135,11 @@ def _check_split(path: str, eval_split: str, parts: Collection[str]) -> None:
 
 
 def split_key(row: Row) -> str:
-    """What decides the side of the held-out split: the dialogue, or the prompt's first user message."""
-    return row.dialogue_id if isinstance(row, Dialogue) else group_id(row.prompt)
+    """What decides the side of the held-out split: the dialogue's name if the row has one, else how it begins; so that
+    what belongs together is on one side in every stage."""
+    if isinstance(row, Dialogue) and row.dialogue_id == messages_id(row.messages):  # named by all that is said
+        return group_id(row.messages)
+    return row.dialogue_id
 
 
 def _rows(part: Part, options: DataOptions, tally: Tally) -> list[Row]:
@@ -201,7 +204,7 @@ def _seeker_first(rows: list[Row], only: bool, tally: Tally) -> list[Row]:
 
 
 def _held_out(rows: list[Row], fraction: float) -> dict[str, list[Row]]:
-    """Splits off `fraction` by a hash of the prompt; at least one prompt on each side where there are two."""
+    """Splits off `fraction` by a hash of what rows belong to; at least one on each side where there are two."""
     keys = sorted({split_key(row) for row in rows}, key=_hash)
     if fraction <= 0.0 or len(keys) < 2:
         return {"train": rows, "eval": []}

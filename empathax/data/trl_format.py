@@ -62,7 +62,8 @@ def check_turns(messages: Sequence[Message]) -> None:
 
 def group_id(prompt: Text) -> str:
     """A name for rows that belong together when they do not say so: the same first user message (and system text)."""
-    text = prompt if isinstance(prompt, str) else repr([m for m in prompt if m.role == "system"] + _first_user(prompt))
+    messages = _as_messages(prompt)
+    text = repr([m for m in messages if m.role == "system"] + _first_user(messages))
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
@@ -120,7 +121,7 @@ def _dialogue(value: dict[str, Any], system: tuple[Message, ...], origin: str) -
     if not any(message.role == "assistant" for message in messages):
         raise NoReply("no assistant turn to learn from")
     dialogue_id = value.get("dialogue_id", value.get("id"))
-    name = messages_id(messages) if dialogue_id is None else str(dialogue_id)
+    name = messages_id(messages) if dialogue_id in (None, "") else str(dialogue_id)
     return Dialogue(messages, name, origin, meta=_meta(value))
 
 
@@ -195,7 +196,7 @@ def _first_user(prompt: Sequence[Message]) -> list[Message]:
 
 def _dialogue_id(value: dict[str, Any], prompt: Text) -> str:
     given = value.get("dialogue_id")
-    return group_id(prompt) if given is None else str(given)
+    return group_id(prompt) if given in (None, "") else str(given)
 
 
 def _meta(value: dict[str, Any]) -> dict[str, Any]:
@@ -204,8 +205,9 @@ def _meta(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _label(value: Any) -> bool | None:
-    """Whether a reply is desirable; None where `label` says something else or nothing."""
-    return bool(value) if isinstance(value, bool) or (type(value) is int and value in (0, 1)) else None
+    """Whether a reply is desirable, also as CSV and pandas write it; None where `label` says nothing of that."""
+    text = str(value).strip().lower() if isinstance(value, bool | int | float | str) else ""
+    return {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}.get(text)
 
 
 def _kind(value: Any) -> str:

@@ -121,8 +121,10 @@ class ReplyScorer:
 
     def _health(self, owners: tuple[str, ...], turns: Sequence[Turn], replies: Sequence[str]) -> _Part:
         said: dict[str, Any] = {}
-        if len(set(owners)) < len(owners) or any(turn.supporter for turn in turns):  # dialogues are known
-            said = {"dialogue_ids": owners, "histories": [turn.supporter for turn in turns]}
+        samples = _sample_numbers(turns)
+        dialogues = list(zip(owners, samples, strict=True))  # what one sample says is no repetition of another's
+        if len(set(dialogues)) < len(dialogues) or any(turn.supporter for turn in turns):  # dialogues are known
+            said = {"dialogue_ids": dialogues, "histories": [turn.supporter for turn in turns]}
         columns = health_columns(replies, **said)
         statistics = {name: MeanOfValues.of(owners, SCALE[name] * np.array(column)) for name, column in columns.items()}
         return health_metrics(replies, columns), dict(statistics)
@@ -206,3 +208,11 @@ def _counted_gap(
 
 
 _compiled_gap = jax.jit(_counted_gap, static_argnames="normalise")
+
+
+def _sample_numbers(turns: Sequence[Turn]) -> list[int]:
+    """Of each reply, how many before it answer the same turn: samples of one turn stand side by side."""
+    found: list[int] = []
+    for number, turn in enumerate(turns):
+        found.append(found[-1] + 1 if number and turn == turns[number - 1] else 0)
+    return found

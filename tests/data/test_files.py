@@ -133,3 +133,10 @@ def test_a_long_line_is_not_held_in_memory(tmp_path, monkeypatch):
     with path.open("rb") as file:
         assert max(len(line) for line in files._lines(file)) == 101
     assert len(read(path)[0]) == 1
+
+
+def test_what_follows_a_json_list_is_not_passed_over(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(f"[{json.dumps(GOOD)}]\n[{json.dumps(GOOD)}]\n")
+    with pytest.raises(DataError, match=r"rows.json:1: found '\[.* after the list's end"):
+        read(path)

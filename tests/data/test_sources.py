@@ -275,3 +275,48 @@ def test_rows_by_split_of_a_source_without_splits(write_lines):
     assert found["valid"] == load_splits(options(file, eval_fraction=0.2), "sft").eval
     assert load_by_split(options(file, eval_fraction=0.0)).keys() == {"train"}
     assert load_by_split(options("samples")).keys() == {"train", "valid"}
+
+
+def test_a_dialogue_is_held_out_in_all_stages_or_in_none(write_lines):
+    """Of sources without splits: by its name, or by how it begins where rows have none."""
+    names = [f"d{n}" for n in range(40)]
+    said = [[{"role": "user", "content": f"I am {name}."}, {"role": "assistant", "content": "Hm."}] for name in names]
+    for given in (True, False):
+        ids = [{"dialogue_id": name} if given else {} for name in names]
+        dialogues = write_lines("d.jsonl", [{"messages": turns, **i} for turns, i in zip(said, ids, strict=True)])
+        rows = [{"prompt": turns[:1], "chosen": turns[1:], "rejected": [{"role": "assistant", "content": "No."}], **i}
+                for turns, i in zip(said, ids, strict=True)]  # fmt: skip
+        both = options(dialogues, preference_path=str(write_lines("p.jsonl", rows)), eval_fraction=0.3)
+        held_out = [
+            {row.messages[0].content for row in load_splits(both, "sft").eval},
+            {row.prompt[0].content for row in load_splits(both, "dpo").eval},
+        ]
+        assert held_out[0] == held_out[1]
+        assert 4 < len(held_out[0]) < 24
+
+
+def test_windows_of_one_dialogue_are_on_one_side(write_lines):
+    rows = [{"prompt": f"window {n}", "chosen": "a", "rejected": "b", "dialogue_id": f"d{n // 5}"} for n in range(100)]
+    splits = load_splits(options(write_lines("rows.jsonl", rows), eval_fraction=0.3), "dpo")
+    assert splits.eval
+    assert not {row.dialogue_id for row in splits.train} & {row.dialogue_id for row in splits.eval}
+
+
+def test_a_split_in_two_formats_is_refused(write_lines, tmp_path):
+    write_lines("d/train.jsonl", pairs(3))
+    (tmp_path / "d" / "train.csv").write_text("prompt,chosen,rejected\na,b,c\n")
+    with pytest.raises(DataError, match=r"one split in several formats \(train.csv, train.jsonl\)"):
+        load_splits(options(tmp_path / "d"), "dpo")
+
+
+def test_labels_and_names_as_spreadsheets_write_them(write_lines, tmp_path):
+    (tmp_path / "rows.csv").write_text(
+        "PK_id,prompt,completion,label,dialogue_id\n1,a,b,True,\n2,c,d,FALSE,\n3,e,f,1.0,x\n4,g,h,maybe,x\n"
+    )
+    rows = load_splits(options(tmp_path / "rows.csv", eval_fraction=0.0), "sft").train
+    assert [row.label for row in rows] == [True, False, True, None]
+    assert len({row.dialogue_id for row in rows}) == 3
+    floats = write_lines(
+        "rows.jsonl", [{"prompt": "a", "completion": "b", "label": value} for value in (0.0, 1.0, 0.5)]
+    )
+    assert [row.label for row in load_splits(options(floats, eval_fraction=0.0), "sft").train] == [False, True, None]

@@ -112,3 +112,18 @@ def test_a_classifier_of_another_task_is_refused(monkeypatch):
 @pytest.mark.parametrize(("label", "name"), [("+SFT+DPO", "sft_dpo"), ("base", "base"), ("+", "model")])
 def test_labels_as_names_of_directories(label, name):
     assert slug(label) == name
+
+
+def test_samples_of_one_turn_repeat_nothing():
+    turns = [turn for turn in TURNS for _ in range(2)]
+    same = [f"reply {number // 2}" for number in range(8)]
+    assert ReplyScorer().score(turns, same).metrics["repeated_replies"] == 0.0
+    again = [
+        "I hear you.",
+        "Go on.",
+        "I hear you.",
+        "And then?",
+    ] * 2  # said twice, in a and in b
+    assert ReplyScorer().score(turns, again).metrics["repeated_replies"] == 100 * 2 / 8
+    alone = [dataclasses.replace(TURNS[0]), dataclasses.replace(TURNS[0])]
+    assert "repeated_replies" not in ReplyScorer().score(alone, ["a", "a"]).metrics

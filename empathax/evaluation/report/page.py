@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -59,9 +61,20 @@ def page(report: Report) -> str:
     )
 
 
+def _numbered(replies: Sequence[Reply]) -> dict[tuple[Any, ...], Reply]:
+    """Replies by dialogue, prompt, reference and how many came before with all three: samples, or rows without one."""
+    counts: Counter[tuple[Any, ...]] = Counter()
+    found = {}
+    for reply in replies:
+        key = (reply.dialogue, reply.prompt, reply.reference)
+        found[*key, counts[key]] = reply
+        counts[key] += 1
+    return found
+
+
 def side_by_side(records: Sequence[EvaluationRecord], limit: int = NUM_PROMPTS) -> list[Answers]:
     """Up to `limit` prompts that all records answer, spread evenly over them."""
-    tables = [{(reply.dialogue, reply.prompt): reply for reply in record.replies} for record in records]
+    tables = [_numbered(record.replies) for record in records]
     common = [key for key in tables[0] if all(key in table for table in tables)]
     picked = np.unique(np.linspace(0, len(common) - 1, min(limit, len(common))).round().astype(int))
     return [
