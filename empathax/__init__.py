@@ -136,7 +136,7 @@ evaluation/
         page.py, html.py, charts.py, templates/    the HTML page; its charts as inline SVG
 
 training/
-    job.py               everything checked before anything compiles
+    job.py, workdirs.py  everything checked before anything compiles; the directory, one run in each
     run.py, stage.py, loop.py    a run, a stage of it, its steps
     trainable.py         what a stage trains: the whole model, or an adapter on a frozen one
     same_run.py          what a checkpoint must have been trained with to be continued

@@ -90,8 +90,8 @@ class StageOptions:
     schedule: str = option("cosine", ("constant", "linear", "cosine"))
     warmup_ratio: float = option(0.1, low=0.0, high=1.0)
     final_lr_ratio: float = option(0.0, low=0.0, high=1.0)
-    b1: float = option(0.9, low=0.0, high=1.0)
-    b2: float = option(0.999, low=0.0, high=1.0)
+    b1: float = option(0.9, low=0.0, high=0.999999)
+    b2: float = option(0.999, low=0.0, high=0.999999)
     eps: float = option(1e-8, low=0.0)
     weight_decay: float = option(0.0, low=0.0)
     no_decay: tuple[str, ...] = ("*norm*", "*bias*")  # parameters that it leaves out, by globs over their paths

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import field
@@ -71,11 +72,15 @@ def _checked(value: Any, hint: Any, spec: dataclasses.Field, name: str, problems
         close = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
         hint_text = f"; did you mean {close[0]!r}?" if close else ""
         problems.append(f"{name} = {value!r}: expected one of {', '.join(map(repr, choices))}{hint_text}")
-    if (low is not None and value < low) or (high is not None and value > high) or value != value:
+    if (low is not None and value < low) or (high is not None and value > high) or _is_not_finite(value):
         problems.append(
             f"{name} = {value!r}: expected a value {'>= ' + str(low) if high is None else f'in [{low}, {high}]'}"
         )
     return value
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _numbers(value: Any, name: str, problems: list[str]) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from empathax.errors import WeightsError
-from empathax.models.lora import with_adapters
+from empathax.models.lora import Adapter, with_adapters
 from empathax.models.lora_files import read_adapter
 from empathax.models.source import ModelSource
 from empathax.models.tokenizer import Tokenizer
@@ -61,9 +61,16 @@ class AdaptedModel:
 
     def fingerprint(self) -> str:
         """See ModelSource."""
-        digest = hashlib.sha256(self._base.fingerprint().encode())
-        for adapter in self._adapters:
-            digest.update(repr(adapter.spec).encode())
-            for leaf in jax.tree.leaves(adapter.tree):
-                digest.update(np.ascontiguousarray(leaf).tobytes())
-        return digest.hexdigest()
+        return fingerprint_with(self._base.fingerprint(), self._adapters)
+
+
+def fingerprint_with(fingerprint: str, adapters: Sequence[Adapter]) -> str:
+    """The digest of a model with adapters from that of the model; without any it is the same."""
+    if not adapters:
+        return fingerprint
+    digest = hashlib.sha256(fingerprint.encode())
+    for adapter in adapters:
+        digest.update(repr(adapter.spec).encode())
+        for leaf in jax.tree.leaves(adapter.tree):
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()

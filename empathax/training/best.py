@@ -30,8 +30,8 @@ class BestEvaluation:
                 shutil.rmtree(directory, ignore_errors=True)
         self.metric = metric
         self._is_lower_better = better_way(metric) == "lower"
-        self._checkpoints = StageCheckpoints(directory, keep=1)
-        self._meta = self._checkpoints.meta()
+        self.checkpoints = StageCheckpoints(directory, keep=1)
+        self._meta = self.checkpoints.meta()
 
     def __enter__(self) -> BestEvaluation:
         return self
@@ -39,7 +39,7 @@ class BestEvaluation:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._checkpoints.__exit__(kind, value, trace)
+        self.checkpoints.__exit__(kind, value, trace)
 
     @property
     def step(self) -> int | None:
@@ -53,12 +53,12 @@ class BestEvaluation:
         if not math.isfinite(value) or (self._meta and not self._is_better(value, self._meta["value"])):
             return
         self._meta = {"step": int(state.step), "value": value, "metric": self.metric}
-        self._checkpoints.save(state, self._meta)
+        self.checkpoints.save(state, self._meta)
 
     def params(self, abstract_params: Any) -> Any:
         """The parameters of the best evaluation, in the shapes and shardings of `abstract_params`."""
-        self._checkpoints.wait()
-        return restore_params(self._checkpoints.directory / str(self.step), abstract_params)
+        self.checkpoints.wait()
+        return restore_params(self.checkpoints.directory / str(self.step), abstract_params)
 
     def _is_better(self, value: float, other: float) -> bool:
         return value < other if self._is_lower_better else value > other

@@ -34,7 +34,8 @@ __all__ = ["StageCheckpoints", "latest_checkpoint", "latest_step", "read_meta", 
 class StageCheckpoints:
     """The checkpoints of one stage of a run. Use as a context manager: leaving it waits for pending saves.
 
-    `frozen` is a tree that is written into each of them as it is: adapters below the one that is trained.
+    `frozen` is a tree that is written into each of them as it is: adapters below the one that is trained. `after` are
+    others whose pending saves reach the disk before one of these begins.
     """
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
@@ -50,6 +51,7 @@ class StageCheckpoints:
         )
         self._manager = ocp.CheckpointManager(self.directory, item_names=(*ITEMS, FROZEN), options=options)
         self.frozen: Any = None
+        self.after: StageCheckpoints | None = None
         self._last_saved: int | None = None
 
     def __enter__(self) -> StageCheckpoints:
@@ -65,8 +67,11 @@ class StageCheckpoints:
         return latest_step(self.directory)
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
-        """Starts a background save of `state` at its step. `meta` must be JSON; `step` is added to it."""
+        """Starts a background save of `state` at its step, in place of one that is there. `meta` must be JSON; `step`
+        is added to it."""
         step = int(state.step)
+        if self.after is not None:
+            self.after.wait()
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(_model(state)),
             rest=ocp.args.StandardSave(_rest(state)),
@@ -74,6 +79,8 @@ class StageCheckpoints:
             **({FROZEN: ocp.args.StandardSave(self.frozen)} if self.frozen else {}),
         )
         try:
+            if step in self._manager.all_steps():
+                self._manager.delete(step)
             self._manager.save(step, args=args, force=True)
         except Exception as error:  # a failed background save surfaces here, as whatever its thread raised
             raise CheckpointError(f"saving step {step} to {self.directory} failed: {error}") from error

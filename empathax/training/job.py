@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from empathax.evaluation.generation.sampling import sampling_from
 from empathax.evaluation.generation.stop_tokens import stop_token_ids
 from empathax.losses import rows_kind
 from empathax.mesh_settings import parse_rules
-from empathax.models.adapted import adapted_model
+from empathax.models.adapted import adapted_model, fingerprint_with
 from empathax.models.lora import Adapter, overlay
 from empathax.models.lora_files import read_adapter
 from empathax.models.quantized import quantized_parameter
@@ -41,8 +40,8 @@ from empathax.parallel.distributed import is_leader, rows_of_process
 from empathax.parallel.exchange import from_leader, together
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import check_batches, param_shardings
+from empathax.training import workdirs
 from empathax.training.best import check_best_metric
-from empathax.training.param_groups import check_patterns
 
 Params = Any
 
@@ -72,8 +71,10 @@ class Job:
 
     @functools.cached_property
     def weights_digest(self) -> str:
-        """The digest of config and weights, which the first process reads for all."""
-        return from_leader(self.source.fingerprint)
+        """The digest of config and weights, the adapter of `lora.path` included, which the first process reads for
+        all."""
+        adapters = [self.adapter] if self.adapter else []
+        return from_leader(lambda: fingerprint_with(self.source.fingerprint(), adapters))
 
     def load_params(self) -> Params:
         """The parameters that the run begins with on the mesh: the base model's, with the adapter of `lora.path`."""
@@ -107,7 +108,14 @@ class Job:
 
 
 def prepare(config: Config, workdir: Path, overwrite: bool = False) -> Job:
-    """Everything of a training run that a user can get wrong, read and checked; opens the directory last.
+    """Reads and checks a training run, then opens its directory; see `read` and `open_workdir`."""
+    job = read(config, workdir)
+    open_workdir(job, overwrite)
+    return job
+
+
+def read(config: Config, workdir: Path) -> Job:
+    """Everything of a training run that a user can get wrong, read and checked, but for the directory itself.
 
     Raises an EmpathaxError of the kind that failed. Nothing is compiled and no weights are read.
     """
@@ -118,14 +126,22 @@ def prepare(config: Config, workdir: Path, overwrite: bool = False) -> Job:
         )
     job = assemble(config, workdir, trains=config.stages)
     with together():
-        check_patterns(config, job.abstract_params)
         for stage in config.stages:
             if metric := config.stage(stage).best_metric:
                 check_best_metric(f"{stage}.best_metric", metric, config.eval.every_steps)
             job.loader(stage)  # too few rows for one step are refused here
-        _open_workdir(workdir, overwrite)
-    check_shared_directory(workdir)
     return job
+
+
+def open_workdir(job: Job, overwrite: bool = False) -> None:
+    """Makes the run's directory, or finds it to be an earlier run's, which `overwrite` empties first.
+
+    Raises a ConfigError if it cannot be used, a CheckpointError if another process works in it.
+    """
+    with together():
+        if is_leader():
+            workdirs.open_workdir(job.workdir, overwrite)
+    check_shared_directory(job.workdir)
 
 
 def assemble(config: Config, workdir: Path = Path(), adapters: Sequence[str] = (), trains: Sequence[str] = ()) -> Job:
@@ -216,26 +232,6 @@ def record_settings(job: Job) -> None:
     for stage, dataset in job.datasets.items():
         if dataset.rejects:
             dataset.write_rejects(job.workdir / f"rejected_rows_{stage}.txt")
-
-
-def _open_workdir(workdir: Path, overwrite: bool) -> None:
-    """Makes the directory, or finds it to be an earlier run's; nothing of that run is touched without `overwrite`."""
-    if not is_leader():
-        return
-    is_run = (workdir / "config.json").exists()
-    try:
-        if overwrite and is_run:  # only ever a directory that a run has made
-            shutil.rmtree(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not is_run and any(workdir.iterdir()):
-            raise ConfigError(f"--workdir={workdir} holds files of something else; choose an empty or a new directory")
-        probe = workdir / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"--workdir={workdir} cannot be written: {error.strerror}; choose another directory"
-        ) from error
 
 
 def _say_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from empathax.config import Config, StageOptions
+from empathax.config import StageOptions
 from empathax.errors import ConfigError, raise_all
 from empathax.training.state import Tree
 
@@ -84,17 +84,14 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def check_patterns(config: Config, abstract_params: Tree) -> None:
-    """Raises a ConfigError for patterns that fit no parameter, and where nothing is left to train."""
+def check_patterns(stage: str, options: StageOptions, abstract_params: Tree) -> None:
+    """Raises a ConfigError for patterns that fit none of what `stage` trains, and where nothing is left to train."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(abstract_params)]
-    problems: list[str] = []
-    for stage in config.stages:
-        options = config.stage(stage)
-        problems += _unmatched(f"{stage}.freeze", options.freeze, paths)
-        if options.no_decay != StageOptions().no_decay:  # not every family has biases
-            problems += _unmatched(f"{stage}.no_decay", options.no_decay, paths)
-        if all(is_matched(path, options.freeze) for path in paths):
-            problems.append(f"{stage}.freeze = {options.freeze!r} leaves no parameter to train")
+    problems = _unmatched(f"{stage}.freeze", options.freeze, paths)
+    if options.no_decay != StageOptions().no_decay:  # not every family has biases
+        problems += _unmatched(f"{stage}.no_decay", options.no_decay, paths)
+    if all(is_matched(path, options.freeze) for path in paths):
+        problems.append(f"{stage}.freeze = {options.freeze!r} leaves no parameter to train")
     raise_all(ConfigError, "parameters cannot be grouped", problems)
 
 

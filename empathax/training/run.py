@@ -15,6 +15,7 @@ from empathax.evaluation.report.record_file import FILE, write_record
 from empathax.objectives.preference import reference_kind
 from empathax.parallel.distributed import is_leader
 from empathax.parallel.exchange import together
+from empathax.parallel.mesh import compute_dtype
 from empathax.parallel.stopping import listening
 from empathax.training import report
 from empathax.training.held_out import HeldOut
@@ -43,11 +44,16 @@ def run(job: Job, labels: Mapping[str, str] | None = None, bases: dict[str, Meas
         return _run(job, labels, {} if bases is None else bases)
 
 
-def _run(job: Job, labels: Mapping[str, str] | None, bases: dict[str, Measured]) -> str:
+def begin(job: Job) -> None:
+    """Marks the directory as this run's, by its settings. Raises CheckpointError if it holds another run's stages."""
     for stage in job.config.stages:
         check_resume(job, stage)
-    scorer = ReplyScorer.of(job.config.eval)
     record_settings(job)
+
+
+def _run(job: Job, labels: Mapping[str, str] | None, bases: dict[str, Measured]) -> str:
+    begin(job)
+    scorer = ReplyScorer.of(job.config.eval)
     held_out = HeldOut(job)
     fingerprint = _fingerprint(job)
     known = Evaluations(job.workdir, fingerprint)
@@ -81,8 +87,11 @@ def _same(params: Params) -> Params:
 
 
 def _fingerprint(job: Job) -> str:
+    """Of everything that what is measured of the base model depends on."""
     parts = {stage: dataset.fingerprint for stage, dataset in job.datasets.items()}
-    text = json.dumps([job.weights_digest, parts, to_dict(job.config)["eval"]], sort_keys=True)
+    options = job.config.model
+    model = [job.weights_digest, options.quantization, options.param_dtype, str(compute_dtype(options, job.mesh))]
+    text = json.dumps([model, parts, to_dict(job.config)["eval"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

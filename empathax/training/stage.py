@@ -100,6 +100,7 @@ def run_stage(job: Job, stage: str, source: Callable[[], Params], evaluator: Eva
         step = partial(step, ref_params=frozen.params, base=base)
         model_of = partial(trainable.model, base=base)
         with _best_evaluation(job, stage, is_new=found is None) as best:
+            checkpoints.after = best.checkpoints if best else None
             state, last = _train(
                 job, stage, state, step, model_of, num_steps, evaluator, frozen, checkpoints, best, meta
             )
@@ -107,6 +108,7 @@ def run_stage(job: Job, stage: str, source: Callable[[], Params], evaluator: Eva
             if best is not None and best.step not in (None, int(state.step)):
                 state, measured = state.replace(params=best.params(trainable.abstract), mean_params=None), None
                 meta = {**meta, "best_step": best.step}
+        checkpoints.after = None
         checkpoints.save(state, {**meta, "finished": True})
         checkpoints.wait()
     if StopVote(job.mesh).last_vote():
@@ -135,7 +137,8 @@ def _train(
     """The last state, and what held-out data say of it."""
     start, held_out, before = int(state.step), evaluator.held_out, evaluator.before
     tensorboard = job.config.tracking.tensorboard
-    with Tracker(job.workdir, stage, start, tensorboard=tensorboard, enabled=is_leader()) as tracker:
+    evaluates_again = start == num_steps  # a run that was stopped at its last step
+    with Tracker(job.workdir, stage, start, evaluates_again, tensorboard=tensorboard, enabled=is_leader()) as tracker:
 
         def record(step: int, measured: Measured, answers: Sequence[str]) -> dict[str, float]:
             picture = None

@@ -22,9 +22,10 @@ from empathax.training import job as jobs_of
 from empathax.training.hparams import told_apart
 from empathax.training.job import Job
 from empathax.training.report import Measured
-from empathax.training.run import row_names
+from empathax.training.run import begin, row_names
 from empathax.training.run import run as run_one
 from empathax.training.tracking import write_hparams
+from empathax.training.trainable import check_trained
 
 BASE = "base"
 
@@ -36,7 +37,13 @@ def prepare(variations: Mapping[str, Config], workdir: Path, overwrite: bool = F
             _check(variations)
             variations = on_one_ruler(variations)
     check_code_and_settings(variations)
-    return {name: jobs_of.prepare(config, workdir / name, overwrite) for name, config in variations.items()}
+    jobs = {name: jobs_of.read(config, workdir / name) for name, config in variations.items()}
+    with together():
+        for job in jobs.values():
+            check_trained(job)
+    for job in jobs.values():
+        jobs_of.open_workdir(job, overwrite)
+    return jobs
 
 
 def on_one_ruler(variations: Mapping[str, Config]) -> dict[str, Config]:
@@ -60,6 +67,8 @@ def run(jobs: Mapping[str, Job], workdir: Path) -> str:
 
     Of variations the records of all rows (their base model once) become `report`'s files in `workdir`.
     """
+    for job in jobs.values():
+        begin(job)
     with together():
         if is_leader():
             _write_hparams(jobs)
@@ -106,15 +115,22 @@ def row_labels(jobs: Mapping[str, Job]) -> dict[str, dict[str, str]]:
     rows = {name: row_names(job.config.stages) for name, job in jobs.items()}
     counts = Counter(row for names in rows.values() for row in names)
     labels: dict[str, dict[str, str]] = {}
-    seen_models: set[str] = set()
+    seen_models: set[tuple[str, ...]] = set()
     for name, job in jobs.items():
         labels[name] = {row: row if counts[row] == 1 else f"{row} ({name})" for row in rows[name]}
-        if job.config.model.path in seen_models:
+        model = _base_model(job.config)
+        if model in seen_models:
             del labels[name][BASE]
         elif not seen_models:
             labels[name][BASE] = BASE
-        seen_models.add(job.config.model.path)
+        seen_models.add(model)
     return labels
+
+
+def _base_model(config: Config) -> tuple[str, ...]:
+    """What makes two variations' models the same before any training."""
+    options = config.model
+    return options.path, config.lora.path, options.quantization, options.param_dtype, options.compute_dtype
 
 
 def _check(variations: Mapping[str, Config]) -> None:

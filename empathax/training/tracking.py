@@ -24,9 +24,18 @@ LINE_SECONDS = 30.0  # between two lines of progress in a log
 
 class Tracker:
     """Writes the metrics of one stage. On resume at step s, what was written after s is dropped from both records; a
-    stage that starts anew (s = 0) drops all its earlier lines."""
+    stage that starts anew (s = 0) drops all its earlier lines, one that `evaluates_again` at s its evaluation there."""
 
-    def __init__(self, workdir: Path, stage: str, start_step: int, *, tensorboard: bool, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        stage: str,
+        start_step: int,
+        evaluates_again: bool = False,
+        *,
+        tensorboard: bool,
+        enabled: bool = True,
+    ) -> None:
         self.stage = stage
         self._file = None
         self._events: EventFileWriter | None = None
@@ -34,7 +43,7 @@ class Tracker:
             return
         path = workdir / METRICS_FILE
         last_kept = start_step if start_step > 0 else -1
-        _drop_lines_after(path, stage, last_kept)
+        _drop_lines_after(path, stage, last_kept, evaluates_again)
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
             self._events = EventFileWriter(str(workdir / "tensorboard" / stage))
@@ -107,23 +116,24 @@ def write_hparams(directory: Path, values: Mapping[str, bool | float | str], tri
         warnings.warn(f"TensorBoard files cannot be written: {error}", stacklevel=2)
 
 
-def _drop_lines_after(path: Path, stage: str, step: int) -> None:
+def _drop_lines_after(path: Path, stage: str, step: int, evaluates_again: bool) -> None:
     if not path.exists():
         return
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    kept = [line for line in lines if _is_kept(line, stage, step)]
+    kept = [line for line in lines if _is_kept(line, stage, step, evaluates_again)]
     if len(kept) < len(lines):
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         temporary.replace(path)
 
 
-def _is_kept(line: str, stage: str, step: int) -> bool:
+def _is_kept(line: str, stage: str, step: int, evaluates_again: bool) -> bool:
     try:
         record = json.loads(line)
     except json.JSONDecodeError:  # the last line of a run that was killed while it wrote
         return False
-    return record["stage"] != stage or record["step"] <= step
+    last_kept = step - (evaluates_again and record["split"] == "eval")
+    return record["stage"] != stage or record["step"] <= last_kept
 
 
 class ProgressBar:

@@ -14,6 +14,7 @@ from empathax.lora_settings import LoraSpec, spec_of
 from empathax.models.lora import abstract_adapter, adapters_of, init_adapter, merged, overlay, without_adapters
 from empathax.training.checkpoint import restore_params
 from empathax.training.job import Job, Params
+from empathax.training.param_groups import check_patterns
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,12 @@ def trainable_of(job: Job, stage: str) -> Trainable:
         goes_on=not number and first is given,
         seed=job.config.seed + number,
     )
+
+
+def check_trained(job: Job) -> None:
+    """Raises a ConfigError for patterns of a stage (freeze, no_decay) that fit none of what it trains."""
+    for stage in job.config.stages:
+        check_patterns(stage, job.config.stage(stage), trainable_of(job, stage).abstract)
 
 
 def adapters_meta(job: Job, stage: str) -> Mapping[str, Any]:

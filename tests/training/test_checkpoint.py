@@ -84,3 +84,25 @@ def test_unwritable_directory_is_named(tmp_path):
     blocked.write_text("")
     with pytest.raises(CheckpointError, match="cannot be written"):
         StageCheckpoints(blocked / "sft")
+
+
+def test_a_step_is_replaced_by_a_later_save_of_it(tmp_path):
+    state = _state().replace(step=jnp.int32(4))
+    _save(tmp_path, state)
+    with StageCheckpoints(tmp_path) as checkpoints:  # as after a stop at the last step
+        assert checkpoints.meta()["finished"] is False
+        checkpoints.save(state, {"finished": True})
+        checkpoints.wait()
+        assert checkpoints.meta()["finished"] is True
+
+
+def test_others_reach_the_disk_first(tmp_path):
+    """The best evaluation is known wherever a stage can be resumed."""
+    state, seen = _state().replace(step=jnp.int32(4)), []
+    with StageCheckpoints(tmp_path / "best") as best, StageCheckpoints(tmp_path / "stage") as checkpoints:
+        checkpoints.after = best
+        best.save(state, {})
+        save = checkpoints._manager.save
+        checkpoints._manager.save = lambda *args, **kwargs: (seen.append(best.latest_step()), save(*args, **kwargs))
+        checkpoints.save(state, {"finished": False})
+    assert seen == [4]

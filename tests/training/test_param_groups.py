@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from empathax.training.param_groups import check_patterns, decay_mask, merge, pa
 from empathax.training.run import run
 from empathax.training.state import abstract_state, init_state, state_shardings
 from empathax.training.step import make_train_step
+from empathax.training.trainable import check_trained
 from tests.training.tiny import tiny_config
 from tests.training.tiny_rows import MODEL, dialogue_batch, with_steps
 
@@ -154,16 +156,36 @@ def test_means_and_partial_states_lie_like_their_parameters():
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("stage", "changes", "sentence"),
     [
-        ({"sft__freeze": ("embeddings/*",)}, r"sft.freeze: 'embeddings/\*' fits no parameter.*'embedding/kernel'"),
-        ({"dpo__no_decay": ("*rmsnorm*",)}, r"dpo.no_decay: '\*rmsnorm\*' fits no parameter"),
-        ({"sft__freeze": ("*",)}, "leaves no parameter to train"),
+        (
+            "sft",
+            {"sft__freeze": ("embeddings/*",)},
+            r"sft.freeze: 'embeddings/\*' fits no parameter.*'embedding/kernel'",
+        ),
+        ("dpo", {"dpo__no_decay": ("*rmsnorm*",)}, r"dpo.no_decay: '\*rmsnorm\*' fits no parameter"),
+        ("sft", {"sft__freeze": ("*",)}, "leaves no parameter to train"),
     ],
 )
-def test_patterns_that_cannot_be_meant(changes, sentence):
+def test_patterns_that_cannot_be_meant(stage, changes, sentence):
+    options = tiny_config(**changes).stage(stage)
     with pytest.raises(ConfigError, match=sentence):
-        check_patterns(tiny_config(**changes), abstract_params(MODEL))
+        check_patterns(stage, options, abstract_params(MODEL))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sentence"),
+    [
+        ("layers/attention/query/kernel", "fits no parameter"),  # of the model, which is frozen anyway
+        ("layers/*", "leaves no parameter to train"),
+        ("*lora_a*", ""),  # LoRA-FA
+    ],
+)
+def test_patterns_of_a_run_with_adapters_are_about_the_adapter(monkeypatch, tmp_path, pattern, sentence):
+    monkeypatch.setattr(job, "make_mesh", lambda options: make_mesh(options, jax.devices()[:1]))
+    prepared = job.read(tiny_config(stages=("sft",), lora__rank=2, sft__freeze=(pattern,)), tmp_path / "run")
+    with pytest.raises(ConfigError, match=sentence) if sentence else nullcontext():
+        check_trained(prepared)
 
 
 def test_a_mean_that_never_moves_is_refused():

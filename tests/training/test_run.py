@@ -81,8 +81,12 @@ def test_sigterm_saves_at_once_and_ends_with_75(whole, tmp_path):
     assert stopped.returncode == 75
     assert "run the same command again" in stopped.stderr
     assert latest_checkpoint(workdir).name == "3"
+    last = max(line["step"] for line in _record(whole) if line["stage"] == "sft")
+    assert _child(workdir, "sft", last, "SIGTERM").returncode == 75  # at the very end of a stage
+    assert latest_checkpoint(workdir).name == str(last)
     assert _child(workdir).returncode == 0
     jax.tree.map(np.testing.assert_array_equal, _params(workdir, "dpo"), _params(whole, "dpo"))
+    assert _record(workdir) == _record(whole)
 
 
 def test_a_refused_resume_touches_nothing(whole):

@@ -11,12 +11,19 @@ import jax
 import numpy as np
 import pytest
 
-from empathax.errors import ConfigError
+from empathax.config import LoraOptions
+from empathax.errors import ConfigError, Preempted
 from empathax.evaluation.report.files import read_runs
 from empathax.evaluation.report.record_file import read_record
+from empathax.lora_settings import spec_of
+from empathax.models.lora import Adapter, init_adapter
+from empathax.models.lora_files import write_adapter
 from empathax.models.source import resolve_model
+from empathax.parallel.mesh import make_mesh
+from empathax.training import job as jobs_of
 from empathax.training import sweep
 from empathax.training.checkpoint import latest_checkpoint, read_meta, restore_params
+from empathax.training.run import _fingerprint
 from tests.evaluation.report.made_up import plain
 from tests.training.tiny import OPTIMIZED, tiny_config
 
@@ -138,6 +145,58 @@ def test_rewards_of_a_sweep_have_one_beta():
     assert {name: config.reward_beta for name, config in found.items()} == {"sigmoid": 0.1, "simpo": 0.1, "own": 0.5}
     assert found["simpo"].dpo == variations["simpo"].dpo
     assert variations["simpo"].reward_beta == 2.0
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    monkeypatch.setattr(jobs_of, "make_mesh", lambda options: make_mesh(options, jax.devices()[:1]))
+
+
+def two(**changes):
+    return {name: tiny_config(stages=("sft",), eval__turns=-1, **changes) for name in ("a", "b")}
+
+
+def test_a_sweep_that_was_stopped_goes_on(one_device, monkeypatch, tmp_path):
+    def stop(*args):
+        raise Preempted("stopped")
+
+    monkeypatch.setattr(sweep, "run_one", stop)
+    for _ in range(2):
+        with pytest.raises(Preempted):
+            sweep.run(sweep.prepare(two(), tmp_path), tmp_path)
+    assert {"config.json", "tensorboard"} <= {entry.name for entry in (tmp_path / "b").iterdir()}
+
+
+def test_nothing_is_emptied_before_all_variations_are_checked(one_device, tmp_path):
+    jobs = sweep.prepare(two(), tmp_path)
+    for job in jobs.values():
+        (job.workdir / "config.json").write_text("{}")
+    wrong = two() | {"b": tiny_config(stages=("sft",), eval__turns=-1, sft__freeze=("nothing",))}
+    with pytest.raises(ConfigError, match="fits no parameter"):
+        sweep.prepare(wrong, tmp_path, overwrite=True)
+    assert (tmp_path / "a" / "config.json").exists()
+
+
+@pytest.mark.parametrize("changes", [{"model__param_dtype": "bfloat16"}, {"model__compute_dtype": "bfloat16"}])
+def test_base_models_of_other_precision_are_measured_apart(one_device, tmp_path, changes):
+    jobs = sweep.prepare(two() | {"b": tiny_config(stages=("sft",), eval__turns=-1, **changes)}, tmp_path)
+    assert _fingerprint(jobs["a"]) != _fingerprint(jobs["b"])
+    assert sweep.row_labels(jobs)["b"]["base"] == "base (b)"
+    assert "base" not in sweep.row_labels(sweep.prepare(two(), tmp_path))["b"]
+
+
+def test_the_adapter_that_a_run_begins_with_is_part_of_its_weights(one_device, tmp_path):
+    adapters = [tmp_path / name for name in ("one", "two")]
+    spec = spec_of({**vars(LoraOptions(rank=2))})
+    for seed, directory in enumerate(adapters):
+        directory.mkdir()
+        tree = init_adapter(resolve_model("random:tiny-llama").load_params(), spec, seed)
+        write_adapter(directory, Adapter(jax.device_get(tree), spec), "random:tiny-llama")
+    digests = set()
+    for directory in adapters:
+        config = tiny_config(stages=("dpo",), eval__turns=-1, lora__rank=2, lora__path=str(directory))
+        digests.add(jobs_of.read(config, tmp_path / "run").weights_digest)
+    assert len(digests) == 2
 
 
 def test_a_sweep_needs_replies_to_compare(tmp_path):

@@ -65,3 +65,12 @@ def test_only_the_leader_writes(tmp_path):
     with Tracker(tmp_path, "sft", 0, tensorboard=True, enabled=False) as tracker:
         tracker.scalars(1, "train", {"loss": 1.0})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_evaluation_that_is_made_again_is_written_once(tmp_path):
+    with Tracker(tmp_path, "sft", 0, tensorboard=False) as tracker:
+        tracker.scalars(3, "train", {"loss": 1.0})
+        tracker.scalars(3, "eval", {"perplexity": 2.0})
+    with Tracker(tmp_path, "sft", 3, True, tensorboard=False) as tracker:
+        tracker.scalars(3, "eval", {"perplexity": 2.0})
+    assert [line["split"] for line in _lines(tmp_path)] == ["train", "eval"]
