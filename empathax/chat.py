@@ -39,6 +39,8 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--batch-size", type=int, default=8, help="prompts of --prompt-file at once")
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on accelerators only")
     flags = parser.parse_args(argv)
+    if not 0 <= flags.seed < 2**31:
+        parser.error(f"--seed={flags.seed}: expected a whole number from 0 to {2**31 - 1}")
     if flags.out and not flags.prompt_file:
         parser.error("--out needs --prompt-file")
     if flags.num_samples > 1 and not flags.prompt_file:

@@ -197,7 +197,7 @@ class Config:
     """A whole run."""
 
     name: str = "run"
-    seed: int = option(0, low=0)
+    seed: int = option(0, low=0, high=2**31 - 1)
     stages: tuple[str, ...] = STAGES
     compare_with: tuple[str, ...] = ()  # blocks of the DBT paper's Table 1 beside a sweep's: llama8b, ...; () = all
     compilation_cache: str = "auto"  # a directory; auto = the user's cache directory on accelerators; "" = off

@@ -138,7 +138,8 @@ def _declare(
     param_dtype: jnp.dtype,
 ) -> nnx.Param:
     if init == "normal":
-        value = config.initializer_range * jax.random.normal(rngs.params(), shape, param_dtype)
+        # in float32 first: the same model in every dtype
+        value = (config.initializer_range * jax.random.normal(rngs.params(), shape)).astype(param_dtype)
     else:
         value = jnp.full(shape, float(init == "ones"), param_dtype)
     return nnx.Param(value, logical_axes=axes)

@@ -90,6 +90,7 @@ def encoder_config(settings: dict[str, Any], origin: str = "config.json") -> Enc
         known = ", ".join(_FAMILY_OF_MODEL_TYPE)
         raise WeightsError(f"{origin}: model_type = {model_type!r}, expected an encoder of the types {known}")
     family = _FAMILY_OF_MODEL_TYPE[model_type]
+    settings = {key: value for key, value in settings.items() if value is not None}
     problems: list[str] = []
 
     def whole(key: str) -> int:

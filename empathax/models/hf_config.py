@@ -91,17 +91,16 @@ class _Fields:
         return value if isinstance(value, bool) else self._reject(key, value, "true or false", False)
 
     def token_ids(self, key: str) -> tuple[int, ...]:
-        """One id or a list of them; null means none."""
+        """One id or a list of them; null and -1 mean none."""
         value = self.raw(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if any(isinstance(one, bool) or not isinstance(one, int) for one in ids):
             return self._reject(key, value, "a token id or a list of them", ())
-        return tuple(ids)
+        return tuple(one for one in ids if one >= 0)
 
     def token_id(self, key: str) -> int | None:
-        """The first id, or None; some files write -1 for none."""
-        ids = self.token_ids(key)
-        return ids[0] if ids and ids[0] >= 0 else None
+        """The first id, or None."""
+        return next(iter(self.token_ids(key)), None)
 
     def _reject(self, key: str, value: Any, expected: str, instead: Any) -> Any:
         self._problems.append(f"{key} = {value!r}: expected {expected}")

@@ -32,6 +32,7 @@ _REQUIRED = {
 _COMMON_KEYS = ("type", "rope_type", "rope_theta", "partial_rotary_factor", "finetuned")
 _KNOWN_KEYS = {*_COMMON_KEYS, *(key for keys in _KEYS.values() for key in keys)}
 _LAYER_TYPES = ("full_attention", "sliding_attention")
+_MAY_BE_ZERO = ("attention_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow")  # then the default counts
 LEGACY_KEYS = ("rope_scaling", "rope_theta", "rope_local_base_freq", "original_max_position_embeddings")
 
 
@@ -96,9 +97,13 @@ def _read_one(
     problems.extend(f"{name}.{key} is missing: rope type {kind!r} needs it" for key in missing)
     numbers = {key: given[key] for key in ("rope_theta", *_KEYS[kind]) if key in given and key != "truncate"}
     for key, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or value < 0 or (value == 0 and key not in _MAY_BE_ZERO):
             problems.append(f"{name}.{key} = {value!r}: expected a positive number")
             numbers[key] = 1.0
+    if kind == "llama3" and numbers.get("low_freq_factor", 1.0) >= numbers.get("high_freq_factor", 4.0):
+        problems.append(f"{name}: expected low_freq_factor below high_freq_factor")
+        numbers |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
     return _resolve(kind, numbers, given.get("truncate", True), default_theta, max_positions)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from empathax.lora_settings import LoraSpec
 from empathax.models.lora import Adapter, abstract_adapter, with_adapters
@@ -15,7 +16,6 @@ from empathax.models.model_config import ModelConfig
 from empathax.models.orbax_files import FROZEN, restore_params
 from empathax.models.quantized import rounded_parameter
 from empathax.models.transformer import abstract_params
-from empathax.models.weights import as_it_is
 
 
 def checkpoint_adapters(step_dir: Path, meta: Mapping[str, Any], config: ModelConfig) -> list[Adapter]:
@@ -35,10 +35,14 @@ def adapted_params(
     base: Any, step_dir: Path, meta: Mapping[str, Any], param_dtype: Any, shardings: Any = None
 ) -> dict[str, Any]:
     """The model of such a checkpoint: `base` (a ModelSource), rounded as it was below the adapters, with them merged
-    in."""
+    in. Codes are those of the parameters in the dtype that they had in training."""
     kind = meta["lora"]["quantization"]
-    finish = as_it_is if kind == "none" else partial(rounded_parameter, kind)
-    params = base.load_params(param_dtype, shardings, finish)
+    if kind == "none":
+        params = base.load_params(param_dtype, shardings)
+    else:
+        trained = jnp.dtype(meta["lora"]["param_dtype"])
+        params = base.load_params(trained, shardings, partial(rounded_parameter, kind))
+        params = jax.tree.map(lambda leaf: leaf.astype(param_dtype), params)
     return with_adapters(params, checkpoint_adapters(step_dir, meta, base.config))
 
 

@@ -28,7 +28,8 @@ CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _SUFFIXES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "lora_magnitude": "lora_magnitude_vector"}
 _TENSOR = re.compile(
-    r"(?:.*\.)?layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\.(?P<target>\w+_proj)\.(?P<suffix>"
+    # of the decoder: a vision tower beside it has layers of the same names
+    r"(?:base_model\.model\.)?(?:model\.language_model\.|language_model\.model\.|model\.)?layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\.(?P<target>\w+_proj)\.(?P<suffix>"
     + "|".join(map(re.escape, _SUFFIXES.values()))
     + r")"
 )
@@ -149,9 +150,14 @@ def _spec(settings: Mapping[str, Any], targets: set[str]) -> LoraSpec:
         rslora=bool(settings.get("use_rslora")),
         dora=bool(settings.get("use_dora")),
         targets=tuple(name for name in TARGETS if name in targets),
-        rank_pattern=settings.get("rank_pattern") or {},
-        alpha_pattern=settings.get("alpha_pattern") or {},
+        rank_pattern=_of_decoder(settings.get("rank_pattern") or {}),
+        alpha_pattern=_of_decoder(settings.get("alpha_pattern") or {}),
     )
+
+
+def _of_decoder(patterns: Mapping[str, Any]) -> dict[str, Any]:
+    """Patterns over module names of a model with a vision tower, over those that the decoder has alone."""
+    return {re.sub(r"language_model\\?\.", "", pattern): value for pattern, value in patterns.items()}
 
 
 def _settings(spec: LoraSpec, base_model: str) -> dict[str, Any]:

@@ -134,9 +134,8 @@ def _declare(
     param_dtype: jnp.dtype,
 ) -> nnx.Param:
     if init == "normal":
-        value = jax.random.normal(rngs.params(), shape, param_dtype) * jnp.asarray(
-            config.initializer_range, param_dtype
-        )
+        # in float32 first: the same model in every dtype
+        value = (jax.random.normal(rngs.params(), shape) * config.initializer_range).astype(param_dtype)
     else:
         is_one = init == "norm" and not config.unit_offset_norm
         value = jnp.full(shape, float(is_one), param_dtype)

@@ -104,5 +104,10 @@ def adapters_meta(job: Job, stage: str) -> Mapping[str, Any]:
     if trainable.spec is None:
         return {}
     specs = [dataclasses.asdict(spec) for spec in (*trainable.frozen, trainable.spec)]
-    settings = {"after_sft": job.config.lora.after_sft, "quantization": job.config.model.quantization}
+    model = job.config.model
+    settings = {
+        "after_sft": job.config.lora.after_sft,
+        "quantization": model.quantization,
+        "param_dtype": model.param_dtype,
+    }
     return {"lora": {"adapters": specs, "dropout": job.config.lora.dropout, **settings}}

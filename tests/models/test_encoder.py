@@ -69,6 +69,7 @@ def test_files_round_trip(tmp_path):
     params = init_encoder(TINY, 3)
     safetensors.numpy.save_file(encoder_tensors(params, TINY), tmp_path / "model.safetensors")
     assert encoder_config(SETTINGS) == TINY
+    assert encoder_config(SETTINGS | {"position_embedding_type": None, "pad_token_id": None}) == TINY
     again = read_encoder(open_weights(tmp_path), TINY, "tiny")
     jax.tree.map(np.testing.assert_array_equal, again, params)
 

@@ -313,6 +313,9 @@ REFUSED = [
     (LLAMA, {"rope_scaling": {"type": "default", "mrope_section": [16, 24, 24]}}, "mrope_section"),
     (LLAMA, {"rope_scaling": {"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}}, "partial_rotary"),
     (LLAMA, {"rope_scaling": "linear"}, "rope_scaling"),
+    (LLAMA, {"rope_scaling": {"type": "linear", "factor": 0}}, "factor = 0: expected a positive number"),
+    (LLAMA, {"rope_theta": 0}, "rope_theta = 0: expected a positive number"),
+    (LLAMA, {"rope_scaling": LLAMA["rope_scaling"] | {"low_freq_factor": 4.0}}, "below high_freq_factor"),
     (LLAMA, {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "both set"),
     (LLAMA, {"layer_types": ["sliding_attention"] * 32}, "layer_types"),
     (QWEN2, {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "per layer type"),
@@ -355,3 +358,8 @@ def test_fields_without_effect_change_nothing():
 def test_export_refuses_what_the_family_cannot_say():
     with pytest.raises(WeightsError, match="qk_norm"):
         to_hf_config(dataclasses.replace(PRESETS["tiny-llama"], qk_norm=True))
+
+
+def test_ids_of_minus_one_are_none():
+    assert from_hf_config(LLAMA | {"eos_token_id": -1}).eos_token_ids == ()
+    assert from_hf_config(LLAMA | {"eos_token_id": [128009, -1]}).eos_token_ids == (128009,)

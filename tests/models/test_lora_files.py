@@ -127,3 +127,28 @@ def test_a_directory_without_an_adapter_and_one_with_nan(tmp_path):
     adapter.tree["layers"]["attention"]["query"]["lora_b"][1, 0, 0] = np.nan
     with pytest.raises(WeightsError, match="layers/attention/query/lora_b: found NaN"):
         read_adapter(_written(tmp_path / "a", adapter), MODEL)
+
+
+def _renamed(directory, prefix):
+    """The same adapter as a model with a vision tower names its modules."""
+    tensors = safetensors.numpy.load_file(directory / WEIGHTS_NAME)
+    renamed = {name.replace("base_model.model.model.", f"base_model.model.{prefix}"): tensors[name] for name in tensors}
+    safetensors.numpy.save_file(renamed, directory / WEIGHTS_NAME)
+    return renamed
+
+
+@pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model."])
+def test_a_decoder_beside_a_vision_tower(tmp_path, prefix):
+    """Its patterns are over its own names; the tower's layers are not the decoder's."""
+    module = "layers.0.self_attn.q_proj"
+    adapter = _adapter(LoraSpec(4, 8.0, targets=("q_proj",)))
+    directory = _written(tmp_path / "a", adapter)
+    renamed = _renamed(directory, prefix)
+    _changed(directory, alpha_pattern={f"{prefix}{module}": 64, rf"{prefix}layers\.1\.self_attn\.q_proj": 32})
+    found = read_adapter(directory, MODEL)
+    jax.tree.map(np.testing.assert_array_equal, found.tree, adapter.tree)
+    assert [found.spec.scale_of(f"model.layers.{n}.self_attn.q_proj") for n in (0, 1)] == [16.0, 8.0]
+    tower = f"base_model.model.vision_tower.vision_model.encoder.{module}.lora_A.weight"
+    safetensors.numpy.save_file(renamed | {tower: np.ones((4, 64), np.float32)}, directory / WEIGHTS_NAME)
+    with pytest.raises(WeightsError, match=r"vision_tower.*found in the file, but no product of this model takes it"):
+        read_adapter(directory, MODEL)

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from empathax.config import Config, LoraOptions, MeshOptions, ModelOptions
 from empathax.lora_settings import LoraSpec
-from empathax.models import lora
+from empathax.models import lora, lora_checkpoint
 from empathax.models.architecture import preset
 from empathax.models.quantized import (
     abstract_quantized,
@@ -118,3 +118,14 @@ def test_codes_lie_as_the_kernel_does_where_the_mesh_divides_them():
     assert codes["absmax"].sharding.spec == PartitionSpec(None, None, "tensor")  # two blocks, four devices
     wanted = quantize(jax.device_get(kernel), "nf4")
     jax.tree.map(np.testing.assert_array_equal, codes, wanted)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_checkpoints_base_is_rounded_as_in_training(monkeypatch, kind):
+    """In the dtype that it was trained in: float32 weights that were bfloat16 then have other codes."""
+    monkeypatch.setattr(lora_checkpoint, "checkpoint_adapters", lambda *args: [])
+    base = resolve_model("random:tiny-llama")
+    trained = base.load_params(jnp.bfloat16, finish=lambda *args: rounded_parameter(kind, *args))
+    meta = {"lora": {"quantization": kind, "param_dtype": "bfloat16"}}
+    found = lora_checkpoint.adapted_params(base, None, meta, jnp.float32)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.float32)), found, trained)

@@ -199,3 +199,8 @@ def test_local_rope_turns_only_the_layers_with_a_window():
         params, dataclasses.replace(far_window, local_rope=RopeConfig(theta=77.0)), *inputs
     )
     assert float(jnp.abs(moved).max()) > 1e-2
+
+
+def test_a_random_model_is_the_same_in_every_dtype():
+    exact, rounded = (init_params(preset("tiny-llama"), 3, dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(jnp.bfloat16), b), exact, rounded)

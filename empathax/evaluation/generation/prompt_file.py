@@ -48,7 +48,7 @@ def _values(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
         yield from read_values(path, tally)
         return
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # whatever the file ends its lines with
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     for number, line in enumerate(lines, start=1):

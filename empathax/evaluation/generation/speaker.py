@@ -121,7 +121,7 @@ def talk(
             console.print(HELP, style="dim")
         elif line:
             turn += 1  # another seed for each turn: the same words may be answered differently
-            seeded = dataclasses.replace(config, seed=config.seed + turn)
+            seeded = dataclasses.replace(config, seed=(config.seed + turn) % 2**31)
             try:
                 replies = [_reply(*pair, system, line, seeded) for pair in zip(speakers, histories, strict=True)]
             except DataError as error:

@@ -80,3 +80,9 @@ def test_missing_empty_and_binary_files(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(DataError, match="not UTF-8"):
         read_prompts(tmp_path / "latin.txt")
+
+
+def test_only_line_ends_end_a_prompt(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("I feel\u2028alone today\r\nsecond\x0cpart\n".encode())
+    assert [row.given for row in read_prompts(path)] == ["I feel\u2028alone today", "second\x0cpart"]
