@@ -34,12 +34,15 @@ def main(argv: Sequence[str]) -> int:
             if unknown:
                 raise ConfigError(f"unknown arguments: {' '.join(unknown)}; see --help and docs/commands.md")
 
-        from empathax.training import sweep
+        from empathax.training import sweep, workdirs
 
-        jobs = sweep.prepare(variations, flags.workdir, flags.overwrite)
-        if is_leader():
-            print(sweep.describe(jobs), flush=True)
-        text = sweep.run(jobs, flags.workdir)
+        try:
+            jobs = sweep.prepare(variations, flags.workdir, flags.overwrite)
+            if is_leader():
+                print(sweep.describe(jobs), flush=True)
+            text = sweep.run(jobs, flags.workdir)
+        finally:
+            workdirs.release()
         if is_leader():
             print(f"\n{text}\n{flags.workdir}: {sweep.left_behind(jobs)}", flush=True)
     return 0

@@ -15,7 +15,7 @@ from empathax.errors import CheckpointError, ConfigError
 LOCK = ".lock"
 BEAT = 10.0  # seconds between two touches of a lock
 PATIENCE = 90.0  # seconds after which one that is not touched is nobody's; NFS may show a touch a minute late
-_locks: dict[Path, int] = {}  # held until the process ends
+_locks: dict[Path, int] = {}  # held until they are released, or the process ends
 _toucher: threading.Thread | None = None
 
 
@@ -41,6 +41,12 @@ def open_workdir(workdir: Path, overwrite: bool) -> None:
         raise ConfigError(
             f"--workdir={workdir} cannot be written: {error.strerror}; choose another directory"
         ) from error
+
+
+def release() -> None:
+    """Gives up the directories that this process has opened, for other processes."""
+    while _locks:
+        os.close(_locks.popitem()[1])
 
 
 def _lock(workdir: Path) -> None:

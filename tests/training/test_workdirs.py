@@ -42,6 +42,10 @@ def test_a_second_process_is_refused_and_empties_nothing(tmp_path):
     assert second.returncode == 5
     assert "another process trains there" in said
     assert (run / "config.json").exists()
+    workdirs.release()
+    third = other(run)
+    third.communicate(timeout=60)
+    assert third.returncode == 0
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
