@@ -20,6 +20,7 @@ _OPCODE = re.compile(rf" (?:ragged-)?({'|'.join(KINDS)})(-start)?\(")
 _ARRAY = re.compile(r"\b(pred|[subf]\d+|bf16|f8\w+|c64|c128)\[([\d,]*)\]")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _SLICES = re.compile(r'_xla_megascale_target="\{([\d,]*)\}.*_xla_megascale_transfer_type="(\w+)"')
+_AXIS = r"'(\w+)'(?::\((\d+)\)(\d+))?"
 _PART = "chain_id="  # libtpu spreads one collective over several fusions, inner loops' too: start, parts, end
 
 
@@ -157,22 +158,36 @@ def _groups(attributes: str, num_devices: int) -> Int[np.ndarray, "G N"]:
     if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]*\](?:T\([\d,]*\))?)", attributes):
         return _iota(iota[3]).reshape(int(iota[1]), int(iota[2]))
     mesh = re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\[[\d,]*\](?:T\([\d,]*\))?)\))? \{([^}:]*)\}", attributes
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\[[\d,]*\](?:T\([\d,]*\))?)\))? \{([^}]*)\}", attributes
     )
-    if mesh:
-        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
-        order = _iota(mesh[2]) if mesh[2] else np.arange(math.prod(sizes.values()))
-        axes = [list(sizes).index(axis) for axis in re.findall(r"'(\w+)'", mesh[3])]
-        ends = range(len(sizes) - len(axes), len(sizes))
-        return np.moveaxis(order.reshape(*sizes.values()), axes, ends).reshape(
-            -1, math.prod(list(sizes.values())[axis] for axis in axes)
-        )
+    if mesh and len(set(re.findall(r"'(\w+)'", mesh[3]))) == mesh[3].count("'") // 2:  # no axis in two parts
+        return _mesh_groups(mesh[1], mesh[2], mesh[3])
     if "replica_groups={}" in attributes and num_devices:
         return np.arange(num_devices)[None]
     raise ConfigError(
         f"the compiler names the devices of a collective in a way that is not known here: {attributes[:200]}; plan "
         "with the jax version that constraints.txt names"
     )
+
+
+def _mesh_groups(axes: str, device_ids: str | None, taken: str) -> Int[np.ndarray, "G N"]:
+    """Groups along the axes `taken` of a mesh "'a'=8,'b'=2": whole ones ("'a'") or parts ("'a':(2)4": of size 4, in
+    each of 2)."""
+    dims: list[int] = []
+    parts = {name: (int(before or 1), size) for name, before, size in re.findall(_AXIS, taken)}
+    groups: list[int] = []
+    for name, text in re.findall(r"'(\w+)'=(\d+)", axes):
+        whole = int(text)
+        if name not in parts:
+            dims.append(whole)
+            continue
+        before, size = parts[name][0], int(parts[name][1] or whole)
+        groups.append(len(dims) + 1)
+        dims += [before, size, whole // (before * size)]
+    order = _iota(device_ids) if device_ids else np.arange(math.prod(dims))
+    ends = range(len(dims) - len(groups), len(dims))
+    number = math.prod(dims[dim] for dim in groups)
+    return np.moveaxis(order.reshape(dims), groups, ends).reshape(-1, number)
 
 
 def _explicit(text: str) -> Int[np.ndarray, "G N"]:

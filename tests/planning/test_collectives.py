@@ -170,6 +170,19 @@ FORMS = {
     "replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, dimensions={1}": [[0, 2, 4, 6], [1, 3, 5, 7]],
     "replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0'}": [[0, 1, 2, 3], [4, 5, 6, 7]],
     "replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=4] {'axis_0','axis_2'}": [[0, 1, 2, 3, 4, 5, 6, 7]],
+    "replica_groups=mesh['data'=1,'fsdp'=2,'tensor'=4] {'tensor':(2)2}, dimensions={1}": [
+        [0, 1],
+        [2, 3],
+        [4, 5],
+        [6, 7],
+    ],
+    "replica_groups=mesh['data'=1,'fsdp'=2,'tensor'=4] {'tensor':(1)2}, dimensions={1}": [
+        [0, 2],
+        [1, 3],
+        [4, 6],
+        [5, 7],
+    ],
+    "replica_groups=mesh['a'=2,'b'=4] {'a','b':(1)2}": [[0, 2, 4, 6], [1, 3, 5, 7]],
     "replica_groups={}, to_apply=%add": [[0, 1, 2, 3, 4, 5, 6, 7]],
     "source_target_pairs={{0,4},{4,0}}": [[0, 4], [4, 0]],
 }
@@ -182,7 +195,7 @@ def test_every_form_of_groups(attributes):
 
 def test_a_form_that_is_not_known_is_an_error():
     with pytest.raises(ConfigError, match="not known here"):
-        _groups("replica_groups=mesh['axis_0'=8] {'axis_0':(2)4}", 8)
+        _groups("replica_groups=V3<=[8]", 8)
 
 
 NODES = [0, 0, 0, 0, 1, 1, 1, 1]
