@@ -164,6 +164,7 @@ preferences/: preference data, made, judged and known (docs/preference_data.md)
     flags.py, dry_run.py    the command's flags; what a run would ask and cost
     rules.py, reply_pool.py, emotions.py    the rules; replies moved between dialogues; Plutchik's wheel
     filters.py           which pairs are kept, by these:
+    words.py             a reply as it is compared: without case and spacing, in words
     wordings.py, near_duplicates.py, overlap.py    refusals and harm; Jaccard similarity; held-out dialogues
     surface_cues.py      how far a bag of words and length go
     inspection.py, inspect_page.py, templates/    any set looked at; the HTML page

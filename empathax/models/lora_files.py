@@ -22,16 +22,16 @@ from empathax.models.hf_files import SafetensorsFiles, read_json
 from empathax.models.lora import Adapter, Params, abstract_adapter
 from empathax.models.model_config import ModelConfig
 from empathax.models.transformer import abstract_params
+from empathax.models.weight_names import HF_PREFIXES
 
 Place = tuple[str, int, str]  # target, layer, part: ("q_proj", 0, "lora_a")
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _SUFFIXES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "lora_magnitude": "lora_magnitude_vector"}
+_DECODER = "|".join(re.escape(prefix) for prefix, _ in HF_PREFIXES)  # a vision tower's layers have the same names
 _TENSOR = re.compile(
-    # of the decoder: a vision tower beside it has layers of the same names
-    r"(?:base_model\.model\.)?(?:model\.language_model\.|language_model\.model\.|model\.)?layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\.(?P<target>\w+_proj)\.(?P<suffix>"
-    + "|".join(map(re.escape, _SUFFIXES.values()))
-    + r")"
+    rf"(?:{re.escape(_PREFIX)})?(?:{_DECODER})layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\.(?P<target>\w+_proj)\."
+    rf"(?P<suffix>{'|'.join(map(re.escape, _SUFFIXES.values()))})"
 )
 # what changes the model in a way that an adapter's factors do not tell of
 _REFUSED = (

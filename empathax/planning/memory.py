@@ -53,8 +53,7 @@ def compiled_bytes(stats: Any) -> int:
 
 def memory_of(lowered: Lowered, stats: Any) -> Memory:
     """The memory of a compiled function and of what is held beside it."""
-    known = {kind: device_bytes(tree) for kind, tree in lowered.arguments.items()}
-    return _memory(lowered, known, compiled_bytes(stats) - sum(known.values()))
+    return _memory(lowered, compiled_bytes(stats))
 
 
 def refused_memory(lowered: Lowered, message: str) -> Memory | None:
@@ -62,12 +61,15 @@ def refused_memory(lowered: Lowered, message: str) -> Memory | None:
     found = _REFUSED.search(message)
     if not found:
         return None
+    return _memory(lowered, round(float(found[1]) * _UNITS[found[2]]), refused=True)
+
+
+def _memory(lowered: Lowered, whole: int, refused: bool = False) -> Memory:
+    """Of a program that takes `whole` bytes, arguments and results included."""
     known = {kind: device_bytes(tree) for kind, tree in lowered.arguments.items()}
-    named = round(float(found[1]) * _UNITS[found[2]])
-    return _memory(lowered, known, max(0, named - sum(known.values())), refused=True)
-
-
-def _memory(lowered: Lowered, known: dict[str, int], rest: int, refused: bool = False) -> Memory:
+    rest = whole - sum(known.values())
+    if refused:  # the figure is rounded
+        rest = max(0, rest)
     by_kind = dict.fromkeys(KINDS, 0)
     for kind, size in [*known.items(), *((kind, device_bytes(tree)) for kind, tree in lowered.held.items())]:
         by_kind[kind] += size

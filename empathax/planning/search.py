@@ -53,8 +53,8 @@ def largest_rows(subject: Subject, topology: Topology, attempt: Try) -> tuple[La
     while high - low > 1 and len(plans) < MAX_COMPILES:
         guess = _guess(low, high, plans)
         low, high = (guess, high) if fits(guess) else (low, guess)
-    is_certain = low == limit or high in plans or low == 0
-    return LargestRows(low * unit, is_certain and high - low <= 1), list(plans.values())
+    is_certain = high - low == 1 and (high in plans or low == limit)
+    return LargestRows(low * unit, is_certain), list(plans.values())
 
 
 def smallest_topology(

@@ -90,10 +90,11 @@ def surface_cues(replies: Sequence[tuple[str, str]], dialogues: Sequence[str], n
 
     Folds hold whole dialogues. A pair that also stands the other way round is in the fold of its mirror image.
     """
-    words = [tuple(frozenset(_WORD.findall(spaced(plain(text)))) for text in pair) for pair in replies]
+    plain_pairs = [(plain(chosen), plain(rejected)) for chosen, rejected in replies]
+    words = [tuple(frozenset(_WORD.findall(spaced(text))) for text in pair) for pair in plain_pairs]
     vocabulary, x_PW = _differences(words)
-    folds_P = np.array([_fold(key) for key in _fold_keys(replies, dialogues)], np.int64)
-    replies_P2 = _reply_numbers(replies)
+    folds_P = np.array([_fold(key) for key in _fold_keys(plain_pairs, dialogues)], np.int64)
+    replies_P2 = _reply_numbers(plain_pairs)
     right_P = _held_out_scores(x_PW, folds_P, replies_P2)
     with_repeats_P = right_P if _are_apart(folds_P, replies_P2) else _held_out_scores(x_PW, folds_P)
     lengths_P2 = np.array([[num_words(text) for text in pair] for pair in replies]).reshape(-1, 2)
@@ -157,10 +158,10 @@ def _held_out_scores(
     return right_P
 
 
-def _reply_numbers(replies: Sequence[tuple[str, str]]) -> Int[np.ndarray, "P 2"]:
+def _reply_numbers(plain_pairs: Sequence[tuple[str, str]]) -> Int[np.ndarray, "P 2"]:
     """Equal numbers for equal replies."""
     known: dict[str, int] = {}
-    return np.array([[known.setdefault(plain(text), len(known)) for text in pair] for pair in replies]).reshape(-1, 2)
+    return np.array([[known.setdefault(text, len(known)) for text in pair] for pair in plain_pairs]).reshape(-1, 2)
 
 
 def _are_apart(folds_P: Int[np.ndarray, " P"], replies_P2: Int[np.ndarray, "P 2"]) -> bool:
@@ -173,8 +174,7 @@ def _credit(margins_P: Float[np.ndarray, " P"]) -> Float[np.ndarray, " P"]:
     return (1.0 + np.sign(margins_P)) / 2
 
 
-def _fold_keys(replies: Sequence[tuple[str, str]], dialogues: Sequence[str]) -> list[Hashable]:
-    plain_pairs = [(plain(chosen), plain(rejected)) for chosen, rejected in replies]
+def _fold_keys(plain_pairs: Sequence[tuple[str, str]], dialogues: Sequence[str]) -> list[Hashable]:
     known = set(plain_pairs)
     return [
         tuple(sorted(pair)) if pair[::-1] in known else dialogue

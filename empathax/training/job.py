@@ -107,13 +107,6 @@ class Job:
         )
 
 
-def prepare(config: Config, workdir: Path, overwrite: bool = False) -> Job:
-    """Reads and checks a training run, then opens its directory; see `read` and `open_workdir`."""
-    job = read(config, workdir)
-    open_workdir(job, overwrite)
-    return job
-
-
 def read(config: Config, workdir: Path) -> Job:
     """Everything of a training run that a user can get wrong, read and checked, but for the directory itself.
 

@@ -33,7 +33,8 @@ NOTES = (
 
 
 def run(job: Job, labels: Mapping[str, str] | None = None, bases: dict[str, Measured] | None = None) -> str:
-    """Trains all stages of `job`, or goes on where an earlier run of the same directory stopped.
+    """Trains all stages of `job`, for which `begin` was called, or goes on where an earlier run of the same directory
+    stopped.
 
     Returns report.md's text: metrics and replies of the base model and of every stage's result. With `eval.turns` each
     of them also leaves evaluations/NAME/evaluation.json, under the label that `labels` gives it (its own name, by
@@ -52,7 +53,6 @@ def begin(job: Job) -> None:
 
 
 def _run(job: Job, labels: Mapping[str, str] | None, bases: dict[str, Measured]) -> str:
-    begin(job)
     scorer = ReplyScorer.of(job.config.eval)
     held_out = HeldOut(job)
     fingerprint = _fingerprint(job)

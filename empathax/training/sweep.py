@@ -31,7 +31,7 @@ BASE = "base"
 
 
 def prepare(variations: Mapping[str, Config], workdir: Path, overwrite: bool = False) -> dict[str, Job]:
-    """The job of every variation in a directory of its name; see `job.prepare`. All are checked before any begins."""
+    """The job of every variation in a directory of its name; see `job.read`. All are checked before any begins."""
     with together():
         if len(variations) > 1 or "" not in variations:
             _check(variations)

@@ -9,8 +9,7 @@ from empathax.planning.memory import compiled_bytes
 from empathax.planning.model import find_model
 from empathax.planning.rows import find_rows
 from empathax.training import stage
-from empathax.training.job import prepare
-from empathax.training.run import run
+from empathax.training.sweep import prepare, run
 from tests.planning.short_rows import short_pairs
 from tests.training.tiny import tiny_config
 
@@ -35,7 +34,7 @@ def _called_step(monkeypatch, config, workdir):
 
     monkeypatch.setattr(stage, "make_train_step", make)
     with pytest.raises(Stopped):
-        run(prepare(config, workdir))
+        run(prepare({"": config}, workdir), workdir)
     return found[0]
 
 

@@ -11,8 +11,7 @@ import jax
 from tiny import tiny_config
 
 from empathax.training import loop
-from empathax.training.job import prepare
-from empathax.training.run import run
+from empathax.training.sweep import prepare, run
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -33,7 +32,8 @@ def main(workdir: Path, packing: str) -> None:
 
     loop._profile = count
     limit = 2 if packing == "tree" else 0
-    run(prepare(tiny_config(data__packing=packing, data__max_pairs_per_dialogue=limit, eval__every_steps=2), workdir))
+    config = tiny_config(data__packing=packing, data__max_pairs_per_dialogue=limit, eval__every_steps=2)
+    run(prepare({"": config}, workdir), workdir)
     print(json.dumps(stages))
 
 

@@ -9,8 +9,7 @@ from tiny import tiny_config
 
 from empathax.errors import exit_on_error
 from empathax.training import loop
-from empathax.training.job import prepare
-from empathax.training.run import run
+from empathax.training.sweep import prepare, run
 
 workdir, stage, step, name, seed = sys.argv[1:]
 push = loop._Recorder.push
@@ -24,4 +23,5 @@ def push_and_die(self, number, metrics):
 
 if name != "NONE":
     loop._Recorder.push = push_and_die
-sys.exit(exit_on_error(lambda: print(run(prepare(tiny_config(seed=int(seed)), Path(workdir)))))())
+jobs = lambda: prepare({"": tiny_config(seed=int(seed))}, Path(workdir))  # noqa: E731
+sys.exit(exit_on_error(lambda: print(run(jobs(), Path(workdir))))())

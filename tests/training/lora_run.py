@@ -6,8 +6,7 @@ from pathlib import Path
 from tiny import tiny_config
 
 from empathax.errors import exit_on_error
-from empathax.training.job import prepare
-from empathax.training.run import run
+from empathax.training.sweep import prepare, run
 
 workdir, sft_adapter, alpha = sys.argv[1:]
 settings = {
@@ -20,4 +19,5 @@ settings = {
     "dpo__num_epochs": 1.0,
     "eval__num_replies": 0,
 }
-sys.exit(exit_on_error(lambda: print(run(prepare(tiny_config(**settings), Path(workdir)))))())
+jobs = lambda: prepare({"": tiny_config(**settings)}, Path(workdir))  # noqa: E731
+sys.exit(exit_on_error(lambda: print(run(jobs(), Path(workdir))))())

@@ -22,9 +22,9 @@ from empathax.training.objective import make_loss
 from empathax.training.optimizer import make_optimizer
 from empathax.training.records import model_statistics
 from empathax.training.report import Measured
-from empathax.training.run import run
 from empathax.training.state import init_state
 from empathax.training.step import make_eval_step, make_score_step, make_train_step
+from empathax.training.sweep import prepare, run
 from tests.training.tiny import tiny_config
 from tests.training.tiny_rows import MODEL as TWO_LAYERS
 from tests.training.tiny_rows import dialogues, with_steps
@@ -165,8 +165,8 @@ def test_a_run_on_pairs_taken_apart(tmp_path, monkeypatch):
         "eval__num_replies": 0,
     }
     config = tiny_config(stages=("dpo",), tracking__tensorboard=False, **changes)
-    prepared = job.prepare(config, tmp_path / "run")
-    text = run(prepared)
+    jobs = prepare({"": config}, tmp_path / "run")
+    text = run(jobs, tmp_path / "run")
     assert "held-out reward accuracy" in text
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     train, held_out = ([line for line in lines if line["split"] == split] for split in ("train", "eval"))
@@ -177,7 +177,7 @@ def test_a_run_on_pairs_taken_apart(tmp_path, monkeypatch):
     assert held_out[1]["reward_margin"] > 0.0
     measured = json.loads((tmp_path / "run" / "evaluations.json").read_text())["measured"]
     base, after = (Measured(**measured[name]) for name in ("base", "+DPO"))
-    statistics = model_statistics(prepared, after, base)
+    statistics = model_statistics(jobs[""], after, base)
     order = statistics["reward_margin"].all_dialogues()
     margin = statistics["reward_margin"].estimates("reward_margin", order, np.ones((1, len(order))))["reward_margin"]
     assert margin == pytest.approx(held_out[1]["reward_margin"], rel=1e-4)

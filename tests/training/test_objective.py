@@ -24,10 +24,10 @@ from empathax.training import job
 from empathax.training.checkpoint import StageCheckpoints
 from empathax.training.objective import make_loss
 from empathax.training.optimizer import make_optimizer
-from empathax.training.run import run
 from empathax.training.stage import _check_first_step
 from empathax.training.state import abstract_state, init_state, state_shardings
 from empathax.training.step import make_train_step
+from empathax.training.sweep import prepare, run
 from tests.training.tiny import tiny_config
 from tests.training.tiny_rows import MODEL as TWO_LAYERS
 from tests.training.tiny_rows import dialogue_batch, with_steps
@@ -199,7 +199,8 @@ def test_a_run_without_a_reference_ends_with_its_report(tmp_path, monkeypatch):
         "dpo__warmup_ratio": 0.0,
         "eval__num_replies": 0,
     }
-    text = run(job.prepare(tiny_config(stages=("dpo",), tracking__tensorboard=False, **changes), tmp_path / "run"))
+    config = tiny_config(stages=("dpo",), tracking__tensorboard=False, **changes)
+    text = run(prepare({"": config}, tmp_path / "run"), tmp_path / "run")
     assert "+DPO" in text
     assert "against the reference" not in text
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

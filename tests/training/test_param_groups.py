@@ -22,9 +22,9 @@ from empathax.training import job
 from empathax.training.checkpoint import StageCheckpoints, restore_params
 from empathax.training.optimizer import make_optimizer
 from empathax.training.param_groups import check_patterns, decay_mask, merge, path_name, split
-from empathax.training.run import run
 from empathax.training.state import abstract_state, init_state, state_shardings
 from empathax.training.step import make_train_step
+from empathax.training.sweep import prepare, run
 from empathax.training.trainable import check_trained
 from tests.training.tiny import tiny_config
 from tests.training.tiny_rows import MODEL, dialogue_batch, with_steps
@@ -201,8 +201,8 @@ def test_a_run_evaluates_and_keeps_the_mean(tmp_path, monkeypatch, rank):
     monkeypatch.setattr(job, "make_mesh", lambda options: make_mesh(options, jax.devices()[:1]))
     changes = {"sft__ema_decay": 1.0 - 1e-12, "sft__max_steps": 2, "eval__num_replies": 0, "sft__learning_rate": 0.1}
     changes |= {"sft__warmup_ratio": 0.0, "lora__rank": rank}
-    prepared = job.prepare(tiny_config(stages=("sft",), tracking__tensorboard=False, **changes), tmp_path / "run")
-    run(prepared)
+    jobs = prepare({"": tiny_config(stages=("sft",), tracking__tensorboard=False, **changes)}, tmp_path / "run")
+    run(jobs, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     held_out = [line["perplexity"] for line in lines if line["split"] == "eval"]
     assert held_out[0] == held_out[-1]
@@ -210,6 +210,6 @@ def test_a_run_evaluates_and_keeps_the_mean(tmp_path, monkeypatch, rank):
     assert abs(trained[1] - trained[0]) > 1e-2
     if rank:  # its checkpoint has no whole model
         return
-    model = restore_params(latest_checkpoint(tmp_path / "run"), abstract_params(prepared.source.config))
+    model = restore_params(latest_checkpoint(tmp_path / "run"), abstract_params(jobs[""].source.config))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9)
-    jax.tree.map(close, model, jax.device_get(prepared.load_params()))
+    jax.tree.map(close, model, jax.device_get(jobs[""].load_params()))
