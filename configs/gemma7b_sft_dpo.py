@@ -8,7 +8,7 @@ Expected: not reproduced here yet. The paper's Table 1:
 
 import ml_collections
 
-from empathax.recipes import dbt_paper
+from empathax.config.recipes import dbt_paper
 
 
 def get_config() -> ml_collections.ConfigDict:

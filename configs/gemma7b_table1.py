@@ -9,7 +9,7 @@ Expected: not reproduced here yet. The paper's +SFT+DPO, B-4 / R-L / Dist / DBT 
 
 import ml_collections
 
-from empathax.recipes import TABLE_1, as_table_1, dbt_paper
+from empathax.config.recipes import TABLE_1, as_table_1, dbt_paper
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -7,7 +7,7 @@ Expected: not run yet.
 
 import ml_collections
 
-from empathax.recipes import dbt_paper, on_a_slice
+from empathax.config.recipes import dbt_paper, on_a_slice
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -9,7 +9,7 @@ Expected: not run yet.
 
 import ml_collections
 
-from empathax.recipes import dbt_paper, with_lora
+from empathax.config.recipes import dbt_paper, with_lora
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -9,7 +9,7 @@ Expected: not reproduced here yet. The paper's Table 1:
 
 import ml_collections
 
-from empathax.recipes import dbt_paper, on_a_slice
+from empathax.config.recipes import dbt_paper, on_a_slice
 
 
 def get_config() -> ml_collections.ConfigDict:

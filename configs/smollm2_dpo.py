@@ -11,7 +11,7 @@ Expected: not measured to its end on ESConv (pairs: the gold reply against an ad
 
 import ml_collections
 
-from empathax.recipes import smollm2_esconv
+from empathax.config.recipes import smollm2_esconv
 
 
 def get_config() -> ml_collections.ConfigDict:

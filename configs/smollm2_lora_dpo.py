@@ -9,7 +9,7 @@ Expected: memory beside full training: docs/adapters.md; not run to its end.
 
 import ml_collections
 
-from empathax.recipes import smollm2_esconv, with_lora
+from empathax.config.recipes import smollm2_esconv, with_lora
 
 
 def get_config() -> ml_collections.ConfigDict:

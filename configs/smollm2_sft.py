@@ -10,7 +10,7 @@ Expected: perplexity on held-out replies (24 valid dialogues) falls from 23.7 to
 
 import ml_collections
 
-from empathax.recipes import smollm2_esconv
+from empathax.config.recipes import smollm2_esconv
 
 
 def get_config() -> ml_collections.ConfigDict:

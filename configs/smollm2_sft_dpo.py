@@ -9,7 +9,7 @@ Expected: its SFT stage as smollm2_sft.py says; the DPO stage after it has not b
 
 import ml_collections
 
-from empathax.recipes import smollm2_esconv
+from empathax.config.recipes import smollm2_esconv
 
 
 def get_config() -> ml_collections.ConfigDict:

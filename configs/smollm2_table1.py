@@ -10,7 +10,7 @@ Expected: docs/table1.md has the table of a run, with its time.
 
 import ml_collections
 
-from empathax.recipes import TABLE_1, smollm2_esconv
+from empathax.config.recipes import TABLE_1, smollm2_esconv
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
 def _config(flags: argparse.Namespace, rest: Sequence[str]) -> Config:
     """The settings of --config, if there is one, with --source in place of its data.path."""
     from empathax.config import default_config
-    from empathax.config_flags import load_config
+    from empathax.config.flags import load_config
 
     config, unknown = load_config(rest, default_config())
     if unknown:
@@ -74,8 +74,7 @@ def _by_rules(flags: argparse.Namespace, config: Config) -> int:
 def _by_model(flags: argparse.Namespace, config: Config) -> int:
     from empathax.evaluation.judging.limits import Budget, Prices
     from empathax.preferences.dry_run import describe_run
-    from empathax.preferences.llm_sets import build_llm_set
-    from empathax.preferences.llm_source import read_source
+    from empathax.preferences.llm_sets import build_llm_set, read_source
     from empathax.preferences.ranking import check_rankers
     from empathax.preferences.set_files import check_not_empty, in_words
 
@@ -115,9 +114,8 @@ def _by_model(flags: argparse.Namespace, config: Config) -> int:
 
 def _inspect(flags: argparse.Namespace, config: Config) -> int:
     from empathax.evaluation import output
-    from empathax.evaluation.classifiers.files import load_classifier
-    from empathax.preferences.inspect_page import page
-    from empathax.preferences.inspection import in_words, inspect_set
+    from empathax.evaluation.classifiers.classifier import load_classifier
+    from empathax.preferences.inspection import in_words, inspect_set, page
 
     output.check_writable(flags.out)
     classifier = load_classifier(flags.levels) if flags.levels else None
@@ -147,7 +145,7 @@ def _to_tensorboard(directory: Path, found: dict[str, SplitFacts], text: str) ->
 
 def _recipe(flags: argparse.Namespace, config: Config) -> Recipe:
     """What is asked of the model. Raises a ConfigError for settings that cannot work."""
-    from empathax.data.prompts import system_text
+    from empathax.data.templates import system_text
     from empathax.preferences.candidates import Sampling, variants
     from empathax.preferences.contexts import SPLITS
     from empathax.preferences.filters import FilterOptions
@@ -180,8 +178,7 @@ def _recipe(flags: argparse.Namespace, config: Config) -> Recipe:
 def _backend(flags: argparse.Namespace, name: str, model: str, config: Config, budget: Budget) -> Backend | None:
     """The server of --NAME, or the model in this process; None without either."""
     from empathax.evaluation.judging.chat_server import server_of_flags
-    from empathax.preferences.backends import ServerBackend
-    from empathax.preferences.local_backend import LocalBackend
+    from empathax.preferences.backends import LocalBackend, ServerBackend
 
     server = server_of_flags(
         name,
@@ -203,9 +200,8 @@ def _backend(flags: argparse.Namespace, name: str, model: str, config: Config, b
 
 
 def _rankers(flags: argparse.Namespace, ranks: Sequence[str], kind: str, judge: Backend) -> list[Ranker]:
-    from empathax.evaluation.judging.judge_material import JudgeOptions
-    from empathax.preferences.rankers import RUBRICS, JudgeRanker
-    from empathax.preferences.ranking import DesignRanker
+    from empathax.evaluation.judging.judge import JudgeOptions
+    from empathax.preferences.ranking import RUBRICS, DesignRanker, JudgeRanker
     from empathax.preferences.review import read_reviews
 
     if "levels" in ranks and not flags.levels:
@@ -220,9 +216,9 @@ def _rankers(flags: argparse.Namespace, ranks: Sequence[str], kind: str, judge: 
 
 
 def _level_ranker(path: str) -> Ranker:
-    from empathax.evaluation.classifiers.files import CLASSIFIER_NAME, load_classifier
-    from empathax.models.fingerprint import digest_of_files
-    from empathax.preferences.rankers import LevelRanker
+    from empathax.evaluation.classifiers.classifier import CLASSIFIER_NAME, load_classifier
+    from empathax.models.weights.source import digest_of_files
+    from empathax.preferences.ranking import LevelRanker
 
     classifier, place = load_classifier(path), Path(path).expanduser()
     digest = digest_of_files([*sorted(place.glob("*.safetensors")), place / CLASSIFIER_NAME])

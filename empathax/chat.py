@@ -56,8 +56,8 @@ def main(argv: Sequence[str]) -> int:
     flags = _flags(argv)
     from rich.console import Console
 
-    from empathax.data.prompts import system_text
-    from empathax.evaluation import output, progress
+    from empathax.data.templates import system_text
+    from empathax.evaluation import output
     from empathax.evaluation.generation import speaker
     from empathax.evaluation.generation.prompt_file import read_prompts
     from empathax.evaluation.generation.sampling import sampling_from
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         speaker.talk(speakers, system, config, input, Console())
         return 0
     print(f"{' and '.join(paths)}: {len(rows)} prompts", file=sys.stderr, flush=True)
-    with progress.bar("answering", len(rows) * flags.num_samples) as advance:
+    with output.bar("answering", len(rows) * flags.num_samples) as advance:
         answers = list(speaker.answer_rows(speakers, rows, config, advance))
     if flags.out:
         output.write_json_lines(flags.out, answers)

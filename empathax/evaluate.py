@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from empathax.config import EvalOptions
-from empathax.config_flags import load_config
+from empathax.config.flags import load_config
 from empathax.errors import ConfigError, exit_on_error
-from empathax.parallel.huge_pages import restart_with_huge_pages
+from empathax.parallel.host import restart_with_huge_pages
 
 if TYPE_CHECKING:
     from empathax.evaluation.judging.chat_server import ChatServer
@@ -72,8 +72,8 @@ def main(argv: Sequence[str]) -> int:
     if flags.multihost and (flags.server or flags.predictions):
         parser.error("--multihost is for a model of several processes: leave it out with --server and --predictions")
 
-    from empathax.parallel.distributed import is_leader, joined
-    from empathax.parallel.exchange import together
+    from empathax.parallel.agreement import together
+    from empathax.parallel.processes import is_leader, joined
 
     with joined(flags.multihost):
         with together():
@@ -96,20 +96,19 @@ def _check_outputs(flags: argparse.Namespace) -> None:
 
 def _write(flags: argparse.Namespace, record: EvaluationRecord) -> None:
     from empathax.evaluation import output
-    from empathax.evaluation.report import record_file
+    from empathax.evaluation.report import record as records
 
     if flags.out:
         output.write_json(flags.out, dict(record.metrics))
     if flags.record:
-        record_file.write_record(flags.record / record_file.FILE, record)
+        records.write_record(flags.record / records.FILE, record)
 
 
 def _of_model(flags: argparse.Namespace, rest: Sequence[str]) -> EvaluationRecord | None:
     """The model's record; None on all processes but the first."""
     from empathax.evaluation.judging.server_replies import check_options
-    from empathax.parallel.agreement import check_code_and_settings
-    from empathax.parallel.distributed import is_leader
-    from empathax.parallel.exchange import together
+    from empathax.parallel.agreement import check_code_and_settings, together
+    from empathax.parallel.processes import is_leader
     from empathax.training import evaluate_model
 
     with together():

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from empathax.config import to_dict
-from empathax.config_flags import load_config
+from empathax.config.flags import load_config
+from empathax.config.hardware import find_kind, parse_hardware
 from empathax.errors import ConfigError, exit_on_error
-from empathax.hardware import find_kind, parse_hardware
 
 PARTS = ("train", "reference", "eval", "decode")
 

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     """See docs/report.md. Returns the exit code."""
     flags = _flags(argv)
     from empathax.evaluation import output
-    from empathax.evaluation.report import files, judged, text
+    from empathax.evaluation.report import files, text
     from empathax.evaluation.report.paper import paper_models
 
     judge = _judge(flags)
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     output.make_directory(flags.out)
     print(f"comparing {', '.join(record.label for record in records)}", file=sys.stderr, flush=True)
     if judge:
-        records = judged.judged(judge, records)
+        records = files.judged(judge, records)
         print(judge.tally.in_words(), file=sys.stderr)
     report = files.write_report(flags.out, records, papers, flags.title, flags.seed)
     print(text.markdown(report), end="")

@@ -44,9 +44,9 @@ def main(argv: Sequence[str]) -> int:
     flags = _flags(argv)
     import jax.numpy as jnp
 
-    from empathax.evaluation import output, progress, scoring
-    from empathax.models.adapted import adapted_model
-    from empathax.models.source import load_tokenizer, resolve_model
+    from empathax.evaluation import output, scoring
+    from empathax.models.lora.merged_model import adapted_model
+    from empathax.models.weights.source import load_tokenizer, resolve_model
     from empathax.training.step import make_score_step
 
     if flags.out.resolve() == Path(flags.data).resolve():
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     print(f"{flags.model} scores {flags.data}: {job.describe()}", file=sys.stderr, flush=True)
     params = source.load_params(jnp.dtype(flags.dtype))
     step = make_score_step(source.config, ModelOptions(compute_dtype=flags.dtype))
-    with progress.bar("scoring", len(job.packed)) as advance:
+    with output.bar("scoring", len(job.packed)) as advance:
         scores = scoring.score_replies(job, step, params, flags.rows_per_batch, advance)
     output.write_json_lines(flags.out, scoring.output_rows(job, *scores))
     print(f"wrote {flags.out}", file=sys.stderr)

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from empathax.config_flags import load_sweep
+from empathax.config.flags import load_sweep
 from empathax.errors import ConfigError, exit_on_error
-from empathax.parallel.huge_pages import restart_with_huge_pages
+from empathax.parallel.host import restart_with_huge_pages
 
 
 @exit_on_error
@@ -25,8 +25,8 @@ def main(argv: Sequence[str]) -> int:
     )
     flags, rest = parser.parse_known_args(argv)
 
-    from empathax.parallel.distributed import is_leader, joined
-    from empathax.parallel.exchange import together
+    from empathax.parallel.agreement import together
+    from empathax.parallel.processes import is_leader, joined
 
     with joined(flags.multihost):
         with together():

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from empathax import chat
-from empathax.models import source
+from empathax.models.weights import source
 
 MODEL = "--model=random:tiny-llama"
 SHORT = "--max-new-tokens=16"

@@ -9,12 +9,12 @@ import pytest
 
 import empathax.data.samples
 from empathax import evaluate, score
-from empathax.config_flags import load_config
-from empathax.evaluation.report.record_file import read_record
-from empathax.models import source
+from empathax.config.flags import load_config
+from empathax.evaluation.report.record import read_record
+from empathax.models.weights import source
 from empathax.training import evaluate_model
-from tests.evaluation.text.reference_metrics import reference_metrics
-from tests.evaluation.text.test_text_metrics import REFERENCES, REPLIES
+from tests.evaluation.metrics.reference_metrics import reference_metrics
+from tests.evaluation.metrics.test_text_metrics import REFERENCES, REPLIES
 
 SAMPLES = Path(empathax.data.samples.__file__).parent
 CONFIG = """

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from empathax import evaluate, report
-from empathax.evaluation.report.record_file import FILE, read_record, write_record
+from empathax.evaluation.report.record import FILE, read_record, write_record
 from tests.evaluation.judging.loopback_server import LoopbackServer, says
 from tests.evaluation.report import made_up
 from tests.test_evaluate import CONFIG

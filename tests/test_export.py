@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from empathax import export
-from empathax.models.source import resolve_model
+from empathax.models.weights.source import resolve_model
 from empathax.training.checkpoint import StageCheckpoints
 from empathax.training.state import init_state
 

@@ -12,11 +12,10 @@ import pytest
 
 from empathax import report
 from empathax.data.records import Message
+from empathax.evaluation.metrics.statistics import MeanOfValues
 from empathax.evaluation.report.page import side_by_side
 from empathax.evaluation.report.paper import PAPER
-from empathax.evaluation.report.record import Reply
-from empathax.evaluation.report.record_file import FILE, write_record
-from empathax.evaluation.report.statistics import MeanOfValues
+from empathax.evaluation.report.record import FILE, Reply, write_record
 from tests.evaluation.report import made_up
 
 CHROMIUM = "/usr/bin/chromium"

@@ -13,9 +13,9 @@ import tokenizers
 from empathax import score
 from empathax.data.chat import ChatTemplate
 from empathax.data.records import Message
-from empathax.models import source
-from empathax.models.source import resolve_model
 from empathax.models.transformer import logits
+from empathax.models.weights import source
+from empathax.models.weights.source import resolve_model
 
 MODEL = "random:tiny-gemma2"
 USER = [{"role": "user", "content": "I lost my job"}]

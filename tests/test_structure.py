@@ -24,17 +24,17 @@ LAYERS = [
 ]
 COMMANDS = {"train", "evaluate", "score", "chat", "export", "report", "train_classifier", "plan", "build_preferences"}
 ROOMS = {
-    "orbax": {"training/checkpoint.py", "models/orbax_files.py"},
+    "orbax": {"training/checkpoint.py", "models/weights/orbax.py"},
     "ml_collections": {"config.py", "config_flags.py", "recipes.py"},
     "transformers": {"data/chat.py", "models/"},
     "tokenizers": {"data/chat.py", "models/"},
     "sentencepiece": {"models/"},
     "tensorboard": {"training/tracking.py"},
-    "matplotlib": {"evaluation/level_plot.py"},
+    "matplotlib": {"evaluation/report/level_plot.py"},
     "scipy": {"preferences/surface_cues.py"},
     "openai": {"evaluation/judging/openai_client.py"},
-    "pyphen": {"evaluation/text/style.py"},
-    "markupsafe": {"evaluation/report/html.py"},
+    "pyphen": {"evaluation/metrics/style.py"},
+    "markupsafe": {"evaluation/report/page.py"},
 }
 FORBIDDEN_TEXT = ("trust_remote_code=True", "import pickle", "yaml.load(", "torch.load")
 FORBIDDEN_CALLS = {"eval", "exec"}

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int32
 
-from empathax.data.families import template_source
 from empathax.data.records import Message
 from empathax.data.sandbox import TemplateProcess
+from empathax.data.templates import template_source
 from empathax.errors import DataError
 
 if TYPE_CHECKING:
-    from empathax.models.tokenizer import Tokenizer
+    from empathax.models.tokenizers.tokenizer import Tokenizer
 
 _ESCAPES = 0x100000  # U+100000 and up (private use): the n-th special-token string inside a message
 _REPLY = "\U0010fffd"  # stands for the reply while the template is rendered
@@ -47,7 +47,7 @@ class ChatTemplate:
     """A chat template together with its tokenizer.
 
     Args:
-        tokenizer: see models/tokenizer.py.
+        tokenizer: see models/tokenizers/tokenizer.py.
         choice: "auto" (the tokenizer's own template, else its family's), a family's name, or a path ending in .jinja.
         family: the model's family, for a tokenizer without template.
 

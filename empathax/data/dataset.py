@@ -12,20 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from empathax.config import DataOptions
+from empathax.config.losses import MISMATCHED_ROWS, PAIRED_ROWS
 from empathax.data.chat import ChatTemplate
 from empathax.data.encoding import ReplyEncoder
 from empathax.data.examples import Example, encode_rows
 from empathax.data.labeled import count_labels
-from empathax.data.packing import PackedRows, pack
-from empathax.data.packing_report import packing_report
+from empathax.data.packing import PackedRows, pack, packing_report
 from empathax.data.row_plan import Group
 from empathax.data.sources import load_splits
 from empathax.errors import ConfigError, DataError
-from empathax.losses import MISMATCHED_ROWS, PAIRED_ROWS
 
 if TYPE_CHECKING:
-    from empathax.models.model_config import ModelConfig
-    from empathax.models.tokenizer import Tokenizer
+    from empathax.models.architecture.model_config import ModelConfig
+    from empathax.models.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

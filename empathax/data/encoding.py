@@ -17,9 +17,9 @@ import numpy as np
 
 from empathax.config import DataOptions
 from empathax.data.chat import ChatTemplate, EncodedReply
-from empathax.data.prompts import system_text
 from empathax.data.records import Message
 from empathax.data.sandbox import TemplateRefused
+from empathax.data.templates import system_text
 
 MIN_PROMPT_TOKENS = 16
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from empathax.config.losses import PAIRED_ROWS
 from empathax.data.chat import EncodedReply
 from empathax.data.encoding import Prompt, ReplyEncoder, Unusable
 from empathax.data.prefix_tree import ScoredSequence
 from empathax.data.records import CompletionRow, Dialogue, PreferenceRow, Row
 from empathax.data.row_plan import Group, Unit
-from empathax.losses import PAIRED_ROWS
 
 
 @dataclass(frozen=True)

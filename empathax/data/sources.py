@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from empathax.config import DataOptions
-from empathax.data.files import BadRow, NoReply
-from empathax.data.locations import Part, Values, open_source
+from empathax.config.losses import PAIRED_ROWS
+from empathax.data.files import BadRow, NoReply, Part, Values, open_source
 from empathax.data.records import CompletionRow, Dialogue, Row, Tally
 from empathax.data.support_corpora import esconv_pairs, parse_empathetic_dialogues, parse_esconv
 from empathax.data.trl_format import group_id, messages_id, parse_row
 from empathax.errors import DataError, raise_all
-from empathax.losses import PAIRED_ROWS
 
 SHOWN_REASONS = 5
 

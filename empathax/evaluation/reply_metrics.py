@@ -13,22 +13,19 @@ import numpy as np
 
 from empathax.config import EvalOptions
 from empathax.errors import ConfigError, DataError
-from empathax.evaluation.classifiers.classifier import Classifier, classify
-from empathax.evaluation.classifiers.files import load_classifier
+from empathax.evaluation.classifiers.classifier import Classifier, classify, load_classifier
+from empathax.evaluation.classifiers.data import LEVEL_HEAD
 from empathax.evaluation.judging.chat_server import ChatServer
-from empathax.evaluation.judging.judge import CRITERIA, judge_replies
-from empathax.evaluation.judging.judge_material import rubric_version
-from empathax.evaluation.level_data import LEVEL_HEAD
+from empathax.evaluation.judging.judge import CRITERIA, judge_replies, rubric_version
+from empathax.evaluation.metrics.dialogue_health import SCALE, health_columns, health_metrics
+from empathax.evaluation.metrics.levels import NORMALISATIONS, count_levels, validation_gap
+from empathax.evaluation.metrics.semantic import semantic_values
+from empathax.evaluation.metrics.statistics import MeanOfValues, ReplyLevels, Statistic
+from empathax.evaluation.metrics.style import count_text, readability_values
+from empathax.evaluation.metrics.text_metrics import REPLY_DISTINCT, score_texts
+from empathax.evaluation.metrics.text_statistics import text_statistics
 from empathax.evaluation.reply_set import Turn
-from empathax.evaluation.report.reply_statistics import ReplyLevels
-from empathax.evaluation.report.statistics import MeanOfValues, Statistic
-from empathax.evaluation.semantic import semantic_values
-from empathax.evaluation.text.dialogue_health import SCALE, health_columns, health_metrics
-from empathax.evaluation.text.style import count_text, readability_values
-from empathax.evaluation.text.text_metrics import REPLY_DISTINCT, score_texts
-from empathax.evaluation.text.text_statistics import text_statistics
-from empathax.evaluation.validation import NORMALISATIONS, count_levels, validation_gap
-from empathax.models.encoder_files import LoadedEncoder, load_encoder
+from empathax.models.encoder.files import LoadedEncoder, load_encoder
 
 EPITOME_PREFIX = "epitome_style_"
 

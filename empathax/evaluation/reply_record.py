@@ -8,11 +8,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from empathax.evaluation.metrics.statistics import ReplyLevels, Statistic
 from empathax.evaluation.reply_metrics import ReplyScores
 from empathax.evaluation.reply_set import Turn
 from empathax.evaluation.report.record import Curve, EvaluatedData, EvaluationRecord, LevelShares, Reply, Scalar
-from empathax.evaluation.report.reply_statistics import ReplyLevels
-from empathax.evaluation.report.statistics import Statistic
 
 
 def make_record(

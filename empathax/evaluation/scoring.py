@@ -21,8 +21,8 @@ from empathax.data.records import PreferenceRow, Row, Tally
 from empathax.data.row_plan import Unit
 from empathax.data.sources import load_all
 from empathax.errors import DataError, NonFiniteError, raise_all
-from empathax.models.model_config import ModelConfig
-from empathax.models.tokenizer import Tokenizer
+from empathax.models.architecture.model_config import ModelConfig
+from empathax.models.tokenizers.tokenizer import Tokenizer
 
 # Longer rows share more between dialogues but cost more attention; only a single long reply makes them longer.
 _ROW_LENGTH = 1024

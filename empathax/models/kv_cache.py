@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from empathax.models.attention import Window, masked_attention
+from empathax.models.architecture.model_config import ModelConfig
+from empathax.models.attention.dispatch import Window, masked_attention
 from empathax.models.layers import LayerKinds, Params, decoder_layer, embed, rms_norm
-from empathax.models.low_rank import merged_kernel
-from empathax.models.model_config import ModelConfig
+from empathax.models.lora.low_rank import merged_kernel
 from empathax.models.primitives import split_kernel, split_rows
 from empathax.models.transformer import all_layers, output_projection
 

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from empathax.models.attention import NO_WINDOW, Window
-from empathax.models.low_rank import add_adapters
-from empathax.models.model_config import ModelConfig
+from empathax.models.architecture.model_config import ModelConfig
+from empathax.models.attention.dispatch import NO_WINDOW, Window
+from empathax.models.lora.low_rank import add_adapters
+from empathax.models.lora.quantized import product
 from empathax.models.primitives import gated, matmul_few_rows, scaled_rms
-from empathax.models.quantized import product
 from empathax.models.rope import apply_rope, rope_tables
 
 Params = dict[str, Any]

@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from empathax.errors import ConfigError
-from empathax.models.flash import SAVED_NAMES
+from empathax.models.attention.flash import SAVED_NAMES
 
 REMAT = ("none", "full", "attention", "dots", "offload", "offload_dots")
 HOST_MEMORY = "pinned_host"

@@ -13,26 +13,32 @@ Parameter tree (layers stacked along a leading axis L; kernels are [in, out], th
     layers/mlp/gate/kernel, up/kernel [L, D, F]; down/kernel [L, F, D]    (+ bias with mlp_bias)
     final_norm/scale [D]
     output/kernel [V, D]    (unless tied_embeddings)
+
+Where activations lie on the mesh: rows over its axes data and fsdp, each row whole.
+
+Left to itself the compiler takes over how the embedding is split: every device then computes a part of the model's
+dimension for all rows, and passes activations, even logits, around instead of weights.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from empathax.models.attention import attention as tree_attention
+from empathax.models.architecture.model_config import ModelConfig
+from empathax.models.attention.dispatch import attention as tree_attention
+from empathax.models.attention.flash import BATCH_AXES
 from empathax.models.layers import LayerKinds, Params, decoder_layer, embed, rms_norm
-from empathax.models.model_config import ModelConfig
 from empathax.models.primitives import matmul_few_rows
 from empathax.models.remat import rematerialized
-from empathax.models.sharding import split_embedded, split_rows
 
 
 class Linear(nnx.Module):
@@ -184,7 +190,7 @@ def hidden_states(
     """Hidden states after the final norm, of rows laid out as prefix trees (see data/batch.py).
 
     `remat` names what the backward pass keeps of each layer (models/remat.py), `attention` is an implementation of
-    models/attention.py, `mesh` where rows and heads are split (None: XLA decides).
+    models/attention/dispatch.py, `mesh` where rows and heads are split (None: XLA decides).
     """
     x_BTD, _ = all_layers(
         params,
@@ -275,3 +281,27 @@ def logits(
 def _abstract_state(config: ModelConfig, param_dtype: jnp.dtype) -> nnx.State:
     model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0), param_dtype=param_dtype))
     return nnx.state(model, nnx.Param)
+
+
+def split_rows(x_BTD: Float[Array, "B T D"], mesh: Mesh | None) -> Float[Array, "B T D"]:
+    """`x_BTD` with its rows split over the mesh, if they divide; as it is without a mesh."""
+    return _constrained(x_BTD, mesh, (BATCH_AXES, (), ()))
+
+
+def split_embedded(x_BTD: Float[Array, "B T D"], mesh: Mesh | None) -> Float[Array, "B T D"]:
+    """What was just looked up in the embedding, with its rows split over the mesh.
+
+    First as the embedding's own split gives it, a part of D for the rows of all devices along fsdp, from where one
+    all-to-all leads to rows; the compiler does not find that way and would gather every row on every device.
+    """
+    data, fsdp = BATCH_AXES
+    return split_rows(_constrained(x_BTD, mesh, ((data,), (), (fsdp,))), mesh)
+
+
+def _constrained(x: Array, mesh: Mesh | None, places: tuple[tuple[str, ...], ...]) -> Array:
+    if mesh is None or mesh.size == 1:
+        return x
+    parts = [math.prod(mesh.shape[axis] for axis in place) for place in places]
+    if any(size % count for size, count in zip(x.shape, parts, strict=True)):
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*places)))

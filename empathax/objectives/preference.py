@@ -14,42 +14,41 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from empathax import loss_checks, losses
-from empathax.config import DpoOptions
+from empathax.config import DpoOptions, losses
+from empathax.config.losses import LOSSES, Loss
 from empathax.errors import ConfigError, raise_all
-from empathax.losses import LOSSES, Loss
-from empathax.objectives import divergences, margin_losses, ratio_losses, reference_free_losses, sorted_losses
+from empathax.objectives import pair_losses
 from empathax.objectives.pairs import Pairs
 from empathax.objectives.sft import Sums
 from empathax.objectives.unpaired import Replies, unpaired_loss
 
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
-    "sigmoid": margin_losses.sigmoid,
-    "robust": margin_losses.robust,
-    "hinge": margin_losses.hinge,
-    "ipo": margin_losses.ipo,
-    "exo_pair": margin_losses.exo_pair,
-    "discopop": margin_losses.discopop,
-    "sigmoid_norm": margin_losses.sigmoid_norm,
-    "nca_pair": ratio_losses.nca_pair,
-    "bco_pair": ratio_losses.bco_pair,
-    "sppo_hard": ratio_losses.sppo_hard,
-    "apo_zero": ratio_losses.apo_zero,
-    "apo_down": ratio_losses.apo_down,
-    "aot": sorted_losses.aot,
-    "aot_unpaired": sorted_losses.aot_unpaired,
-    "cpo": reference_free_losses.cpo,
-    "cpo_hinge": reference_free_losses.cpo_hinge,
-    "cpo_ipo": reference_free_losses.cpo_ipo,
-    "simpo": reference_free_losses.simpo,
-    "alphapo": reference_free_losses.alphapo,
-    "orpo": reference_free_losses.orpo,
+    "sigmoid": pair_losses.sigmoid,
+    "robust": pair_losses.robust,
+    "hinge": pair_losses.hinge,
+    "ipo": pair_losses.ipo,
+    "exo_pair": pair_losses.exo_pair,
+    "discopop": pair_losses.discopop,
+    "sigmoid_norm": pair_losses.sigmoid_norm,
+    "nca_pair": pair_losses.nca_pair,
+    "bco_pair": pair_losses.bco_pair,
+    "sppo_hard": pair_losses.sppo_hard,
+    "apo_zero": pair_losses.apo_zero,
+    "apo_down": pair_losses.apo_down,
+    "aot": pair_losses.aot,
+    "aot_unpaired": pair_losses.aot_unpaired,
+    "cpo": pair_losses.cpo,
+    "cpo_hinge": pair_losses.cpo_hinge,
+    "cpo_ipo": pair_losses.cpo_ipo,
+    "simpo": pair_losses.simpo,
+    "alphapo": pair_losses.alphapo,
+    "orpo": pair_losses.orpo,
 }
 
 
 def check_options(options: DpoOptions) -> None:
     """Raises ConfigError with everything that is wrong with the settings of stage dpo."""
-    raise_all(ConfigError, "the objective cannot be used", loss_checks.problems(vars(options), vars(DpoOptions())))
+    raise_all(ConfigError, "the objective cannot be used", losses.problems(vars(options), vars(DpoOptions())))
 
 
 def reference_kind(options: DpoOptions) -> str:
@@ -142,7 +141,7 @@ def _loss_sum(loss: Loss, pairs: Pairs, options: DpoOptions) -> jax.Array:
 
 def _scores(pairs: Pairs, options: DpoOptions) -> tuple[jax.Array, jax.Array]:
     ratios = (pairs.chosen - pairs.ref_chosen, pairs.rejected - pairs.ref_rejected)
-    chosen, rejected = (divergences.score(ratio, options.f_divergence, options.f_alpha) for ratio in ratios)
+    chosen, rejected = (pair_losses.score(ratio, options.f_divergence, options.f_alpha) for ratio in ratios)
     return chosen, rejected
 
 
@@ -182,6 +181,6 @@ def _rewards(pairs: Pairs, options: DpoOptions) -> tuple[jax.Array, jax.Array]:
         return options.beta * (pairs.chosen - pairs.ref_chosen), options.beta * (pairs.rejected - pairs.ref_rejected)
     chosen, rejected = _reduced((pairs.chosen, pairs.rejected), free[0], pairs)
     if "alphapo_alpha" in free[0].options:
-        shape = reference_free_losses.alphapo_reward
+        shape = pair_losses.alphapo_reward
         chosen, rejected = shape(chosen, options.alphapo_alpha), shape(rejected, options.alphapo_alpha)
     return options.beta * chosen, options.beta * rejected

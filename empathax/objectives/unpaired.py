@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from empathax import losses
-from empathax.config import DpoOptions
+from empathax.config import DpoOptions, losses
 from empathax.objectives.sft import Sums
 
 Ratios = Float[Array, "*r"]

@@ -14,8 +14,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from empathax.config import MeshOptions, ModelOptions
+from empathax.config.mesh import AXES, preset_sizes
 from empathax.errors import ConfigError
-from empathax.mesh_settings import AXES, preset_sizes
 
 Shape = tuple[int, int, int]  # sizes of AXES
 

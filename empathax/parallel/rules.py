@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from empathax.config.mesh import DEFAULT_RULES, Rules
 from empathax.errors import ConfigError, raise_all
-from empathax.mesh_settings import DEFAULT_RULES, Rules
 
 BATCH_AXES = ("data", "fsdp")
 

@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Callable
 from typing import IO, Any
 
+from empathax.config.hardware import parse_hardware, smaller_to_larger
 from empathax.errors import ConfigError, EmpathaxError
-from empathax.hardware import parse_hardware, smaller_to_larger
 from empathax.planning.topology import child_environment
 from empathax.planning.worker import MARK, Request
 

@@ -14,14 +14,25 @@ import jax
 from jax.sharding import Mesh
 
 from empathax.config import Config
-from empathax.hardware import Topology
+from empathax.config.hardware import Topology
 from empathax.parallel.mesh import compute_dtype, make_mesh
 from empathax.planning.collectives import BETWEEN, Collective, by_kind, collectives_of, moved_logits
-from empathax.planning.flops import Counts, adapter_flops, forward_flops, train_flops
+from empathax.planning.costs import (
+    Counts,
+    Memory,
+    Roofline,
+    adapter_flops,
+    as_dtype,
+    device_bytes,
+    forward_flops,
+    memory_of,
+    refused_memory,
+    roofline,
+    train_flops,
+    train_hardware_flops,
+)
 from empathax.planning.hlo import parse_program
-from empathax.planning.memory import Memory, as_dtype, device_bytes, memory_of, refused_memory
 from empathax.planning.model import PlannedModel
-from empathax.planning.roofline import Roofline, roofline, train_hardware_flops
 from empathax.planning.rows import Rows
 from empathax.planning.steps import Lowered, Setup, lower_parts, params_of, trained_of
 from empathax.planning.topology import topology_devices

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from empathax.hardware import GIB
+from empathax.config.hardware import GIB
 
 ASSUMPTIONS = (
     "compute: what the step computes, unused tokens of rows and recomputation included, at the peak bfloat16 rate",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from empathax.config import Config
+from empathax.config.losses import PAIRED_ROWS, rows_kind
 from empathax.data.dataset import build_dataset
 from empathax.data.packing import SEQUENCE_MULTIPLE, TRAINED_MULTIPLE, PackedRows, RowSizes
 from empathax.data.row_plan import ROW_MULTIPLE, round_up
 from empathax.errors import DataError, WeightsError
-from empathax.losses import PAIRED_ROWS, rows_kind
-from empathax.planning.flops import tree_counts
+from empathax.planning.costs import tree_counts
 from empathax.planning.model import PlannedModel
 
 
@@ -107,7 +107,7 @@ def assumed_rows(config: Config, stage: str) -> Rows:
 
 
 def _from_data(config: Config, stage: str, model: PlannedModel) -> Rows:
-    from empathax.models.source import load_tokenizer
+    from empathax.models.weights.source import load_tokenizer
 
     path = config.model.tokenizer_path
     tokenizer = load_tokenizer(path) if path or model.tokenizer is None else model.tokenizer()

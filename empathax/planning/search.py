@@ -8,9 +8,9 @@ from typing import Any
 
 from jax.sharding import AbstractMesh
 
+from empathax.config.hardware import Topology
+from empathax.config.mesh import AXES, parse_rules
 from empathax.errors import ConfigError
-from empathax.hardware import Topology
-from empathax.mesh_settings import AXES, parse_rules
 from empathax.models.transformer import abstract_params, logical_axes
 from empathax.parallel.mesh import mesh_shape
 from empathax.parallel.rules import param_shardings

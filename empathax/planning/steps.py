@@ -12,17 +12,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from empathax.config import Config
+from empathax.config.lora import LoraSpec, spec_of
+from empathax.config.mesh import parse_rules
 from empathax.data.batch import Batch, LabeledReplies
 from empathax.data.packing import RowSizes
 from empathax.errors import ConfigError
 from empathax.evaluation.generation.decoding import generate
 from empathax.evaluation.generation.prompt_tree import PromptTree, rounded_up
 from empathax.evaluation.generation.sampling import sampling_from
-from empathax.lora_settings import LoraSpec, spec_of
-from empathax.mesh_settings import parse_rules
-from empathax.models.lora import abstract_adapter, overlay
-from empathax.models.model_config import ModelConfig
-from empathax.models.quantized import abstract_quantized
+from empathax.models.architecture.model_config import ModelConfig
+from empathax.models.lora.adapters import abstract_adapter, overlay
+from empathax.models.lora.quantized import abstract_quantized
 from empathax.models.transformer import abstract_params, logical_axes
 from empathax.parallel.mesh import compute_dtype, platform_of
 from empathax.parallel.rules import batch_sharding, check_batches, param_shardings, replicated

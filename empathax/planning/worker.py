@@ -28,7 +28,7 @@ class Request:
 
 def answer(request: Request) -> dict[str, Any]:
     """The plan that was asked for. Raises EmpathaxError for what cannot be planned."""
-    from empathax.hardware import parse_hardware
+    from empathax.config.hardware import parse_hardware
     from empathax.planning.compile import Subject, compile_plan
     from empathax.planning.model import find_model
     from empathax.planning.rows import check_enough_rows, find_rows
@@ -45,7 +45,7 @@ def answer(request: Request) -> dict[str, Any]:
 
 def _search(subject: Any, request: Request) -> dict[str, Any]:
     """The plan of what was found, or of the last try where nothing fits, with all that was tried."""
-    from empathax.hardware import parse_hardware, smaller_to_larger
+    from empathax.config.hardware import parse_hardware, smaller_to_larger
     from empathax.planning.compile import compile_plan
     from empathax.planning.search import largest_rows, smallest_topology
 

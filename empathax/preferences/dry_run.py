@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from empathax.evaluation.judging.chat_requests import ChatRequest
 from empathax.evaluation.judging.limits import Prices, estimated_tokens
 from empathax.preferences.candidates import candidate_request
-from empathax.preferences.llm_sets import Recipe
-from empathax.preferences.llm_source import Source
-from empathax.preferences.pairs import Candidate
-from empathax.preferences.rankers import RUBRICS, judge_requests
-from empathax.preferences.ranking import Task
+from empathax.preferences.contexts import Candidate
+from empathax.preferences.llm_sets import Recipe, Source
+from empathax.preferences.ranking import RUBRICS, Task, judge_requests
 
 _WORDS_PER_TOKEN = 0.75
 _JUDGE_TOKENS = 60  # of an answer: a reason of a sentence

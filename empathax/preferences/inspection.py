@@ -1,9 +1,12 @@
-"""Any preference set looked at: surface cues, levels and places in the dialogue, duplicates, samples."""
+"""Any preference set looked at: surface cues, levels and places in the dialogue, duplicates, samples.
+
+The page of --inspect: one self-contained HTML file that loads nothing.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,11 @@ from empathax.data.records import Message, PreferenceRow
 from empathax.data.sources import load_splits
 from empathax.errors import DataError
 from empathax.evaluation.classifiers.classifier import Classifier, classify
-from empathax.evaluation.level_data import LEVEL_HEAD, level_of_strategy
-from empathax.evaluation.level_shares import LEVELS
-from empathax.preferences.near_duplicates import NearDuplicates
+from empathax.evaluation.classifiers.data import LEVEL_HEAD, level_of_strategy
+from empathax.evaluation.metrics.levels import LEVELS
+from empathax.evaluation.report.page import environment
+from empathax.preferences.overlap import NearDuplicates, num_words, plain
 from empathax.preferences.surface_cues import SurfaceCues, surface_cues
-from empathax.preferences.words import num_words, plain
 
 SIDES = ("chosen", "rejected")
 NUM_SAMPLES = 12
@@ -208,3 +211,20 @@ def _provenance(row: PreferenceRow) -> dict[str, Any]:
     found = row.meta.get("provenance")
     known = found if isinstance(found, dict) else {}
     return known | {side: known[side] if isinstance(known.get(side), dict) else {} for side in SIDES}
+
+
+def page(path: str, splits: Mapping[str, SplitFacts]) -> str:
+    """The HTML of a set's facts, by split."""
+    quartiles = {
+        split: [
+            name
+            for name in ("1", "2", "3", "4", UNKNOWN)
+            if any(place == name for counts in facts.levels.values() for place, _ in counts)
+        ]
+        for split, facts in splits.items()
+    }
+    return (
+        environment("empathax.preferences")
+        .get_template("inspect.html")
+        .render(path=path, splits=splits, sides=SIDES, levels=(*LEVELS, UNKNOWN), quartiles=quartiles)
+    )

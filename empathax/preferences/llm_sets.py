@@ -3,6 +3,8 @@
 Contexts are worked on in portions, one after another. What a model said is in the cache of answers before anything else
 is done with it, and everything after that is computed from it: a run that was killed, or stopped by its budget, goes on
 with the same command and ends with the files it would have written at once.
+
+The contexts that a model writes replies for: by split, clean of words of later splits, evenly spread.
 """
 
 from __future__ import annotations
@@ -14,16 +16,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from empathax.config import DataOptions
+from empathax.data.sources import load_by_split
 from empathax.errors import ConfigError, DataError, EmpathaxError
 from empathax.preferences.backends import Backend
-from empathax.preferences.candidate_files import Judged, write_files
-from empathax.preferences.candidates import Sampling, Variant, Written, write_candidates
-from empathax.preferences.contexts import Context, digest
+from empathax.preferences.candidates import Judged, Sampling, Variant, Written, write_candidates, write_files
+from empathax.preferences.contexts import (
+    Context,
+    Pair,
+    counts_in_words,
+    data_settings,
+    digest,
+    in_splits,
+    load_contexts,
+)
 from empathax.preferences.filters import Filtered, FilterOptions, filter_pairs
-from empathax.preferences.llm_source import Source
-from empathax.preferences.pairs import Pair
-from empathax.preferences.rankers import UNREADABLE
-from empathax.preferences.ranking import Ranker, Task, choose
+from empathax.preferences.overlap import HeldOutTexts, held_out_texts
+from empathax.preferences.ranking import UNREADABLE, Ranker, Task, choose
 from empathax.preferences.review import agreement, check_all_used, is_unranked
 from empathax.preferences.set_files import PreferenceSet, done_before, start, write_set
 
@@ -254,3 +265,42 @@ def _cut(splits: Iterable[Filtered], limit: int) -> list[str]:
 def _portions(contexts: Sequence[Context]) -> Iterator[Sequence[Context]]:
     for start_at in range(0, len(contexts), PORTION):
         yield contexts[start_at : start_at + PORTION]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Contexts by split, those whose prompts show words of a later split left out, and these words.
+
+    Attributes:
+        path, settings: where they come from, and the settings that picked them.
+        in_words: how many there are, before any limit.
+    """
+
+    path: str
+    settings: dict[str, Any]
+    in_words: str
+    contexts: dict[str, list[Context]]
+    held_out: dict[str, HeldOutTexts]
+    num_overlapping: int
+
+
+def read_source(options: DataOptions, splits: Sequence[str], max_contexts: int) -> Source:
+    """The contexts to write replies for. Raises a DataError if the source cannot be read or a split has none."""
+    rows = load_by_split(options)
+    found = in_splits(load_contexts(rows, options), splits, options.path)
+    held_out = {split: held_out_texts(rows, split) for split in found}
+    clean = {
+        split: [one for one in part if not any(held_out[split].shared(turn.content) for turn in one.prompt)]
+        for split, part in found.items()
+    }
+    lost = sum(map(len, found.values())) - sum(map(len, clean.values()))
+    picked = {split: _spread(part, max_contexts) for split, part in clean.items()}
+    in_words = counts_in_words(options.path, rows, found)
+    return Source(options.path, data_settings(options), in_words, picked, held_out, lost)
+
+
+def _spread(contexts: Sequence[Context], most: int) -> list[Context]:
+    """At most `most` contexts (0 = all), evenly over the whole."""
+    if not most or most >= len(contexts):
+        return list(contexts)
+    return [contexts[place] for place in np.linspace(0, len(contexts) - 1, most).round().astype(int).tolist()]

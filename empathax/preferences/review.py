@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 
 from empathax.errors import ConfigError, DataError, raise_all
 from empathax.evaluation import output
-from empathax.preferences.agreement import fleiss_kappa
-from empathax.preferences.ranking import Ranker, Ranking, Task
-from empathax.preferences.words import plain
+from empathax.preferences.overlap import plain
+from empathax.preferences.ranking import Ranker, Ranking, Task, fleiss_kappa
 
 COLUMNS = ("context_id", "conversation", "candidate", "reply", "rank")
 LETTERS = string.ascii_uppercase

@@ -1,18 +1,23 @@
 """Pairs that need no LLM: a gold reply against one that somebody said elsewhere. What each rule is for and where it
-misleads: docs/preference_data.md."""
+misleads: docs/preference_data.md.
+
+Replies to be moved into other dialogues: drawn by a hash, of about the length of the reply they stand against.
+
+Emotions as corpora name them on Plutchik's wheel (1980), and how far apart they lie there.
+"""
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from empathax.data.support_corpora import ADVICE
 from empathax.errors import DataError
-from empathax.preferences.contexts import Context
-from empathax.preferences.emotions import distance, farthest
-from empathax.preferences.pairs import Candidate, Pair
-from empathax.preferences.reply_pool import ReplyPool
+from empathax.preferences.contexts import Candidate, Context, Pair
+from empathax.preferences.overlap import num_words, plain
 
 Made = Iterator[Pair]
 
@@ -154,3 +159,98 @@ def _problem(context: Context) -> str:
 
 def _emotion(context: Context) -> str:
     return context.kinds.get("emotion_type", "")
+
+
+_NEAREST = 16  # replies nearest in length, among which the hash draws
+_MAX_RATIO = 1.5  # of the two replies' numbers of words
+
+
+class ReplyPool:
+    """Gold replies of `contexts` by a group each ("" = one group for all).
+
+    A draw looks at replies of nearly the same number of words only, at most half as many again: otherwise length would
+    tell chosen from rejected. A reply is drawn again only when all like it have been drawn as often.
+    """
+
+    def __init__(self, contexts: Sequence[Context], group: Callable[[Context], str] = lambda context: "") -> None:
+        self._by_group: dict[str, list[tuple[int, str, Context]]] = {}
+        self._num_drawn: dict[str, int] = {}
+        for context in contexts:
+            entry = (num_words(context.reply), context.context_id, context)
+            self._by_group.setdefault(group(context), []).append(entry)
+        for entries in self._by_group.values():
+            entries.sort(key=lambda entry: entry[:2])
+
+    @property
+    def groups(self) -> set[str]:
+        return set(self._by_group)
+
+    def draw(self, key: str, target: Context, groups: Sequence[str], once: bool = False) -> Context | None:
+        """A context whose reply can stand in `target`: of one of `groups`, another dialogue, other words. The number of
+        words is as near as can be; of the nearest the least drawn are taken (with `once`: those not drawn yet), and of
+        these one by a hash of `key`. None if there is none."""
+        near = [entry for name in groups for entry in self._nearest(name, target)]
+        wanted = num_words(target.reply)
+        if once:
+            near = [entry for entry in near if entry[1] not in self._num_drawn]
+        if not near:
+            return None
+        near.sort(key=lambda entry: (abs(entry[0] - wanted), entry[1]))
+        near = near[:_NEAREST]
+        least = min(self._num_drawn.get(entry[1], 0) for entry in near)
+        fresh = [entry for entry in near if self._num_drawn.get(entry[1], 0) == least]
+        drawn = fresh[_hash(key) % len(fresh)][2]
+        self._num_drawn[drawn.context_id] = least + 1
+        return drawn
+
+    def _nearest(self, group: str, target: Context) -> list[tuple[int, str, Context]]:
+        entries = self._by_group.get(group, [])
+        middle = bisect.bisect_left(entries, num_words(target.reply), key=lambda entry: entry[0])
+        found: list[tuple[int, str, Context]] = []
+        said = plain(target.reply)
+        for step in range(4 * _NEAREST):
+            places = [place for place in (middle - 1 - step, middle + step) if 0 <= place < len(entries)]
+            found += [entries[place] for place in places if self._fits(entries[place][2], target, said)]
+            if len(found) >= 2 * _NEAREST:
+                break
+        return found
+
+    def _fits(self, other: Context, target: Context, said: str) -> bool:
+        low, high = sorted(num_words(context.reply) for context in (other, target))
+        return other.dialogue_id != target.dialogue_id and high <= _MAX_RATIO * low and plain(other.reply) != said
+
+
+def _hash(key: str) -> int:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+
+
+PRIMARY = ("joy", "trust", "fear", "surprise", "sadness", "disgust", "anger", "anticipation")  # around the wheel
+
+# ESConv's emotion types and EmpatheticDialogues' 32 labels, each at the primary emotion it is nearest to.
+_PLACES = {
+    "joy": "joy joyful excited proud content happy",
+    "trust": "trust trusting faithful grateful caring confident sentimental",
+    "fear": "fear afraid terrified anxiety anxious nervousness apprehensive",
+    "surprise": "surprise surprised impressed",
+    "sadness": "sadness sad depression pain lonely disappointed devastated nostalgic guilt guilty",
+    "disgust": "disgust disgusted shame ashamed embarrassed",
+    "anger": "anger angry annoyed furious jealousy jealous",
+    "anticipation": "anticipation anticipating hopeful prepared",
+}
+_PLACE_OF = {name: PRIMARY.index(primary) for primary, names in _PLACES.items() for name in names.split()}
+
+
+def distance(first: str, second: str) -> int | None:
+    """Steps between two emotions around the wheel, 4 = opposite; None if one is not known."""
+    places = [_PLACE_OF.get(name.strip().lower()) for name in (first, second)]
+    if places[0] is None or places[1] is None:
+        return None
+    steps = abs(places[0] - places[1])
+    return min(steps, len(PRIMARY) - steps)
+
+
+def farthest(emotion: str, present: set[str]) -> set[str]:
+    """Those of the emotions `present` that lie farthest from `emotion`, at least 2 steps; empty if there is none."""
+    steps = {other: distance(emotion, other) or 0 for other in present}
+    most = max(steps.values(), default=0)
+    return {other for other, value in steps.items() if value == most} if most >= 2 else set()

@@ -19,9 +19,9 @@ import scipy.optimize
 import scipy.sparse
 from jaxtyping import Float, Int
 
-from empathax.evaluation.report.bootstrap import Interval, resample
-from empathax.evaluation.report.statistics import MeanOfValues
-from empathax.preferences.words import num_words, plain, spaced
+from empathax.evaluation.metrics.bootstrap import Interval, resample
+from empathax.evaluation.metrics.statistics import MeanOfValues
+from empathax.preferences.overlap import num_words, plain, spaced
 
 NUM_FOLDS = 10
 MIN_COUNT = 3  # pairs in which a word differs, for it to be a feature

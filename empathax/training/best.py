@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from empathax.errors import ConfigError
-from empathax.evaluation.report.columns import better_metrics, better_way
-from empathax.parallel.exchange import process_number, together
+from empathax.evaluation.report.table import better_metrics, better_way
+from empathax.parallel.agreement import process_number, together
 from empathax.training.checkpoint import StageCheckpoints, restore_params
 from empathax.training.state import TrainState
 

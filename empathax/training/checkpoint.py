@@ -16,7 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from empathax.errors import CheckpointError, NonFiniteError, Preempted, raise_all
-from empathax.models.orbax_files import (
+from empathax.models.weights.orbax import (
     FROZEN,
     ITEMS,
     abstract,

@@ -15,14 +15,13 @@ import jax.numpy as jnp
 from empathax.config import MeshOptions
 from empathax.data.chat import ChatTemplate
 from empathax.errors import CheckpointError, ConfigError, raise_all
-from empathax.models.export import export_model, export_orbax, whole_directory
-from empathax.models.lora import Adapter
-from empathax.models.lora_checkpoint import adapted_params, checkpoint_adapters
-from empathax.models.lora_files import joined, write_adapter
-from empathax.models.model_config import ModelConfig
-from empathax.models.source import ModelSource, load_tokenizer, resolve_model
-from empathax.models.tokenizer import Tokenizer
+from empathax.models.architecture.model_config import ModelConfig
+from empathax.models.lora.adapters import Adapter
+from empathax.models.lora.files import adapted_params, checkpoint_adapters, joined, write_adapter
+from empathax.models.tokenizers.tokenizer import Tokenizer
 from empathax.models.transformer import abstract_params, logical_axes
+from empathax.models.weights.export import export_model, export_orbax, whole_directory
+from empathax.models.weights.source import ModelSource, load_tokenizer, resolve_model
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import param_shardings
 from empathax.training.checkpoint import latest_checkpoint, read_meta, restore_params

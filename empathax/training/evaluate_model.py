@@ -11,12 +11,12 @@ from pathlib import Path
 from empathax.config import Config, LoraOptions
 from empathax.evaluation.judging.chat_server import ChatServer
 from empathax.evaluation.judging.server_replies import generate_from_server
-from empathax.evaluation.prediction_files import read_predictions
 from empathax.evaluation.reply_metrics import ReplyScorer
 from empathax.evaluation.reply_record import make_record
+from empathax.evaluation.reply_set import read_predictions
 from empathax.evaluation.report.record import EvaluationRecord
-from empathax.parallel.distributed import is_leader
-from empathax.parallel.exchange import together
+from empathax.parallel.agreement import together
+from empathax.parallel.processes import is_leader
 from empathax.training import report
 from empathax.training.held_out import HeldOut
 from empathax.training.job import Job, assemble
@@ -119,7 +119,7 @@ def evaluate_server(evaluation: Evaluation, server: ChatServer, label: str) -> E
 
 
 def record_of_files(scorer: ReplyScorer, predictions: Path, references: Path, label: str) -> EvaluationRecord:
-    """A record of the texts in two files (evaluation/prediction_files.py)."""
+    """A record of the texts in two files (evaluation/reply_set.py)."""
     turns, replies = read_predictions(predictions, references)
     scores = scorer.score(turns, replies)
     return make_record(

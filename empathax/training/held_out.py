@@ -16,7 +16,7 @@ from empathax.data.loader import eval_batches
 from empathax.data.packing import PackedRows
 from empathax.evaluation.generation.replies import generate_replies
 from empathax.evaluation.reply_set import Turn, by_dialogue, pick_turns, turn_of
-from empathax.parallel.distributed import put_batch, rows_of_process
+from empathax.parallel.processes import put_batch, rows_of_process
 from empathax.parallel.rules import batch_sharding
 from empathax.training import held_out_preferences, metrics
 from empathax.training.job import Job, Params

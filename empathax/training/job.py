@@ -19,26 +19,25 @@ from jax.sharding import Mesh
 from jaxtyping import Float32
 
 from empathax.config import Config, to_dict
+from empathax.config.losses import rows_kind
+from empathax.config.mesh import parse_rules
 from empathax.data.dataset import Dataset, build_dataset, trained_texts
 from empathax.data.loader import Loader
 from empathax.errors import ConfigError, DataError
+from empathax.evaluation.generation.replies import stop_token_ids
 from empathax.evaluation.generation.sampling import sampling_from
-from empathax.evaluation.generation.stop_tokens import stop_token_ids
-from empathax.losses import rows_kind
-from empathax.mesh_settings import parse_rules
-from empathax.models.adapted import adapted_model, fingerprint_with
-from empathax.models.lora import Adapter, overlay
-from empathax.models.lora_files import read_adapter
-from empathax.models.quantized import quantized_parameter
-from empathax.models.source import ModelSource, load_tokenizer, resolve_model
-from empathax.models.tokenizer import Tokenizer
+from empathax.models.lora.adapters import Adapter, overlay
+from empathax.models.lora.files import read_adapter
+from empathax.models.lora.merged_model import adapted_model, fingerprint_with
+from empathax.models.lora.quantized import quantized_parameter
+from empathax.models.tokenizers.tokenizer import Tokenizer
 from empathax.models.transformer import abstract_params, logical_axes
-from empathax.models.weights import as_it_is
-from empathax.parallel.agreement import check_agreement, check_shared_directory
-from empathax.parallel.compilation import use_compilation_cache
-from empathax.parallel.distributed import is_leader, rows_of_process
-from empathax.parallel.exchange import from_leader, together
+from empathax.models.weights.loading import as_it_is
+from empathax.models.weights.source import ModelSource, load_tokenizer, resolve_model
+from empathax.parallel.agreement import check_agreement, check_shared_directory, from_leader, together
+from empathax.parallel.host import use_compilation_cache
 from empathax.parallel.mesh import make_mesh
+from empathax.parallel.processes import is_leader, rows_of_process
 from empathax.parallel.rules import check_batches, param_shardings
 from empathax.training import workdirs
 from empathax.training.best import check_best_metric

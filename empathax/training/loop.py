@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from empathax.config import Config, StageOptions
 from empathax.errors import NonFiniteError, Preempted
-from empathax.parallel.distributed import is_leader
+from empathax.parallel.processes import is_leader
 from empathax.parallel.stopping import StopVote
 from empathax.training.checkpoint import StageCheckpoints
 from empathax.training.metrics import measured

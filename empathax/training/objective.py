@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from empathax.config import Config, DpoOptions, ModelOptions
 from empathax.data.batch import Batch, LabeledReplies
 from empathax.errors import ConfigError
-from empathax.models.model_config import ModelConfig
+from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.transformer import hidden_states, output_projection
 from empathax.objectives.logprobs import TokenLogps, sequence_logps, take_queries, token_logps
 from empathax.objectives.pairs import (

@@ -11,12 +11,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from empathax.evaluation.level_plot import level_plot
+from empathax.evaluation.metrics.levels import LevelCounts, count_levels
+from empathax.evaluation.metrics.statistics import LogLikelihoods, MeanOfValues, RatioOfSums, RewardMargins, Statistic
 from empathax.evaluation.reply_metrics import ReplyScorer
 from empathax.evaluation.report.curves import read_curves
+from empathax.evaluation.report.level_plot import level_plot
 from empathax.evaluation.report.record import Curve
-from empathax.evaluation.report.statistics import LogLikelihoods, MeanOfValues, RatioOfSums, RewardMargins, Statistic
-from empathax.evaluation.validation import LevelCounts, count_levels
 from empathax.training.held_out import HeldOut
 from empathax.training.held_out_preferences import by_pair, by_side, has_pairs
 from empathax.training.job import Job

@@ -11,11 +11,11 @@ from empathax.config import to_dict
 from empathax.evaluation import output
 from empathax.evaluation.reply_metrics import ReplyScorer, ReplyScores
 from empathax.evaluation.reply_record import make_record, slug
-from empathax.evaluation.report.record_file import FILE, write_record
+from empathax.evaluation.report.record import FILE, write_record
 from empathax.objectives.preference import reference_kind
-from empathax.parallel.distributed import is_leader
-from empathax.parallel.exchange import together
+from empathax.parallel.agreement import together
 from empathax.parallel.mesh import compute_dtype
+from empathax.parallel.processes import is_leader
 from empathax.parallel.stopping import listening
 from empathax.training import report
 from empathax.training.held_out import HeldOut

@@ -16,9 +16,9 @@ from empathax.data.batch import Batch
 from empathax.errors import Preempted, WeightsError
 from empathax.evaluation.reply_metrics import ReplyScorer
 from empathax.objectives.preference import initial_loss, reference_kind
-from empathax.parallel.distributed import is_leader, put_batch
-from empathax.parallel.exchange import from_leader
+from empathax.parallel.agreement import from_leader
 from empathax.parallel.mesh import compute_dtype
+from empathax.parallel.processes import is_leader, put_batch
 from empathax.parallel.rules import batch_sharding
 from empathax.parallel.stopping import StopVote
 from empathax.training import reference, report

@@ -14,15 +14,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from empathax.config import Config, DpoOptions, ModelOptions
+from empathax.config.lora import LoraSpec
 from empathax.data.batch import Batch
-from empathax.lora_settings import LoraSpec
-from empathax.models.lora import overlay
-from empathax.models.model_config import ModelConfig
+from empathax.models.architecture.model_config import ModelConfig
+from empathax.models.lora.adapters import overlay
 from empathax.objectives.sft import Sums
 from empathax.training import metrics
 from empathax.training.objective import make_loss, make_scorer, per_reply, tokens_per_pair
-from empathax.training.optimizer import Schedule
-from empathax.training.param_groups import merge, split
+from empathax.training.optimizer import Schedule, merge, split
 from empathax.training.state import TrainState, Tree
 
 # (state, batch with leading dims [A, B], reference parameters or None) -> (state, metrics by name)

@@ -15,9 +15,8 @@ from empathax.errors import ConfigError
 from empathax.evaluation.report.files import read_runs, write_report
 from empathax.evaluation.report.paper import paper_models
 from empathax.evaluation.report.text import markdown
-from empathax.parallel.agreement import check_code_and_settings
-from empathax.parallel.distributed import is_leader
-from empathax.parallel.exchange import together
+from empathax.parallel.agreement import check_code_and_settings, together
+from empathax.parallel.processes import is_leader
 from empathax.training import job as jobs_of
 from empathax.training.hparams import told_apart
 from empathax.training.job import Job

@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 
-from empathax.lora_settings import LoraSpec, spec_of
-from empathax.models.lora import abstract_adapter, adapters_of, init_adapter, merged, overlay, without_adapters
+from empathax.config.lora import LoraSpec, spec_of
+from empathax.models.lora.adapters import abstract_adapter, adapters_of, init_adapter, merged, overlay, without_adapters
 from empathax.training.checkpoint import restore_params
 from empathax.training.job import Job, Params
-from empathax.training.param_groups import check_patterns
+from empathax.training.optimizer import check_patterns
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from empathax.config import Config
-from empathax.config_flags import load_config
-from empathax.models.quantized import dense_kernel, quantized_parameter, rounded_parameter
-from empathax.models.source import resolve_model
+from empathax.config.flags import load_config
+from empathax.models.lora.quantized import dense_kernel, quantized_parameter, rounded_parameter
 from empathax.models.transformer import logits
-from empathax.planning.memory import compiled_bytes
+from empathax.models.weights.source import resolve_model
+from empathax.planning.costs import compiled_bytes
 from empathax.planning.report import markdown_table
 from empathax.training.job import assemble
 from empathax.training.optimizer import make_optimizer

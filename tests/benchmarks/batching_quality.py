@@ -20,7 +20,7 @@ import numpy as np
 
 from empathax.config import Config, DpoOptions
 from empathax.data.row_plan import Group
-from empathax.models.source import ModelSource, resolve_model
+from empathax.models.weights.source import ModelSource, resolve_model
 from empathax.training import metrics
 from empathax.training.held_out_preferences import pair_sums
 from tests.benchmarks import results

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from empathax.hardware import GIB, Topology, parse_hardware
+from empathax.config.hardware import GIB, Topology, parse_hardware
 from empathax.planning.topology import child_environment
 
 ROW_TOKENS = 2048

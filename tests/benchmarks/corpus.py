@@ -13,11 +13,11 @@ from empathax.config import Config, DataOptions, DpoOptions, ModelOptions, SftOp
 from empathax.data.chat import ChatTemplate
 from empathax.data.dataset import Dataset, build_dataset
 from empathax.data.examples import Example
-from empathax.data.prompts import system_text
 from empathax.data.records import Dialogue, Message
 from empathax.data.sources import load_splits
-from empathax.models.source import ModelSource
-from empathax.models.tokenizer import Tokenizer
+from empathax.data.templates import system_text
+from empathax.models.tokenizers.tokenizer import Tokenizer
+from empathax.models.weights.source import ModelSource
 from tests.benchmarks.task import Task
 
 LEARNING_RATE = 1e-6

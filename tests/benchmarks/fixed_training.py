@@ -10,7 +10,7 @@ import numpy as np
 from empathax.config import Config
 from empathax.data.batch import Batch
 from empathax.data.row_plan import Group
-from empathax.models.source import ModelSource
+from empathax.models.weights.source import ModelSource
 from empathax.training.optimizer import make_optimizer
 from empathax.training.reference import frozen_copy, precompute
 from empathax.training.state import Tree, init_state

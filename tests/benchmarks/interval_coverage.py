@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from empathax.evaluation.report.bootstrap import resample
-from empathax.evaluation.report.reply_statistics import ReplyLevels, ReplyWords
-from empathax.evaluation.report.statistics import Statistic
+from empathax.evaluation.metrics.bootstrap import resample
+from empathax.evaluation.metrics.statistics import ReplyLevels, ReplyWords, Statistic
 
 NUM_DIALOGUES, NUM_REPLIES, NUM_WORDS, VOCABULARY = 80, 4, 15, 1500
 FRESH, TRIALS, RESAMPLES = 300, 120, 400

@@ -6,7 +6,7 @@ import json
 
 from empathax.config import Config, EvalOptions, ModelOptions
 from empathax.evaluation.generation.replies import generate_ids
-from empathax.models.source import resolve_model
+from empathax.models.weights.source import resolve_model
 from empathax.parallel.mesh import compute_dtype
 from tests.benchmarks.task import Task, Turns, task_from_argv
 

@@ -11,9 +11,9 @@ from empathax.config import Config
 from empathax.data.dataset import Dataset
 from empathax.data.loader import Loader
 from empathax.data.packing import PackedRows
-from empathax.models.source import ModelSource, resolve_model
-from empathax.parallel.huge_pages import restart_with_huge_pages
-from empathax.planning.flops import train_flops, tree_counts
+from empathax.models.weights.source import ModelSource, resolve_model
+from empathax.parallel.host import restart_with_huge_pages
+from empathax.planning.costs import train_flops, tree_counts
 from empathax.training.optimizer import make_optimizer
 from empathax.training.reference import precompute
 from empathax.training.state import Tree, init_state

@@ -15,7 +15,7 @@ from empathax.data.encoding import ReplyEncoder
 from empathax.data.examples import encode_rows
 from empathax.data.row_plan import Group
 from empathax.data.sources import load_splits
-from empathax.models.source import ModelSource
+from empathax.models.weights.source import ModelSource
 
 
 @dataclass(frozen=True)

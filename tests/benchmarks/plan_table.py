@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from empathax.config import to_dict
-from empathax.config_flags import load_config
+from empathax.config.flags import load_config
 from empathax.planning.child import run_plan
 from empathax.planning.report import gib, markdown_table
 from empathax.planning.worker import Request

@@ -35,11 +35,11 @@ from empathax.data.encoding import ReplyEncoder
 from empathax.data.examples import EncodedSplit, encode_rows
 from empathax.data.records import Row
 from empathax.data.sources import load_splits
-from empathax.evaluation.report.bootstrap import Resampled, difference, resample
-from empathax.evaluation.report.record_file import read_record
-from empathax.evaluation.report.statistics import MeanOfValues
-from empathax.models.export import export_model
-from empathax.models.source import ModelSource, resolve_model
+from empathax.evaluation.metrics.bootstrap import Resampled, difference, resample
+from empathax.evaluation.metrics.statistics import MeanOfValues
+from empathax.evaluation.report.record import read_record
+from empathax.models.weights.export import export_model
+from empathax.models.weights.source import ModelSource, resolve_model
 from empathax.training.state import Tree
 from tests.benchmarks.fixed_steps import fixed_batches, planned_steps
 from tests.benchmarks.fixed_training import ROW_LENGTH, Scorer, train

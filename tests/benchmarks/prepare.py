@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from empathax.models.export import export_model
-from empathax.models.source import resolve_model
+from empathax.models.weights.export import export_model
+from empathax.models.weights.source import resolve_model
 from tests.benchmarks import corpus
 from tests.benchmarks.task import Task, task_from_argv
 

@@ -13,7 +13,7 @@ import json
 
 from empathax.config import DataOptions
 from empathax.data.dataset import build_dataset
-from empathax.models.source import resolve_model
+from empathax.models.weights.source import resolve_model
 from empathax.planning.rows import measured_rows
 
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from empathax.data.packing import pack
-from empathax.models.attention import attention
-from empathax.models.source import resolve_model
+from empathax.models.attention.dispatch import attention
+from empathax.models.weights.source import resolve_model
 from tests.benchmarks import results
 from tests.benchmarks.fixed_steps import fixed_batches, synthetic_dialogues
 from tests.benchmarks.results import OURS, Result, measured

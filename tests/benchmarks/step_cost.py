@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from empathax.config import Config, DpoOptions, ModelOptions
 from empathax.data.batch import Batch
-from empathax.models.model_config import ModelConfig
-from empathax.models.source import resolve_model
+from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.transformer import abstract_params, init_params
+from empathax.models.weights.source import resolve_model
 from empathax.training.optimizer import make_optimizer
 from empathax.training.state import Tree, abstract_state, init_state
 from empathax.training.step import make_train_step

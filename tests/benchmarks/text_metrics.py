@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
-from empathax.evaluation.text.text_metrics import score_texts
+from empathax.evaluation.metrics.text_metrics import score_texts
 from tests.benchmarks import results
 from tests.benchmarks.results import OURS, Result, measured
-from tests.evaluation.text.reference_metrics import core_metrics
+from tests.evaluation.metrics.reference_metrics import core_metrics
 
 WORK = "text_metrics"
 REFERENCE = "nltk, rouge-score"

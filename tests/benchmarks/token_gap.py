@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from empathax.models.source import resolve_model
 from empathax.models.transformer import logits
+from empathax.models.weights.source import resolve_model
 from tests.benchmarks import results
 from tests.benchmarks.results import OURS, Result
 

@@ -38,10 +38,10 @@ def write_checkpoint(directory: Path, settings: dict) -> int:
     import numpy as np
     import safetensors.numpy
 
-    from empathax.models.architecture import from_hf_config
-    from empathax.models.tensor_checks import file_shape, parameter_at
+    from empathax.models.architecture.presets import from_hf_config
     from empathax.models.transformer import abstract_params
-    from empathax.models.weight_names import Naming, stored_parameters
+    from empathax.models.weights.checks import file_shape, parameter_at
+    from empathax.models.weights.names import Naming, stored_parameters
 
     (directory / "config.json").write_text(json.dumps(settings))
     config = from_hf_config(settings)
@@ -74,9 +74,9 @@ def load(directory: str, convert_to: str) -> None:
         jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, number)
 
     from empathax.config import MeshOptions
-    from empathax.models.orbax_files import write_params
-    from empathax.models.source import resolve_model
     from empathax.models.transformer import abstract_params, logical_axes
+    from empathax.models.weights.orbax import write_params
+    from empathax.models.weights.source import resolve_model
     from empathax.parallel.mesh import make_mesh
     from empathax.parallel.rules import param_shardings
 

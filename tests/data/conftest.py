@@ -6,7 +6,7 @@ import pytest
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from empathax.models.tokenizer import SpecialNames, Tokenizer
+from empathax.models.tokenizers.tokenizer import SpecialNames, Tokenizer
 
 CORPUS = [
     "Good morning, I hear you and I am here with you. It sounds hard, and it makes sense that you feel low today.",

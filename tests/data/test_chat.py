@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from empathax.data.chat import ChatTemplate, split_prompt
-from empathax.data.families import TEMPLATES
 from empathax.data.records import Message
+from empathax.data.templates import TEMPLATES
 from empathax.errors import DataError
 
 FAMILIES = {"llama2": "llama", "mistral": "mistral", "llama3": "llama", "gemma": "gemma2", "chatml": "qwen2"}

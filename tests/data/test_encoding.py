@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from empathax.config import DataOptions
 from empathax.data.chat import ChatTemplate
 from empathax.data.encoding import ReplyEncoder, Unusable
-from empathax.data.prompts import SYSTEM_PROMPTS
 from empathax.data.records import Message
+from empathax.data.templates import SYSTEM_PROMPTS
 
 OPTIONS = DataOptions(system_prompt="Be kind.", max_length=120)
 HEAD = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n"

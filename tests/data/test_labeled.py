@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from empathax.config import DataOptions
+from empathax.config.losses import LABELED_ROWS, MISMATCHED_ROWS
 from empathax.data.dataset import build_dataset
 from empathax.data.labeled import partners
 from empathax.data.packing import pack
 from empathax.data.prefix_tree import ScoredSequence
 from empathax.errors import DataError
-from empathax.losses import LABELED_ROWS, MISMATCHED_ROWS
 from tests.data.test_packing import dialogues, trained
 
 PACKINGS = ["tree", "pair", "none"]

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from empathax.data.packing import pack
-from empathax.data.packing_report import packing_report
+from empathax.data.packing import pack, packing_report
 from empathax.data.prefix_tree import ScoredSequence
 from empathax.data.row_plan import best_fit, split_group
 from empathax.errors import ConfigError

@@ -6,10 +6,10 @@ import shutil
 import pytest
 
 from empathax.config import DataOptions
+from empathax.config.losses import LABELED_ROWS, MISMATCHED_ROWS, PAIRED_ROWS
 from empathax.data.records import CompletionRow, Dialogue, PreferenceRow
 from empathax.data.sources import load_all, load_by_split, load_splits
 from empathax.errors import DataError
-from empathax.losses import LABELED_ROWS, MISMATCHED_ROWS, PAIRED_ROWS
 
 
 def options(path, **changes):

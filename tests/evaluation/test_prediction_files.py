@@ -5,7 +5,7 @@ import json
 import pytest
 
 from empathax.errors import DataError
-from empathax.evaluation.prediction_files import read_predictions
+from empathax.evaluation.reply_set import read_predictions
 
 
 def write(path, rows):

@@ -9,14 +9,14 @@ from empathax.config import EvalOptions
 from empathax.data.records import Message
 from empathax.errors import ConfigError, DataError
 from empathax.evaluation import reply_metrics
-from empathax.evaluation.level_data import LEVEL_HEAD
+from empathax.evaluation.classifiers.data import LEVEL_HEAD
 from empathax.evaluation.reply_metrics import ReplyScorer
 from empathax.evaluation.reply_record import make_record, slug
 from empathax.evaluation.reply_set import Turn
 from empathax.evaluation.report.record import EvaluationRecord
-from empathax.models.encoder_files import load_encoder
+from empathax.models.encoder.files import load_encoder
+from tests.evaluation.metrics.reference_metrics import reference_metrics
 from tests.evaluation.report.made_up import plain
-from tests.evaluation.text.reference_metrics import reference_metrics
 
 REFERENCES = ["What happened then?", "So you felt left out.", "No wonder that hurts.", "I have been there too."]
 REPLIES = ["What happened?", "You should try to sleep.", "No wonder that hurts.", "You should try to sleep."]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from empathax.config import to_dict
-from empathax.config_flags import load_config
+from empathax.config.flags import load_config
 
 HERE = Path(__file__).parent
 

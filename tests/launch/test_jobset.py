@@ -106,7 +106,7 @@ def test_pod(pod, kind):
 
 
 def test_jax_finds_its_processes(manifests, pod, kind):
-    """The variables that empathax.parallel.distributed reads; the address is pod 0 by JobSet's naming of hosts."""
+    """The variables that empathax.parallel.processes reads; the address is pod 0 by JobSet's naming of hosts."""
     name, (replicated,) = manifests[1]["metadata"]["name"], manifests[1]["spec"]["replicatedJobs"]
     variables = {entry["name"]: entry for entry in pod["containers"][0]["env"]}
     assert all(isinstance(entry.get("value", ""), str) for entry in variables.values())  # else the API refuses them

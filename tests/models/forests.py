@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from empathax.models.attention import NO_WINDOW, attention
-from empathax.models.flash import Plan, flash_attention
-from empathax.models.tree_layout import ScoreOptions, TreeLayout
+from empathax.models.attention.dispatch import NO_WINDOW, attention
+from empathax.models.attention.flash import Plan, flash_attention
+from empathax.models.attention.tree_layout import ScoreOptions, TreeLayout
 
 SCALE = 0.25
 

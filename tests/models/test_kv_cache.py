@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from empathax.models import kv_cache
-from empathax.models.architecture import PRESETS, preset
+from empathax.models.architecture.presets import PRESETS, preset
 from empathax.models.kv_cache import decode_step, init_cache, prefill, split_layers
 from empathax.models.transformer import init_params, logits, project_logits
 

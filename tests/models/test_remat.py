@@ -11,7 +11,7 @@ import pytest
 
 from empathax.config import ModelOptions
 from empathax.errors import ConfigError
-from empathax.models.architecture import preset
+from empathax.models.architecture.presets import preset
 from empathax.models.remat import REMAT, rematerialized
 from empathax.models.transformer import abstract_params, hidden_states, init_params
 

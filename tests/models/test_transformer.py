@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from empathax.config.mesh import LOGICAL_AXES
 from empathax.errors import ConfigError
-from empathax.mesh_settings import LOGICAL_AXES
-from empathax.models.architecture import PRESETS, RopeConfig, preset
+from empathax.models.architecture.presets import PRESETS, RopeConfig, preset
 from empathax.models.layers import embed
 from empathax.models.remat import REMAT
 from empathax.models.transformer import (

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from empathax import losses
-from empathax.config import DpoOptions
+from empathax.config import DpoOptions, losses
+from empathax.config.losses import LOSSES, REPLIES
 from empathax.errors import ConfigError
-from empathax.losses import LOSSES, REPLIES
 from empathax.objectives.pairs import Pairs
 from empathax.objectives.preference import FUNCTIONS, check_options, initial_loss, nll_weight, preference_loss
 from empathax.training import metrics

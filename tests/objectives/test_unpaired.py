@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from empathax.config import DpoOptions
+from empathax.config.losses import LOSSES, REPLIES
 from empathax.errors import ConfigError
-from empathax.losses import LOSSES, REPLIES
 from empathax.objectives.pairs import Pairs
 from empathax.objectives.preference import check_options, initial_loss, preference_loss
 from empathax.objectives.unpaired import FUNCTIONS, Replies, kl_estimate, unpaired_loss

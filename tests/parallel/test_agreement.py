@@ -7,7 +7,7 @@ import pytest
 from empathax.data.sandbox import TemplateRefused
 from empathax.errors import ConfigError, DataError
 from empathax.parallel import agreement
-from empathax.parallel.exchange import _first_error, _kind, from_leader, together
+from empathax.parallel.agreement import _first_error, _kind, from_leader, together
 
 
 def test_each_difference_names_process_and_fact():

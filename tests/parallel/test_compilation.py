@@ -6,7 +6,7 @@ import sys
 import jax
 import pytest
 
-from empathax.parallel.compilation import use_compilation_cache
+from empathax.parallel.host import use_compilation_cache
 
 PROGRAM = """
 import sys

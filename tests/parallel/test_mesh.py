@@ -10,10 +10,10 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from empathax.config import MeshOptions
+from empathax.config.mesh import parse_rules
 from empathax.errors import ConfigError
-from empathax.mesh_settings import parse_rules
-from empathax.parallel.distributed import put_batch
 from empathax.parallel.mesh import arranged, make_mesh, mesh_shape
+from empathax.parallel.processes import put_batch
 from empathax.parallel.rules import batch_sharding, check_batches, param_shardings, spec_for
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from empathax.config import Config, DpoOptions
 from empathax.data.batch import Batch
-from empathax.models.architecture import preset
+from empathax.models.architecture.presets import preset
 from empathax.objectives.logprobs import TokenLogps, sequence_logps
 from empathax.training import metrics, objective
 

@@ -6,9 +6,9 @@ import bert_score
 import numpy as np
 import pytest
 
-from empathax.evaluation.semantic import semantic_scores
-from empathax.models.encoder_files import DEFAULT_ENCODER, load_encoder
-from empathax.models.installed_weights import weights_in_package
+from empathax.evaluation.metrics.semantic import semantic_scores
+from empathax.models.encoder.files import DEFAULT_ENCODER, load_encoder
+from empathax.models.weights.locations import weights_in_package
 
 REPLIES = [
     "It sounds like you miss her very much.",

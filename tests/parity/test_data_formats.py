@@ -12,7 +12,7 @@ from trl.data_utils import extract_prompt
 from empathax.data.chat import ChatTemplate
 from empathax.data.records import Message
 from empathax.data.trl_format import parse_row
-from empathax.models.tokenizer import SpecialNames, Tokenizer
+from empathax.models.tokenizers.tokenizer import SpecialNames, Tokenizer
 
 TEMPLATES = Path(trl.__file__).with_name("chat_templates")
 STOPS = {

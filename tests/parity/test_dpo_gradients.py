@@ -21,11 +21,11 @@ from empathax.config import Config, DpoOptions, ModelOptions
 from empathax.data.loader import eval_batches
 from empathax.data.packing import pack
 from empathax.data.prefix_tree import ScoredSequence
-from empathax.models.architecture import preset, to_hf_config
-from empathax.models.installed_weights import weights_in_package
-from empathax.models.source import resolve_model
+from empathax.models.architecture.presets import preset, to_hf_config
 from empathax.models.transformer import abstract_params, init_params
-from empathax.models.weight_names import hf_naming, stored_parameters
+from empathax.models.weights.locations import weights_in_package
+from empathax.models.weights.names import hf_naming, stored_parameters
+from empathax.models.weights.source import resolve_model
 from empathax.training.objective import make_loss
 from empathax.training.step import make_score_step
 

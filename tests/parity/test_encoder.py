@@ -14,11 +14,11 @@ import pytest
 import torch
 import transformers
 
-from empathax.models.encoder import sentence_embeddings, token_states
-from empathax.models.encoder_files import DEFAULT_ENCODER, encoder_config, load_encoder, read_encoder
-from empathax.models.encoder_text import EncoderText
-from empathax.models.hf_files import open_weights, read_json
-from empathax.models.installed_weights import weights_in_package
+from empathax.models.encoder.encoder import sentence_embeddings, token_states
+from empathax.models.encoder.files import DEFAULT_ENCODER, encoder_config, load_encoder, read_encoder
+from empathax.models.encoder.text import EncoderText
+from empathax.models.weights.locations import weights_in_package
+from empathax.models.weights.safetensors import open_weights, read_json
 from tests.parity.random_weights import randomized
 
 TOLERANCE = 1e-4

@@ -12,11 +12,11 @@ import torch
 import transformers
 
 from empathax.errors import WeightsError
-from empathax.models.architecture import PRESETS
-from empathax.models.export import export_model
+from empathax.models.architecture.presets import PRESETS
 from empathax.models.kv_cache import decode_step, init_cache, prefill
-from empathax.models.source import resolve_model
 from empathax.models.transformer import logits, project_logits
+from empathax.models.weights.export import export_model
+from empathax.models.weights.source import resolve_model
 
 PROMPTS = [
     "I feel so alone since my brother left.", "My boss shouts at me every day.", "I can't sleep before exams.",

@@ -12,8 +12,8 @@ from empathax.data.chat import ChatTemplate
 from empathax.data.records import Message
 from empathax.errors import WeightsError
 from empathax.evaluation.generation.replies import generate_ids
-from empathax.models.export import export_model
-from empathax.models.source import resolve_model
+from empathax.models.weights.export import export_model
+from empathax.models.weights.source import resolve_model
 
 NUM_NEW = 20  # test_export.py compares 50 tokens; here the prompts share beginnings, with a batch for our side
 SYSTEM = Message("system", "You are a kind supporter. Listen first.")

@@ -16,9 +16,9 @@ from trl import KTOTrainer
 from trl.data_utils import unpair_preference_dataset
 
 from empathax.config import DataOptions, DpoOptions
+from empathax.config.losses import LABELED_ROWS
 from empathax.data.batch import Batch, LabeledReplies
 from empathax.data.sources import load_splits
-from empathax.losses import LABELED_ROWS
 from tests.parity.known_logps import one_row, one_row_batch, our_loss
 
 REPLIES, LONGEST = 8, 9

@@ -16,8 +16,8 @@ import pytest
 import torch
 import transformers
 
-from empathax.models.source import resolve_model
 from empathax.models.transformer import logits
+from empathax.models.weights.source import resolve_model
 from tests.parity.random_weights import randomized
 
 NUM_TOKENS = 24

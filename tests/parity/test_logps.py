@@ -22,9 +22,9 @@ from empathax.config import Config, DpoOptions, StageOptions
 from empathax.data.loader import eval_batches
 from empathax.data.packing import pack
 from empathax.data.prefix_tree import ScoredSequence
-from empathax.models.architecture import preset, to_hf_config
+from empathax.models.architecture.presets import preset, to_hf_config
 from empathax.models.transformer import init_params
-from empathax.models.weight_names import hf_naming, stored_parameters
+from empathax.models.weights.names import hf_naming, stored_parameters
 from empathax.objectives.logprobs import token_logps
 from empathax.objectives.pairs import Pairs
 from empathax.objectives.preference import preference_loss

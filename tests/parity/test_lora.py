@@ -9,12 +9,12 @@ import pytest
 import torch
 import transformers
 
-from empathax.lora_settings import TARGETS, LoraSpec
-from empathax.models import lora
-from empathax.models.architecture import preset, to_hf_config
-from empathax.models.lora_files import read_adapter, write_adapter
+from empathax.config.lora import TARGETS, LoraSpec
+from empathax.models.architecture.presets import preset, to_hf_config
+from empathax.models.lora import adapters as lora
+from empathax.models.lora.files import read_adapter, write_adapter
 from empathax.models.transformer import abstract_params, logits
-from empathax.models.weight_names import hf_naming, stored_parameters
+from empathax.models.weights.names import hf_naming, stored_parameters
 from tests.parity.random_weights import randomized
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT 0.21

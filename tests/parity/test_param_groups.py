@@ -9,10 +9,9 @@ import transformers
 from torch.optim.swa_utils import get_ema_avg_fn
 
 from empathax.config import StageOptions
-from empathax.models.architecture import preset
+from empathax.models.architecture.presets import preset
 from empathax.models.transformer import abstract_params
-from empathax.training.optimizer import make_optimizer
-from empathax.training.param_groups import decay_mask
+from empathax.training.optimizer import decay_mask, make_optimizer
 from empathax.training.step import _moved_mean
 
 LAYERS, DECAY, RATE = 4, 0.65, 0.02

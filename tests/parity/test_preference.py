@@ -20,8 +20,8 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
 from empathax.config import DpoOptions
+from empathax.config.losses import DIVERGENCES, LOSSES, MARGIN, REPLIES
 from empathax.data.batch import Batch
-from empathax.losses import DIVERGENCES, LOSSES, MARGIN, REPLIES
 from tests.parity.known_logps import one_row, one_row_batch, our_loss
 
 OF_CPO = {"sigmoid": "cpo", "hinge": "cpo_hinge", "ipo": "cpo_ipo", "simpo": "simpo", "alphapo": "alphapo"}

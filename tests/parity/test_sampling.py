@@ -10,10 +10,9 @@ import transformers
 
 from empathax.config import Config, EvalOptions
 from empathax.evaluation.generation.replies import generate_ids
-from empathax.evaluation.generation.sampling import Sampling, candidates
-from empathax.evaluation.generation.seen_tokens import penalise_seen
-from empathax.models.export import export_model
-from empathax.models.source import resolve_model
+from empathax.evaluation.generation.sampling import Sampling, candidates, penalise_seen
+from empathax.models.weights.export import export_model
+from empathax.models.weights.source import resolve_model
 
 ROWS, VOCAB, SEEN = 16, 503, 40
 CASES = [

@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 import transformers
 
-from empathax.models.tokenizer_hf import tokenizer_from_directory
+from empathax.models.tokenizers.hf import tokenizer_from_directory
 
 WORDS = ["i", "feel", "so", "alone", "since", "my", "brother", "left", "the", "house", "and", "work", "been", "hard"]
 

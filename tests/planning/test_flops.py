@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
+from empathax.config.lora import LoraSpec
 from empathax.data.prefix_tree import ScoredSequence, build_tree
-from empathax.lora_settings import LoraSpec
-from empathax.models.architecture import preset
-from empathax.planning.flops import Counts, adapter_flops, layer_matmul_params, train_flops, tree_counts
+from empathax.models.architecture.presets import preset
+from empathax.planning.costs import Counts, adapter_flops, layer_matmul_params, train_flops, tree_counts
 
 
 def _ids(*values: int) -> np.ndarray:

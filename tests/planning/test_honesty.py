@@ -3,9 +3,9 @@
 import jax
 import pytest
 
-from empathax.hardware import parse_hardware
+from empathax.config.hardware import parse_hardware
 from empathax.planning.compile import Subject, compile_plan
-from empathax.planning.memory import compiled_bytes
+from empathax.planning.costs import compiled_bytes
 from empathax.planning.model import find_model
 from empathax.planning.rows import find_rows
 from empathax.training import stage

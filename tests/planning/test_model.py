@@ -6,10 +6,9 @@ import jax
 import pytest
 
 from empathax.errors import WeightsError
-from empathax.models.hf_config import from_hf_config
+from empathax.models.architecture.hf_config import from_hf_config
 from empathax.models.transformer import abstract_params
-from empathax.planning.known_models import KNOWN_MODELS
-from empathax.planning.model import find_model
+from empathax.planning.model import KNOWN_MODELS, find_model
 
 # Numbers of weights that the models' safetensors indices and model cards state.
 PUBLISHED = {

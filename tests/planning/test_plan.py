@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from empathax import plan
-from empathax.planning.memory import refused_memory
+from empathax.planning.costs import refused_memory
 from empathax.planning.steps import Lowered
 from tests.planning.short_rows import short_pairs
 

@@ -4,10 +4,9 @@ import dataclasses
 
 import pytest
 
-from empathax.hardware import parse_hardware
-from empathax.models.architecture import preset
-from empathax.planning.flops import Counts, forward_flops, forward_parts, train_flops
-from empathax.planning.roofline import roofline, train_hardware_flops
+from empathax.config.hardware import parse_hardware
+from empathax.models.architecture.presets import preset
+from empathax.planning.costs import Counts, forward_flops, forward_parts, roofline, train_flops, train_hardware_flops
 
 
 def test_the_longest_and_the_sum_of_three_times():

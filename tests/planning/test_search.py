@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from empathax.config.hardware import parse_hardware, smaller_to_larger
 from empathax.data.packing import RowSizes
 from empathax.errors import ConfigError, DataError
-from empathax.hardware import parse_hardware, smaller_to_larger
 from empathax.planning.compile import Subject
 from empathax.planning.model import find_model
 from empathax.planning.rows import Rows

@@ -4,8 +4,8 @@ import importlib.util
 
 import pytest
 
+from empathax.config.hardware import KINDS
 from empathax.errors import ConfigError
-from empathax.hardware import KINDS
 from empathax.planning import topology
 from empathax.planning.topology import child_environment
 

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from empathax.models.installed_weights import weights_in_package
+from empathax.models.weights.locations import weights_in_package
 
 HISTORY_TURNS = 3
 BUILD = (sys.executable, "-m", "empathax.build_preferences")

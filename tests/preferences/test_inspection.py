@@ -7,8 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from empathax import build_preferences
 from empathax.config import DataOptions
-from empathax.preferences.inspect_page import page
-from empathax.preferences.inspection import inspect_set
+from empathax.preferences.inspection import inspect_set, page
 from tests.preferences.dialogues import write_corpus
 
 

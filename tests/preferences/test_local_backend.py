@@ -10,7 +10,7 @@ from empathax.config import Config, EvalOptions, ModelOptions
 from empathax.data.records import Message
 from empathax.errors import DataError
 from empathax.evaluation.judging.chat_requests import ChatRequest
-from empathax.preferences.local_backend import LocalBackend
+from empathax.preferences.backends import LocalBackend
 from tests.preferences.dialogues import write_corpus
 
 CONFIG = Config(model=ModelOptions(compute_dtype="float32"), eval=EvalOptions(generation_batch=2))

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from empathax.preferences.near_duplicates import NearDuplicates
+from empathax.preferences.overlap import NearDuplicates
 
 
 def triples(text: str) -> set:

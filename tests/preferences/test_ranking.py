@@ -8,11 +8,9 @@ import pytest
 from empathax.data.records import Message
 from empathax.errors import ConfigError, DataError
 from empathax.evaluation.judging.chat_requests import ChatOutcome
-from empathax.evaluation.level_shares import LEVELS
-from empathax.preferences import rankers
-from empathax.preferences.contexts import Context
-from empathax.preferences.pairs import Candidate, Pair
-from empathax.preferences.rankers import JudgeRanker, LevelRanker
+from empathax.evaluation.metrics.levels import LEVELS
+from empathax.preferences import ranking as rankers
+from empathax.preferences.contexts import Candidate, Context, Pair
 from empathax.preferences.ranking import (
     NO_MAJORITY_LEAST,
     NO_MAJORITY_MOST,
@@ -21,6 +19,8 @@ from empathax.preferences.ranking import (
     TOO_FEW,
     UNRANKED,
     DesignRanker,
+    JudgeRanker,
+    LevelRanker,
     Ranking,
     Task,
     check_rankers,

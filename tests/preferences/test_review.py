@@ -6,9 +6,8 @@ import pytest
 
 from empathax.data.records import Message
 from empathax.errors import ConfigError, DataError
-from empathax.evaluation.level_shares import LEVELS
-from empathax.preferences.contexts import Context
-from empathax.preferences.pairs import Candidate, Pair
+from empathax.evaluation.metrics.levels import LEVELS
+from empathax.preferences.contexts import Candidate, Context, Pair
 from empathax.preferences.ranking import Task, choose
 from empathax.preferences.review import agreement, letters, read_reviews, write_review
 

@@ -11,9 +11,8 @@ from empathax.data.sources import load_by_split
 from empathax.data.support_corpora import ADVICE
 from empathax.errors import DataError
 from empathax.preferences.contexts import contexts_of, digest, load_contexts
-from empathax.preferences.emotions import distance, farthest
-from empathax.preferences.rules import check_made, rule_pairs
-from empathax.preferences.words import num_words
+from empathax.preferences.overlap import num_words
+from empathax.preferences.rules import check_made, distance, farthest, rule_pairs
 from tests.preferences.dialogues import write_corpus
 
 

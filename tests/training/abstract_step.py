@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from empathax.config import Config, MeshOptions
 from empathax.data.batch import Batch
-from empathax.models.architecture import preset
+from empathax.models.architecture.presets import preset
 from empathax.models.transformer import abstract_params, logical_axes
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import batch_sharding, param_shardings

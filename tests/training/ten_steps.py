@@ -12,8 +12,8 @@ import numpy as np
 
 from empathax.config import Config, DpoOptions, MeshOptions, ModelOptions, SftOptions
 from empathax.models.transformer import abstract_params, init_params, logical_axes
-from empathax.parallel.distributed import put_batch
 from empathax.parallel.mesh import make_mesh
+from empathax.parallel.processes import put_batch
 from empathax.parallel.rules import batch_sharding, param_shardings
 from empathax.training.optimizer import make_optimizer
 from empathax.training.state import abstract_state, init_state, state_shardings

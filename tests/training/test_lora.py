@@ -16,13 +16,13 @@ import pytest
 
 from empathax import export
 from empathax.config import Config, DpoOptions, LoraOptions, ModelOptions, SftOptions
+from empathax.config.lora import LoraSpec, spec_of
 from empathax.errors import CheckpointError
 from empathax.evaluation.generation.speaker import open_speaker
-from empathax.lora_settings import LoraSpec, spec_of
-from empathax.models import lora
-from empathax.models.lora_files import write_adapter
-from empathax.models.source import resolve_model
+from empathax.models.lora import adapters as lora
+from empathax.models.lora.files import write_adapter
 from empathax.models.transformer import init_params, logits
+from empathax.models.weights.source import resolve_model
 from empathax.training.checkpoint import StageCheckpoints, latest_checkpoint
 from empathax.training.optimizer import make_optimizer
 from empathax.training.reference import precompute

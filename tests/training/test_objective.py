@@ -14,8 +14,8 @@ import optax
 import pytest
 
 from empathax.config import MeshOptions, default_config, from_config_dict
+from empathax.config.losses import LOSSES, REPLIES
 from empathax.errors import ConfigError, WeightsError
-from empathax.losses import LOSSES, REPLIES
 from empathax.models.transformer import abstract_params, init_params, logical_axes, logits
 from empathax.objectives.preference import initial_loss
 from empathax.parallel.mesh import make_mesh

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from empathax.config import BFLOAT16_MAX_DECAY, StageOptions, default_config, from_config_dict
+from empathax.config import StageOptions, default_config, from_config_dict
+from empathax.config.options import BFLOAT16_MAX_DECAY
 from empathax.errors import ConfigError
-from empathax.models.architecture import preset
+from empathax.models.architecture.presets import preset
 from empathax.models.transformer import abstract_params
-from empathax.training.optimizer import make_optimizer, make_schedule
-from empathax.training.param_groups import decay_mask
+from empathax.training.optimizer import decay_mask, make_optimizer, make_schedule
 from empathax.training.state import abstract_state, init_state, leaf_digests, state_shardings
 
 OPTIONS = StageOptions(learning_rate=1e-3, warmup_ratio=0.0, schedule="constant")

@@ -11,9 +11,9 @@ import pytest
 from empathax.config import Config, DataOptions
 from empathax.data.dataset import build_dataset
 from empathax.data.loader import eval_batches
-from empathax.models.architecture import preset
-from empathax.models.source import resolve_model
+from empathax.models.architecture.presets import preset
 from empathax.models.transformer import init_params
+from empathax.models.weights.source import resolve_model
 from empathax.training.objective import make_loss
 from empathax.training.step import make_score_step
 

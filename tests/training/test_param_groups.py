@@ -13,15 +13,14 @@ import pytest
 
 from empathax.config import Config, MeshOptions, ModelOptions, SftOptions, default_config, from_config_dict
 from empathax.errors import ConfigError
-from empathax.models.architecture import preset
-from empathax.models.orbax_files import latest_checkpoint
+from empathax.models.architecture.presets import preset
 from empathax.models.transformer import abstract_params, init_params, logical_axes
+from empathax.models.weights.orbax import latest_checkpoint
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import param_shardings
 from empathax.training import job
 from empathax.training.checkpoint import StageCheckpoints, restore_params
-from empathax.training.optimizer import make_optimizer
-from empathax.training.param_groups import check_patterns, decay_mask, merge, path_name, split
+from empathax.training.optimizer import check_patterns, decay_mask, make_optimizer, merge, path_name, split
 from empathax.training.state import abstract_state, init_state, state_shardings
 from empathax.training.step import make_train_step
 from empathax.training.sweep import prepare, run

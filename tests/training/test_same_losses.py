@@ -7,7 +7,7 @@ from empathax.config import Config, DpoOptions
 from empathax.data.loader import eval_batches
 from empathax.data.packing import pack
 from empathax.data.prefix_tree import ScoredSequence
-from empathax.models.architecture import preset
+from empathax.models.architecture.presets import preset
 from empathax.models.transformer import init_params
 from empathax.training.optimizer import make_optimizer
 from empathax.training.state import init_state

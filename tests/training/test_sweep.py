@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from empathax.config import LoraOptions
+from empathax.config.lora import spec_of
 from empathax.errors import ConfigError, Preempted
 from empathax.evaluation.report.files import read_runs
-from empathax.evaluation.report.record_file import read_record
-from empathax.lora_settings import spec_of
-from empathax.models.lora import Adapter, init_adapter
-from empathax.models.lora_files import write_adapter
-from empathax.models.source import resolve_model
+from empathax.evaluation.report.record import read_record
+from empathax.models.lora.adapters import Adapter, init_adapter
+from empathax.models.lora.files import write_adapter
+from empathax.models.weights.source import resolve_model
 from empathax.parallel.mesh import make_mesh
 from empathax.training import job as jobs_of
 from empathax.training import sweep

@@ -6,8 +6,8 @@ import json
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from empathax.evaluation.level_plot import level_plot
-from empathax.evaluation.validation import LevelCounts
+from empathax.evaluation.metrics.levels import LevelCounts
+from empathax.evaluation.report.level_plot import level_plot
 from empathax.training.tracking import Tracker
 
 

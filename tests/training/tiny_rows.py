@@ -8,7 +8,7 @@ import numpy as np
 from empathax.data.loader import eval_batches
 from empathax.data.packing import RowSizes, pack
 from empathax.data.prefix_tree import ScoredSequence
-from empathax.models.architecture import preset
+from empathax.models.architecture.presets import preset
 
 MODEL = preset("tiny-llama")
 SIZES = RowSizes(tokens=128, trained=128, sequences=16, pairs=8)

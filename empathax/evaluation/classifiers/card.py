@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from empathax.evaluation.classifiers.classifier import ClassifierConfig
-from empathax.evaluation.classifiers.scores import HeadScores
-from empathax.evaluation.classifiers.training import TrainingOptions
+from empathax.evaluation.classifiers.training import HeadScores, TrainingOptions
 
 _CARD = """# {title}: a classifier for evaluation
 

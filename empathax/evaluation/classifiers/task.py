@@ -8,16 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from empathax.evaluation import level_data
+from empathax.evaluation.classifiers import data as level_data
 from empathax.evaluation.classifiers.card import model_card, score_table
-from empathax.evaluation.classifiers.classifier import Example, Head
-from empathax.evaluation.classifiers.epitome_data import EPITOME_HEADS, read_epitome_examples
-from empathax.evaluation.classifiers.files import check_new, new_classifier, save_classifier
-from empathax.evaluation.classifiers.training import (
-    TrainingOptions,
-    evaluate_classifier,
-    train_classifier,
-)
+from empathax.evaluation.classifiers.classifier import Example, Head, check_new, new_classifier, save_classifier
+from empathax.evaluation.classifiers.data import EPITOME_HEADS, read_epitome_examples
+from empathax.evaluation.classifiers.training import TrainingOptions, evaluate_classifier, train_classifier
 
 _ESCONV = (
     "ESConv (Liu et al., ACL 2021): strategies of supporter utterances, mapped to levels as Question -> listening; "

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 from empathax.evaluation.generation.prompt_tree import PromptTree, prefill_tree
-from empathax.evaluation.generation.sampling import Sampling, next_token, row_keys
-from empathax.evaluation.generation.seen_tokens import mark_seen, seen_in_prompts
+from empathax.evaluation.generation.sampling import Sampling, mark_seen, next_token, row_keys, seen_in_prompts
+from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.kv_cache import Cache, decode_step, split_layers
-from empathax.models.model_config import ModelConfig
 from empathax.models.transformer import output_projection, project_logits
 
 Params = dict[str, Any]

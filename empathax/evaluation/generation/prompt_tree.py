@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from empathax.data.prefix_tree import PrefixTrie
+from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.kv_cache import Cache, filled, init_cache
 from empathax.models.layers import Params, rms_norm
-from empathax.models.model_config import ModelConfig
 from empathax.models.transformer import all_layers
 
 _SMALLEST = 128  # tokens; the block size of blockwise attention

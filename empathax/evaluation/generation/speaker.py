@@ -18,11 +18,10 @@ from empathax.data.records import Message
 from empathax.data.sandbox import TemplateRefused
 from empathax.errors import DataError
 from empathax.evaluation.generation.prompt_file import PromptRow
-from empathax.evaluation.generation.replies import generate_replies
-from empathax.evaluation.generation.stop_tokens import stop_token_ids
-from empathax.models.adapted import adapted_model
-from empathax.models.model_config import ModelConfig
-from empathax.models.source import resolve_model
+from empathax.evaluation.generation.replies import generate_replies, stop_token_ids
+from empathax.models.architecture.model_config import ModelConfig
+from empathax.models.lora.merged_model import adapted_model
+from empathax.models.weights.source import resolve_model
 
 HELP = "type a message; /reset begins a new dialogue, /quit (or end of input) ends"
 

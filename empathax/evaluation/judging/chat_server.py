@@ -14,10 +14,9 @@ from typing import Any
 
 from empathax.errors import ConfigError, DataError, EmpathaxError
 from empathax.evaluation.judging.chat_requests import FAILED, ChatOutcome, ChatRequest, ChatTally
-from empathax.evaluation.judging.limits import Budget, Pace
+from empathax.evaluation.judging.limits import Budget, Pace, ServerOptions
 from empathax.evaluation.judging.openai_client import OpenAIClient, Trouble, require_openai
 from empathax.evaluation.judging.response_cache import ResponseCache
-from empathax.evaluation.judging.server_options import ServerOptions
 
 
 @dataclass

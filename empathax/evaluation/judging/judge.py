@@ -1,4 +1,8 @@
-"""An LLM as judge of single replies: empathy, politeness (1 to 5) and factuality (entailed by the reference, percent).
+"""What a judge is shown: one of our rubrics, and the texts to be judged under their names in a JSON object.
+
+What a judge said, out of the text of its answer: the JSON object that it ends with.
+
+An LLM as judge of single replies: empathy, politeness (1 to 5) and factuality (entailed by the reference, percent).
 
 In the manner of G-Eval (Liu et al. 2023): a written rubric with questions to go through, then one score. Through any
 OpenAI-compatible server; what is asked and how it is scored: docs/judge.md.
@@ -6,6 +10,11 @@ OpenAI-compatible server; what is asked and how it is scored: docs/judge.md.
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import importlib.resources
+import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,9 +24,98 @@ from empathax.data.records import Message
 from empathax.errors import ConfigError, DataError
 from empathax.evaluation.judging.chat_requests import ANSWERED, ChatOutcome, ChatRequest
 from empathax.evaluation.judging.chat_server import ChatServer
-from empathax.evaluation.judging.judge_answers import entailment_in, final_object, reason_in, score_in
-from empathax.evaluation.judging.judge_material import DEFAULT_OPTIONS, JudgeOptions, judge_request
-from empathax.evaluation.report.statistics import MeanOfValues
+from empathax.evaluation.metrics.statistics import MeanOfValues
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """How a judge is asked. A model that thinks before it answers needs more tokens; some allow temperature 1 only."""
+
+    max_tokens: int = 512
+    temperature: float = 0.0
+    seed: int | None = 0
+
+
+DEFAULT_OPTIONS = JudgeOptions()
+
+
+@functools.cache
+def rubric(name: str) -> str:
+    """The text of rubrics/NAME.md."""
+    place = importlib.resources.files("empathax.evaluation.judging") / "rubrics" / f"{name}.md"
+    return place.read_text(encoding="utf-8").strip()
+
+
+def rubric_version(name: str) -> str:
+    """Twelve hex digits that change with the rubric's text: scores under different versions cannot be compared."""
+    return hashlib.sha256(rubric(name).encode()).hexdigest()[:12]
+
+
+def judge_request(name: str, prompt: Sequence[Message], texts: dict[str, str], options: JudgeOptions) -> ChatRequest:
+    """The request that puts `texts` and the conversation `prompt` before the judge, under the rubric `name`.
+
+    A JSON object has no delimiter that a judged text could imitate. The system message of a prompt is the model's own
+    business: rows with different ones are judged alike.
+    """
+    turns = [{"role": turn.role, "content": turn.content} for turn in prompt if turn.role != "system"]
+    material = json.dumps({"conversation": turns, **texts}, ensure_ascii=False, indent=1)
+    messages = (Message("system", rubric(name)), Message("user", material))
+    return ChatRequest(messages, options.max_tokens, temperature=options.temperature, seed=options.seed)
+
+
+LOWEST_SCORE, HIGHEST_SCORE = 1, 5
+# Exact names: "entailment" is part of "not_entailment", which says the opposite.
+ENTAILMENT_LABELS = {"entailment": 1.0, "neutral": 0.0, "contradiction": 0.0, "not_entailment": 0.0}
+WINNERS = ("first", "second", "tie")
+_OUT_OF_FIVE = re.compile(r"\s*(\d(?:\.\d+)?)\s*(?:/\s*5\s*)?")
+_LETTER_OR_DIGIT = re.compile(r"\w")
+
+
+def final_object(text: str) -> dict[str, Any] | None:
+    """The JSON object at the end of `text`; only marks such as a code fence or a full stop may follow. Else None.
+
+    Objects further up do not count: they may be quoted from what is judged, by an answer that was cut off.
+    """
+    decoder = json.JSONDecoder()
+    position, found, end = text.find("{"), None, 0
+    while position >= 0:
+        try:
+            found, end = decoder.raw_decode(text, position)
+            position = text.find("{", end)
+        except (ValueError, RecursionError):
+            position = text.find("{", position + 1)
+    return found if isinstance(found, dict) and not _LETTER_OR_DIGIT.search(text, end) else None
+
+
+def score_in(answer: dict[str, Any]) -> float | None:
+    """`score`, a number from 1 to 5, also written as "4" or "4/5"; None for all else."""
+    value: Any = answer.get("score")
+    if isinstance(value, str) and (match := _OUT_OF_FIVE.fullmatch(value)):
+        value = float(match[1])
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and LOWEST_SCORE <= value <= HIGHEST_SCORE else None
+
+
+def entailment_in(answer: dict[str, Any]) -> float | None:
+    """1 for the label "entailment", 0 for the labels that are not; None for all else."""
+    return ENTAILMENT_LABELS.get(_name(answer.get("label")))
+
+
+def winner_in(answer: dict[str, Any]) -> str | None:
+    """`winner`: "first", "second" or "tie"; None for all else."""
+    name = _name(answer.get("winner"))
+    return name if name in WINNERS else None
+
+
+def reason_in(answer: dict[str, Any]) -> str:
+    """The judge's reason; "" if it gave none."""
+    reason = answer.get("reason")
+    return reason if isinstance(reason, str) else ""
+
+
+def _name(value: Any) -> str:
+    return re.sub(r"[\s-]+", "_", value.strip().lower()) if isinstance(value, str) else ""
+
 
 SCORED, UNPARSABLE = "scored", "unparsable"
 CRITERIA = ("empathy", "politeness", "factuality")

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from empathax.data.records import Message
 from empathax.evaluation.judging.chat_requests import ANSWERED, Answers, ChatOutcome, ChatRequest
-from empathax.evaluation.judging.judge_answers import final_object, winner_in
-from empathax.evaluation.judging.judge_material import DEFAULT_OPTIONS, JudgeOptions, judge_request
-from empathax.evaluation.report.statistics import MeanOfValues
+from empathax.evaluation.judging.judge import DEFAULT_OPTIONS, JudgeOptions, final_object, judge_request, winner_in
+from empathax.evaluation.metrics.statistics import MeanOfValues
 
 WIN, TIE, LOSS = "win", "tie", "loss"
 RUBRIC = "better_support"

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from empathax.evaluation.level_shares import LEVELS
+from empathax.evaluation.metrics.levels import LEVELS
+from empathax.evaluation.metrics.statistics import RewardMargins
 from empathax.evaluation.report.curves import NAMES
 from empathax.evaluation.report.record import EvaluationRecord, LevelShares
-from empathax.evaluation.report.statistics import RewardMargins
 
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 350, 12, 190  # of the plotting area

@@ -1,17 +1,22 @@
-"""Records found, checked against each other and put in order; the report's files written."""
+"""Records found, checked against each other and put in order; the report's files written.
+
+Every row of a report against its first one, reply by reply, as a judge sees it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from empathax.errors import DataError, raise_all
 from empathax.evaluation import output
-from empathax.evaluation.report.ordering import orderings
+from empathax.evaluation.judging.chat_server import ChatServer
+from empathax.evaluation.judging.judge import rubric_version
+from empathax.evaluation.judging.judge_pairs import RUBRIC, compare_replies
 from empathax.evaluation.report.page import page
-from empathax.evaluation.report.paper import ROWS, PaperModel
-from empathax.evaluation.report.record import EvaluationRecord
-from empathax.evaluation.report.record_file import FILE, read_record
+from empathax.evaluation.report.paper import ROWS, PaperModel, orderings
+from empathax.evaluation.report.record import FILE, EvaluationRecord, read_record
 from empathax.evaluation.report.table import Results
 from empathax.evaluation.report.text import Report, as_json, latex, markdown
 
@@ -74,3 +79,34 @@ def _differences(first: EvaluationRecord, record: EvaluationRecord) -> list[str]
 
 def _dialogues(record: EvaluationRecord) -> set[str]:
     return {dialogue for statistic in record.per_example.values() for dialogue in statistic.all_dialogues()}
+
+
+def judged(judge: ChatServer, records: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
+    """The records with `win_rate` against the first one, its counts, and what is needed for its interval.
+
+    Raises a DataError if a record lacks replies to the first one's prompts, and what `compare_replies` raises.
+    """
+    first, *others = records
+    if not first.replies or any(_asked(record) != _asked(first) for record in others):
+        raise DataError("--judge compares replies to the same prompts: expected all of them in every evaluation.json")
+    return [first, *(_against(judge, record, first) for record in others)]
+
+
+def _against(judge: ChatServer, record: EvaluationRecord, first: EvaluationRecord) -> EvaluationRecord:
+    comparison = compare_replies(
+        judge,
+        [reply.prompt for reply in record.replies],
+        replies_a=[reply.reply for reply in record.replies],
+        replies_b=[reply.reply for reply in first.replies],
+    )
+    statistic = comparison.statistic([reply.dialogue for reply in record.replies])
+    return dataclasses.replace(
+        record,
+        metrics={**record.metrics, **comparison.metrics()},
+        per_example={**record.per_example, **({"win_rate": statistic} if statistic else {})},
+        decoding={**record.decoding, "judge of pairs": judge.options.model, "rubric pairs": rubric_version(RUBRIC)},
+    )
+
+
+def _asked(record: EvaluationRecord) -> list[object]:
+    return [(reply.dialogue, reply.prompt) for reply in record.replies]

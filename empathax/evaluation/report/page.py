@@ -1,21 +1,26 @@
-"""report.html: one self-contained page. Whatever a model or a user wrote is escaped; the page may load nothing."""
+"""report.html: one self-contained page. Whatever a model or a user wrote is escaped; the page may load nothing.
+
+Templates of self-contained pages: whatever a model or a user wrote is escaped.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jinja2
 import numpy as np
+from markupsafe import Markup
 
 from empathax.data.records import Message
-from empathax.evaluation.level_shares import LEVELS
+from empathax.evaluation.metrics.levels import LEVELS
 from empathax.evaluation.report import charts
-from empathax.evaluation.report.columns import RECONSTRUCTION, TABLE_1
-from empathax.evaluation.report.html import environment
 from empathax.evaluation.report.paper import CITATION
 from empathax.evaluation.report.record import EvaluationRecord, Reply
+from empathax.evaluation.report.table import RECONSTRUCTION, TABLE_1
 from empathax.evaluation.report.text import BEST, NEAR, NOT_MEASURED, Report
 
 NUM_PROMPTS = 36
@@ -85,3 +90,25 @@ def side_by_side(records: Sequence[EvaluationRecord], limit: int = NUM_PROMPTS) 
         )
         for number in picked.tolist()
     ]
+
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def environment(*packages: str) -> jinja2.Environment:
+    """The templates of `packages`, then those of the report."""
+    return jinja2.Environment(
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in (*packages, "empathax.evaluation.report")]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _printable(value: Any) -> Any:
+    """Text without characters that HTML cannot hold: control characters become U+FFFD."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return _UNPRINTABLE.sub("\ufffd", value)
+    return value

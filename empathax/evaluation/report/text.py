@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from empathax.evaluation.report.columns import RECONSTRUCTION, TABLE_1, Column
-from empathax.evaluation.report.ordering import Ordering
-from empathax.evaluation.report.paper import CITATION, PaperModel
-from empathax.evaluation.report.table import Cell, Results, Section
+from empathax.evaluation.report.paper import CITATION, Ordering, PaperModel
+from empathax.evaluation.report.table import RECONSTRUCTION, TABLE_1, Cell, Column, Results, Section
 
 NOT_MEASURED = "not measured"
 BEST, NEAR = "★", "≈"

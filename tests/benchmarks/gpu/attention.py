@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from empathax.data.packing import pack
-from empathax.models import gpu_attention
-from empathax.models.attention import attention
-from empathax.models.gpu_attention import Tile, Tiles
+from empathax.models.attention import gpu as gpu_attention
+from empathax.models.attention.dispatch import attention
+from empathax.models.attention.gpu import Tile, Tiles
 from tests.benchmarks.fixed_steps import synthetic_dialogues
 from tests.benchmarks.gpu.part import Part, choice_from_argv, compiled_together, guarded, seconds_per_call
 from tests.benchmarks.gpu.prepare import read_batches

@@ -20,8 +20,8 @@ import numpy as np
 from empathax.data.batch import Batch
 from empathax.data.dataset import build_dataset
 from empathax.data.loader import Loader
-from empathax.models.source import ModelSource, resolve_model
-from empathax.planning.flops import tree_counts
+from empathax.models.weights.source import ModelSource, resolve_model
+from empathax.planning.costs import tree_counts
 from tests.benchmarks import corpus
 from tests.benchmarks.gpu.models import LARGE, SMALL, llama_1b, write_model
 from tests.benchmarks.our_train import evenly_spread_rows

@@ -20,13 +20,13 @@ import numpy as np
 
 from empathax.config import Config, DpoOptions, ModelOptions
 from empathax.data.batch import Batch
-from empathax.models.architecture import preset
-from empathax.models.model_config import ModelConfig
-from empathax.models.source import resolve_model
+from empathax.models.architecture.model_config import ModelConfig
+from empathax.models.architecture.presets import preset
 from empathax.models.transformer import abstract_params, init_params, logical_axes
+from empathax.models.weights.source import resolve_model
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import batch_sharding, param_shardings
-from empathax.planning.flops import Counts, train_flops
+from empathax.planning.costs import Counts, train_flops
 from empathax.training.optimizer import make_optimizer
 from empathax.training.state import TrainState, abstract_state, init_state, state_shardings
 from empathax.training.step import make_score_step, make_train_step

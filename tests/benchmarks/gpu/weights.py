@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from empathax.models.export import export_model
-from empathax.models.source import resolve_model
 from empathax.models.transformer import init_params
+from empathax.models.weights.export import export_model
+from empathax.models.weights.source import resolve_model
 from tests.benchmarks.gpu.models import SMALL, weights_dir
 from tests.benchmarks.gpu.part import Part, part_from_argv
 

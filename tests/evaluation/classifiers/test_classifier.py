@@ -11,21 +11,28 @@ from tokenizers import models, pre_tokenizers
 
 from empathax.errors import ConfigError, WeightsError
 from empathax.evaluation.classifiers.card import score_table
-from empathax.evaluation.classifiers.classifier import NO_LABEL, Example, Head, classify
-from empathax.evaluation.classifiers.files import load_classifier, new_classifier, save_classifier
-from empathax.evaluation.classifiers.scores import head_scores
+from empathax.evaluation.classifiers.classifier import (
+    NO_LABEL,
+    Example,
+    Head,
+    classify,
+    load_classifier,
+    new_classifier,
+    save_classifier,
+)
 from empathax.evaluation.classifiers.training import (
     TrainingOptions,
     adjusted_loss,
     class_shares,
     epoch_batches,
     evaluate_classifier,
+    head_scores,
     train_classifier,
 )
-from empathax.models.encoder import init_encoder
-from empathax.models.encoder_files import encoder_config, encoder_tensors
-from empathax.models.encoder_text import EncoderRow
-from empathax.models.tokenizer import SpecialNames, Tokenizer
+from empathax.models.encoder.encoder import init_encoder
+from empathax.models.encoder.files import encoder_config, encoder_tensors
+from empathax.models.encoder.text import EncoderRow
+from empathax.models.tokenizers.tokenizer import SpecialNames, Tokenizer
 
 WORDS = ["why", "what", "sounds", "like", "feel", "you", "should", "try", "it", "is", "hard", "walk", "the", "a"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]

@@ -8,7 +8,7 @@ import pytest
 from empathax.evaluation.generation.decoding import generate
 from empathax.evaluation.generation.prompt_tree import lay_out_prompts
 from empathax.evaluation.generation.sampling import Sampling
-from empathax.models.architecture import preset
+from empathax.models.architecture.presets import preset
 from empathax.models.transformer import init_params, logits
 
 NUM_NEW = 10

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from empathax.evaluation.generation.prompt_tree import lay_out_prompts, prefill_tree, rounded_up
-from empathax.models.architecture import preset
+from empathax.models.architecture.presets import preset
 from empathax.models.transformer import hidden_states, init_params
 
 TOKENS = st.lists(st.integers(1, 4), min_size=1, max_size=12)

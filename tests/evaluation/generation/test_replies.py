@@ -9,7 +9,7 @@ from empathax.data.chat import ChatTemplate
 from empathax.data.records import Message
 from empathax.errors import ConfigError, DataError
 from empathax.evaluation.generation.replies import check_room, generate_ids, generate_replies
-from empathax.models.source import resolve_model
+from empathax.models.weights.source import resolve_model
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from empathax.config import Config, EvalOptions, MeshOptions
 from empathax.data.chat import ChatTemplate
 from empathax.data.records import Message
 from empathax.evaluation.generation.replies import generate_ids
-from empathax.models.source import resolve_model
 from empathax.models.transformer import abstract_params, logical_axes
+from empathax.models.weights.source import resolve_model
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import param_shardings
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from empathax.evaluation.generation.prompt_tree import lay_out_prompts
-from empathax.evaluation.generation.seen_tokens import mark_seen, penalise_seen, seen_in_prompts
+from empathax.evaluation.generation.sampling import mark_seen, penalise_seen, seen_in_prompts
 
 PROMPTS = [[5, 6, 7], [5, 6, 7, 8, 5], [9], [5, 6, 3, 3]]
 

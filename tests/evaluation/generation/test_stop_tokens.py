@@ -4,8 +4,8 @@ import pytest
 
 from empathax.data.chat import ChatTemplate
 from empathax.errors import ConfigError
-from empathax.evaluation.generation.stop_tokens import stop_token_ids
-from empathax.models.source import resolve_model
+from empathax.evaluation.generation.replies import stop_token_ids
+from empathax.models.weights.source import resolve_model
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ import pytest
 
 from empathax.data.records import Message
 from empathax.errors import ConfigError, DataError
-from empathax.evaluation.judging.judge import CRITERIA, judge_replies
-from empathax.evaluation.judging.judge_material import JudgeOptions, rubric, rubric_version
+from empathax.evaluation.judging.judge import CRITERIA, JudgeOptions, judge_replies, rubric, rubric_version
 from tests.evaluation.judging.loopback_server import client, fails, says, serving
 
 PROMPTS = [

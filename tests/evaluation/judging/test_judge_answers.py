@@ -2,7 +2,7 @@
 
 import pytest
 
-from empathax.evaluation.judging.judge_answers import entailment_in, final_object, reason_in, score_in, winner_in
+from empathax.evaluation.judging.judge import entailment_in, final_object, reason_in, score_in, winner_in
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,16 @@
 import numpy as np
 
 from empathax.data.records import Message
+from empathax.evaluation.metrics.statistics import (
+    BleuCounts,
+    LogLikelihoods,
+    MeanOfValues,
+    RatioOfSums,
+    ReplyLevels,
+    ReplyWords,
+    RewardMargins,
+)
 from empathax.evaluation.report.record import Curve, EvaluatedData, EvaluationRecord, LevelShares, Reply
-from empathax.evaluation.report.reply_statistics import BleuCounts, ReplyLevels, ReplyWords
-from empathax.evaluation.report.statistics import LogLikelihoods, MeanOfValues, RatioOfSums, RewardMargins
 
 LABELS = ("base", "+SFT", "+DPO", "+SFT+DPO")
 SUBJECTS = ("the move", "my exam", "a quarrel with my sister", "the night shifts", "our old dog", "losing the match")

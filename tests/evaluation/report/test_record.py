@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 
 from empathax.errors import ConfigError, DataError
+from empathax.evaluation.metrics.statistics import MeanOfValues
 from empathax.evaluation.report.curves import read_curves
-from empathax.evaluation.report.record import LevelShares
-from empathax.evaluation.report.record_file import FILE, read_record, write_record
-from empathax.evaluation.report.statistics import MeanOfValues
+from empathax.evaluation.report.record import FILE, LevelShares, read_record, write_record
 from tests.evaluation.report import made_up
 
 

@@ -1,0 +1,1 @@
+"""What a decoder looks like, and where that is read from."""

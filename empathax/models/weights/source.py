@@ -1,0 +1,313 @@
+"""What a user writes for a model, resolved: its architecture, weights, tokenizer and digest, wherever they are."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from empathax.errors import WeightsError
+from empathax.models.architecture.model_config import ModelConfig
+from empathax.models.architecture.presets import from_hf_config, preset
+from empathax.models.lora.files import adapted_params
+from empathax.models.tokenizers.gguf import tokenizer_from_gguf
+from empathax.models.tokenizers.hf import tokenizer_from_directory
+from empathax.models.tokenizers.tokenizer import Tokenizer, byte_tokenizer
+from empathax.models.transformer import abstract_params, init_params
+from empathax.models.weights.byte_files import is_url
+from empathax.models.weights.checks import check_tensors
+from empathax.models.weights.gguf import GgufFile, config_of
+from empathax.models.weights.loading import Finish, as_it_is, finished, load_params
+from empathax.models.weights.locations import download_model, is_hub_name, local_settings, weights_in_package
+from empathax.models.weights.names import gguf_naming, hf_naming
+from empathax.models.weights.orbax import (
+    FROZEN,
+    check_finite,
+    check_params,
+    is_orbax,
+    latest_checkpoint,
+    read_meta,
+    restore_params,
+)
+from empathax.models.weights.safetensors import SafetensorsFiles, open_weights, read_json
+
+Params = dict[str, Any]
+
+
+class ModelSource(Protocol):
+    """A model before it is in memory."""
+
+    kind: str  # "directory", "gguf" or "random"
+    path: str  # the directory or file it is read from, or the preset
+
+    @property
+    def config(self) -> ModelConfig:
+        """Its architecture."""
+        ...
+
+    def load_params(
+        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = as_it_is
+    ) -> Params:
+        """Its parameters, in the tree of `abstract_params` and laid out as `shardings` (one device if None).
+
+        `finish` makes of each parameter what takes its place: one after another as they are read, from safetensors and
+        GGUF files.
+        """
+        ...
+
+    def check(self) -> None:
+        """Raises what `load_params` would raise for names, types and shapes of tensors; loads nothing."""
+        ...
+
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer, checked against the embedding."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A digest of config and weights: equal for the same content at any path."""
+        ...
+
+
+def resolve_model(path: str | Path) -> ModelSource:
+    """What `path` names: a directory, a run's directory, a .gguf file, `package:NAME`, `random:PRESET[:SEED]`, the URL
+    of a directory in a store ("gs://bucket/model"), or a hub name "org/model".
+
+    Raises a WeightsError that says what was tried; the config is read and checked here, weights and tokenizer later.
+    """
+    text = str(path)
+    if text.startswith("random:"):
+        name, _, seed = text.removeprefix("random:").partition(":")
+        if seed and not seed.isdigit():
+            raise WeightsError(f"{text}: expected random:PRESET or random:PRESET:SEED with a whole number as seed")
+        return RandomModel(name, int(seed or 0))
+    if text.startswith("package:"):
+        return _open(weights_in_package(text.removeprefix("package:")))
+    if is_url(text):
+        return DirectoryModel(local_settings(text), text)
+    place = Path(text).expanduser()
+    if place.exists():
+        return _open(place)
+    if is_hub_name(text):
+        return _open(download_model(text))
+    raise WeightsError(
+        f"model {text!r} does not exist: no such file or directory ({place.absolute()}), and it is no hub name "
+        "(org/model), package:NAME or random:PRESET"
+    )
+
+
+class DirectoryModel:
+    """A Hugging Face directory: config.json, *.safetensors, tokenizer files."""
+
+    kind = "directory"
+
+    def __init__(self, directory: Path, url: str = ""):
+        """`url` is where the weights are, if they are not in `directory` too."""
+        self.path = url or str(directory)
+        self._directory, self._url = directory, url
+        settings = read_json(directory / "config.json")
+        if settings is None:
+            raise WeightsError(
+                f"{directory} has no config.json, so its architecture is unknown: copy it from the model"
+            )
+        self.config = _named(directory / "config.json", from_hf_config, settings)
+
+    @functools.cached_property
+    def _weights(self) -> SafetensorsFiles:
+        return open_weights(self._directory, self._url)
+
+    def load_params(
+        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = as_it_is
+    ) -> Params:
+        """See ModelSource."""
+        naming = hf_naming(set(self._weights.tensors))
+        return load_params(self._weights, self.config, naming, self.path, param_dtype, shardings, finish)
+
+    def check(self) -> None:
+        """See ModelSource."""
+        check_tensors(self._weights, self.config, hf_naming(set(self._weights.tensors)), self.path)
+
+    def tokenizer(self) -> Tokenizer:
+        """See ModelSource."""
+        return tokenizer_from_directory(self._directory).fitted_to(self.config.vocab_size)
+
+    def fingerprint(self) -> str:
+        """See ModelSource."""
+        names = sorted({info.file for info in self._weights.tensors.values()})
+        if self._url:
+            return digest_of_headers(self.config, self._weights)
+        return digest_of_files([self._directory / "config.json", *(self._directory / name for name in names)])
+
+
+class OrbaxModel:
+    """Parameters that Orbax wrote: a run's checkpoint, adapters merged in, or a directory of `export --to=orbax` with
+    config.json and tokenizer beside them."""
+
+    kind = "orbax"
+
+    def __init__(self, path: Path):
+        self.path = str(path)
+        self._is_of_run = not (path / "config.json").is_file() or (path / "checkpoints").is_dir()
+        self._directory = latest_checkpoint(path) if self._is_of_run else path
+        self._meta = read_meta(self._directory) if self._is_of_run else {}
+        self._settings = resolve_model(self._meta["model_path"]) if self._is_of_run else DirectoryModel(path)
+        self.config = self._settings.config
+
+    def load_params(
+        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = as_it_is
+    ) -> Params:
+        """See ModelSource."""
+        default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            abstract_params(self.config, param_dtype),
+            shardings or jax.tree.map(lambda _: default, abstract_params(self.config)),
+        )
+        if "lora" in self._meta:
+            params = adapted_params(self._settings, self._directory, self._meta, param_dtype, shardings)
+            return finished(params, finish)
+        params = restore_params(self._directory, like)
+        check_finite(self._directory, params)
+        return finished(params, finish)
+
+    def check(self) -> None:
+        """See ModelSource."""
+        if "lora" in self._meta:
+            return self._settings.check()
+        return check_params(self._directory, self.config)
+
+    def tokenizer(self) -> Tokenizer:
+        """See ModelSource."""
+        if not self._is_of_run:
+            return self._settings.tokenizer()
+        found = load_tokenizer(self._meta["tokenizer_path"]).fitted_to(self.config.vocab_size)
+        found.chat_template = self._meta.get("chat_template") or found.chat_template
+        return found
+
+    def fingerprint(self) -> str:
+        """See ModelSource."""
+        items = ("params", FROZEN)
+        files = sorted(path for item in items for path in (self._directory / item).rglob("*") if path.is_file())
+        below = f"{self._meta['lora']}{self._settings.fingerprint()}" if "lora" in self._meta else ""
+        return hashlib.sha256(f"{self.config!r}{digest_of_files(files)}{below}".encode()).hexdigest()
+
+
+class GgufModel:
+    """One .gguf file: architecture, weights and tokenizer."""
+
+    kind = "gguf"
+
+    def __init__(self, path: Path):
+        self.path = str(path)
+        self._path = path
+        self._file = GgufFile(path)
+        self.config = _named(path, config_of, self._file)
+        self._naming = gguf_naming(str(self._file.metadata.get("general.architecture")))
+
+    def load_params(
+        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = as_it_is
+    ) -> Params:
+        """See ModelSource."""
+        return load_params(self._file, self.config, self._naming, self.path, param_dtype, shardings, finish)
+
+    def check(self) -> None:
+        """See ModelSource."""
+        check_tensors(self._file, self.config, self._naming, self.path)
+
+    def tokenizer(self) -> Tokenizer:
+        """See ModelSource."""
+        return tokenizer_from_gguf(self._file.metadata, self.path).fitted_to(self.config.vocab_size)
+
+    def fingerprint(self) -> str:
+        """See ModelSource."""
+        return digest_of_files([self._path])
+
+
+class RandomModel:
+    """A preset with random parameters and the byte tokenizer."""
+
+    kind = "random"
+
+    def __init__(self, name: str, seed: int = 0):
+        self.path = f"random:{name}:{seed}"
+        self.config = preset(name)
+        self._seed = seed
+
+    def load_params(
+        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = as_it_is
+    ) -> Params:
+        """See ModelSource."""
+        return finished(init_params(self.config, self._seed, param_dtype, shardings), finish)
+
+    def check(self) -> None:
+        """See ModelSource; nothing can be wrong."""
+
+    def tokenizer(self) -> Tokenizer:
+        """See ModelSource."""
+        return byte_tokenizer().fitted_to(self.config.vocab_size)
+
+    def fingerprint(self) -> str:
+        """See ModelSource."""
+        return hashlib.sha256(f"{self.path}\0{self.config!r}".encode()).hexdigest()
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer at `path` (anything `resolve_model` takes, or a directory with tokenizer files only)."""
+    place = Path(path).expanduser()
+    if place.is_dir():
+        return tokenizer_from_directory(place)
+    return resolve_model(path).tokenizer()
+
+
+def _open(place: Path) -> ModelSource:
+    if place.is_dir():
+        if is_orbax(place):
+            return OrbaxModel(place)
+        ggufs = sorted(place.glob("*.gguf"))
+        if not (place / "config.json").is_file() and len(ggufs) == 1:
+            return GgufModel(ggufs[0])
+        return DirectoryModel(place)
+    if place.suffix == ".gguf":
+        return GgufModel(place)
+    raise WeightsError(f"{place} is a file, expected a directory with config.json and *.safetensors, or a .gguf file")
+
+
+def _named(path: Path, read: Callable[[Any], ModelConfig], value: Any) -> ModelConfig:
+    """`read(value)`, with the file's name in front of its errors."""
+    try:
+        return read(value)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+_WHOLE_BYTES = 512 << 20  # files up to this size are hashed whole, larger ones by header and samples
+_SAMPLE_BYTES, _NUM_SAMPLES = 1 << 20, 128
+
+
+def digest_of_headers(config: ModelConfig, weights: SafetensorsFiles) -> str:
+    """Of weights in a store, which are too far away to be read for this: names, shapes, types, files, and what the
+    store says of their content."""
+    known = f"{config!r}{sorted(weights.tensors.items())}{weights.versions}"
+    return hashlib.sha256(known.encode()).hexdigest()
+
+
+def digest_of_files(paths: Sequence[Path]) -> str:
+    """SHA-256 over names, sizes and contents; of large files over the first and last megabyte and samples between."""
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.suffix}:{size}\0".encode())
+        with path.open("rb") as file:
+            if size <= _WHOLE_BYTES:
+                while block := file.read(_SAMPLE_BYTES):
+                    digest.update(block)
+                continue
+            for sample in range(_NUM_SAMPLES):
+                file.seek(math.floor(sample * (size - _SAMPLE_BYTES) / (_NUM_SAMPLES - 1)))
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,153 @@
+"""Settings: every problem is reported at once, every file in configs/ resolves to its golden text."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from empathax.config import Config, default_config, from_config_dict, to_dict
+from empathax.config.flags import load_config, load_sweep
+from empathax.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+def test_defaults_round_trip():
+    assert from_config_dict(default_config()) == Config()
+
+
+def test_every_problem_in_one_message():
+    source = default_config().to_dict()
+    source["seed"] = "one"
+    source["sft"]["optimizer"] = "adam"
+    source["dpo"]["betta"] = 0.1
+    source["data"]["eval_fraction"] = 2
+    source["stages"] = ("sft", "dpo")
+    with pytest.raises(ConfigError) as caught:
+        from_config_dict(source)
+    message = str(caught.value)
+    assert "4 problems" in message
+    assert "seed = 'one' is str: expected int" in message
+    assert "sft.optimizer = 'adam'" in message
+    assert "did you mean 'adamw'" in message
+    assert "unknown key dpo.betta; did you mean dpo.beta?" in message
+    assert "data.eval_fraction = 2.0: expected a value in [0.0, 0.9]" in message
+
+
+def test_stages_may_be_a_list_with_commas():
+    assert from_config_dict({"stages": "dpo"}).stages == ("dpo",)
+    assert from_config_dict({"stages": ("sft,dpo",)}).stages == ("sft", "dpo")
+
+
+def test_stop_tokens_stay_as_they_are_written():
+    assert from_config_dict({"eval": {"stop_tokens": ("\n", "a, b", " ")}}).eval.stop_tokens == ("\n", "a, b", " ")
+    assert from_config_dict({"eval": {"stop_tokens": "a, b"}}).eval.stop_tokens == ("a, b",)
+    with pytest.raises(ConfigError, match=r"eval.stop_tokens = \(5,\): expected a tuple"):
+        from_config_dict({"eval": {"stop_tokens": (5,)}})
+
+
+@pytest.mark.parametrize("stages", [(), ("rlhf",), ("sft", "sft")])
+def test_stages_are_checked(stages):
+    with pytest.raises(ConfigError, match="stages"):
+        from_config_dict({"stages": stages})
+
+
+def test_mesh_leaves_one_axis_open_at_most():
+    with pytest.raises(ConfigError, match="at most one"):
+        from_config_dict({"mesh": {"data": -1, "fsdp": -1}})
+
+
+def test_flags_override_the_file():
+    argv = [f"--config={ROOT}/configs/demo.py", "--config.sft.learning_rate=1", "--config.stages=dpo", "--workdir=w"]
+    config, rest = load_config(argv)
+    assert config.sft.learning_rate == 1.0
+    assert config.stages == ("dpo",)
+    assert rest == ["--workdir=w"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "reason"),
+    [
+        ([], "no --config=FILE"),
+        (["--config=absent.py"], "absent.py"),
+        (
+            [f"--config={ROOT}/configs/demo.py", "--config.sft.learning_rat=1"],
+            """used: 'learning_rat' Did you mean "learning_rate" instead of "learning_rat"?""",
+        ),
+        ([f"--config={ROOT}/configs/demo.py", "--config.sft.learning_rate=fast"], "could not convert"),
+    ],
+)
+def test_bad_flags_are_config_errors(argv, reason):
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        load_config(argv)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_equals_its_golden_text(path):
+    """To accept a change: `python tests/golden/write.py`, then read the diff."""
+    config, _ = load_config([f"--config={path}"])
+    golden = json.loads((ROOT / "tests" / "golden" / f"{path.stem}.json").read_text())
+    assert json.loads(json.dumps(to_dict(config))) == golden
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_docstring_says_how_to_run_it(path):
+    text = path.read_text()
+    assert all(word in text for word in ("Command:", "Hardware:", "Expected:"))
+    assert "@@" not in text
+
+
+SWEEP = """
+from empathax.config import default_config
+
+
+def get_config():
+    return default_config()
+
+
+def get_sweep():
+    return {sweep}
+"""
+
+
+def _sweep(path, sweep, *flags):
+    path.write_text(SWEEP.replace("{sweep}", sweep))
+    return load_sweep([f"--config={path}", *flags])
+
+
+def test_a_sweep_is_the_config_with_changes(tmp_path):
+    sweep = "{'low': {'dpo.beta': 0.05, 'stages': ('dpo',)}, 'high': {'dpo.beta': 0.5}}"
+    variations, rest = _sweep(tmp_path / "c.py", sweep, "--config.seed=4", "--workdir=w")
+    assert rest == ["--workdir=w"]
+    assert {name: (config.dpo.beta, config.stages, config.seed) for name, config in variations.items()} == {
+        "low": (0.05, ("dpo",), 4),
+        "high": (0.5, ("sft", "dpo"), 4),
+    }
+
+
+def test_a_config_without_a_sweep_is_one_run():
+    path = f"{ROOT}/configs/demo.py"
+    assert load_sweep([f"--config={path}"])[0] == {"": load_config([f"--config={path}"])[0]}
+
+
+@pytest.mark.parametrize(
+    ("sweep", "reason"),
+    [
+        ("['low']", "expected variations by name"),
+        ("{}", "expected variations by name"),
+        ("{'a/b': {}}", "expected variations by name"),
+        ("{'low': {'dpo.betta': 1.0}}", "unknown key dpo.betta"),
+        ("{'low': {'dpo.beta': 'much'}}", "variation 'low'"),
+        ("{'low': {'dpo.beta': -1.0}}", "dpo.beta = -1.0"),
+    ],
+)
+def test_a_sweep_that_cannot_be_used(tmp_path, sweep, reason):
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        _sweep(tmp_path / "c.py", sweep)
+
+
+def test_no_choice_on_the_test_split():
+    with pytest.raises(ConfigError, match=r"sft.best_metric = 'perplexity' chooses on the held-out data"):
+        from_config_dict({"data": {"eval_split": "test"}, "sft": {"best_metric": "perplexity"}})
