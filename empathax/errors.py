@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ParamSpec
 
 P = ParamSpec("P")
@@ -56,6 +57,12 @@ class Interrupted(EmpathaxError):
     """Ctrl-C; says what is kept."""
 
     exit_code = 130
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """ "; did you mean 'x'?" of the name in `known` that is nearest to `name`; `otherwise` where none is near."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else otherwise
 
 
 def raise_all(kind: type[EmpathaxError], heading: str, problems: Sequence[str], limit: int = 20) -> None:

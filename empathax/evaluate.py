@@ -72,11 +72,11 @@ def main(argv: Sequence[str]) -> int:
     if flags.multihost and (flags.server or flags.predictions):
         parser.error("--multihost is for a model of several processes: leave it out with --server and --predictions")
 
-    from empathax.parallel.agreement import together
+    from empathax.parallel.agreement import fail_together
     from empathax.parallel.processes import is_leader, joined
 
     with joined(flags.multihost):
-        with together():
+        with fail_together():
             if is_leader():
                 _check_outputs(flags)
         record = _of_files(flags) if flags.predictions else _of_model(flags, rest)
@@ -107,11 +107,11 @@ def _write(flags: argparse.Namespace, record: EvaluationRecord) -> None:
 def _of_model(flags: argparse.Namespace, rest: Sequence[str]) -> EvaluationRecord | None:
     """The model's record; None on all processes but the first."""
     from empathax.evaluation.judging.server_replies import check_options
-    from empathax.parallel.agreement import check_code_and_settings, together
+    from empathax.parallel.agreement import check_code_and_settings, fail_together
     from empathax.parallel.processes import is_leader
     from empathax.training import evaluate_model
 
-    with together():
+    with fail_together():
         config, unknown = load_config(rest)
         if unknown:
             raise ConfigError(f"unknown arguments: {' '.join(unknown)}; see --help and docs/commands.md")
@@ -119,7 +119,7 @@ def _of_model(flags: argparse.Namespace, rest: Sequence[str]) -> EvaluationRecor
         if server:
             check_options(config.eval)
     check_code_and_settings({"": config})
-    with together():
+    with fail_together():
         scorer = _scorer(config.eval, flags)
     evaluation = evaluate_model.prepare(config, flags.model, scorer, flags.adapter)
     if server:

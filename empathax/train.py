@@ -25,11 +25,11 @@ def main(argv: Sequence[str]) -> int:
     )
     flags, rest = parser.parse_known_args(argv)
 
-    from empathax.parallel.agreement import together
+    from empathax.parallel.agreement import fail_together
     from empathax.parallel.processes import is_leader, joined
 
     with joined(flags.multihost):
-        with together():
+        with fail_together():
             variations, unknown = load_sweep(rest)
             if unknown:
                 raise ConfigError(f"unknown arguments: {' '.join(unknown)}; see --help and docs/commands.md")

@@ -7,6 +7,7 @@ import difflib
 import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
 
@@ -30,6 +31,14 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     return value
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names: {"dpo": {"beta": 0.1}} is {"dpo.beta": 0.1}."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
 
 
 def build(cls: type, values: dict[str, Any], prefix: str, problems: list[str]) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from empathax.atomic import whole_file
 from empathax.errors import ConfigError
 
 
@@ -64,18 +64,8 @@ def json_line(row: Any) -> str:
 
 def _write(path: Path, parts: Iterable[str]) -> None:
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.absolute().parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            try:
-                file.writelines(parts)
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)  # a temporary file's own mode keeps other users out
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with whole_file(path) as file:
+            file.writelines(parts)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}; choose another --out") from error
 

@@ -169,6 +169,15 @@ def abstract_params(config: ModelConfig, param_dtype: jnp.dtype = jnp.float32) -
     return nnx.to_pure_dict(_abstract_state(config, param_dtype))
 
 
+def placed(abstract: Any, shardings: Any) -> Any:
+    """Shapes and dtypes with where they lie: `shardings` is a tree of the same structure, or one sharding for all."""
+    if isinstance(shardings, jax.sharding.Sharding):
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings), abstract)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+    )
+
+
 def logical_axes(config: ModelConfig) -> Params:
     """The parameter tree with each leaf the tuple of its axes' names (one of LOGICAL_AXES per dimension)."""
     state = _abstract_state(config, jnp.float32)

@@ -36,7 +36,7 @@ def num_processes() -> int:
     return _state().num_processes if _state().client else 1
 
 
-def settle(word: str, judge: Judge) -> str:
+def exchange_via_leader(word: str, judge: Judge) -> str:
     """What `judge`, asked on process 0 only, answers to the words of all processes; the same answer everywhere."""
     if num_processes() == 1:
         return judge([word])
@@ -51,7 +51,7 @@ def settle(word: str, judge: Judge) -> str:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def fail_together() -> Iterator[None]:
     """All processes get through the block, or none: an EmpathaxError of one is raised by all, with its number."""
     error: EmpathaxError | None = None
     try:
@@ -59,7 +59,7 @@ def together() -> Iterator[None]:
     except EmpathaxError as found:
         error = found
     if num_processes() > 1:
-        answer = settle(json.dumps([_kind(error), str(error)]) if error else "", _first_error)
+        answer = exchange_via_leader(json.dumps([_kind(error), str(error)]) if error else "", _first_error)
         if answer:
             kind, message = json.loads(answer)
             raise getattr(errors, kind)(message) from error
@@ -75,10 +75,10 @@ def from_leader(compute: Callable[[], Any]) -> Any:
     if num_processes() == 1:
         return compute()
     word = ""
-    with together():
+    with fail_together():
         if process_number() == 0:
             word = json.dumps(compute())
-    return json.loads(settle(word, lambda words: words[0]))
+    return json.loads(exchange_via_leader(word, lambda words: words[0]))
 
 
 def _kind(error: EmpathaxError) -> str:
@@ -108,7 +108,7 @@ _SIGHT_SECONDS = 60.0  # network file systems show a new file to other hosts aft
 
 def check_agreement(facts: Mapping[str, Any]) -> None:
     """Raises one ConfigError, on every process, that says which process differs from process 0 and in what."""
-    problems = json.loads(settle(json.dumps(facts, sort_keys=True, default=str), _differences))
+    problems = json.loads(exchange_via_leader(json.dumps(facts, sort_keys=True, default=str), _differences))
     raise_all(ConfigError, HEADING, problems)
 
 
@@ -137,7 +137,7 @@ def check_shared_directory(directory: Path) -> None:
     mark = directory / str(from_leader(lambda: _leave_mark(directory)))
     deadline = time.monotonic() + _SIGHT_SECONDS
     try:
-        with together():
+        with fail_together():
             while mark.name not in {path.name for path in directory.glob(".seen_*")}:
                 if time.monotonic() > deadline:
                     raise ConfigError(

@@ -12,7 +12,7 @@ from typing import Any
 
 from empathax.errors import ConfigError
 from empathax.evaluation.report.table import better_metrics, better_way
-from empathax.parallel.agreement import process_number, together
+from empathax.parallel.agreement import fail_together, process_number
 from empathax.training.checkpoint import StageCheckpoints, restore_params
 from empathax.training.state import TrainState
 
@@ -25,7 +25,7 @@ class BestEvaluation:
     """
 
     def __init__(self, directory: Path, metric: str, is_new: bool) -> None:
-        with together():
+        with fail_together():
             if is_new and process_number() == 0:
                 shutil.rmtree(directory, ignore_errors=True)
         self.metric = metric

@@ -15,7 +15,7 @@ from empathax.evaluation.reply_metrics import ReplyScorer
 from empathax.evaluation.reply_record import make_record
 from empathax.evaluation.reply_set import read_predictions
 from empathax.evaluation.report.record import EvaluationRecord
-from empathax.parallel.agreement import together
+from empathax.parallel.agreement import fail_together
 from empathax.parallel.processes import is_leader
 from empathax.training import report
 from empathax.training.held_out import HeldOut
@@ -86,7 +86,7 @@ def evaluate(evaluation: Evaluation, label: str) -> EvaluationRecord | None:
     reference = _reference(evaluation)
     measured = held_out.measure(job.load_params(), job.datasets.keys())
     against = measured if evaluation.model is evaluation.reference else reference
-    with together():
+    with fail_together():
         return _record(evaluation, label, measured, against) if is_leader() else None
 
 

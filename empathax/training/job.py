@@ -32,9 +32,9 @@ from empathax.models.lora.merged_model import adapted_model, fingerprint_with
 from empathax.models.lora.quantized import quantized_parameter
 from empathax.models.tokenizers.tokenizer import Tokenizer
 from empathax.models.transformer import abstract_params, logical_axes
-from empathax.models.weights.loading import as_it_is
+from empathax.models.weights.loading import identity
 from empathax.models.weights.source import ModelSource, load_tokenizer, resolve_model
-from empathax.parallel.agreement import check_agreement, check_shared_directory, from_leader, together
+from empathax.parallel.agreement import check_agreement, check_shared_directory, fail_together, from_leader
 from empathax.parallel.host import use_compilation_cache
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.processes import is_leader, rows_of_process
@@ -78,7 +78,7 @@ class Job:
     def load_params(self) -> Params:
         """The parameters that the run begins with on the mesh: the base model's, with the adapter of `lora.path`."""
         options = self.config.model
-        finish = as_it_is if options.quantization == "none" else partial(quantized_parameter, options.quantization)
+        finish = identity if options.quantization == "none" else partial(quantized_parameter, options.quantization)
         base = self.source.load_params(jnp.dtype(options.param_dtype), self.param_shardings, finish)
         return (
             base
@@ -117,7 +117,7 @@ def read(config: Config, workdir: Path) -> Job:
             "file system that all hosts share (Filestore, NFS)"
         )
     job = assemble(config, workdir, trains=config.stages)
-    with together():
+    with fail_together():
         for stage in config.stages:
             if metric := config.stage(stage).best_metric:
                 check_best_metric(f"{stage}.best_metric", metric, config.eval.every_steps)
@@ -130,7 +130,7 @@ def open_workdir(job: Job, overwrite: bool = False) -> None:
 
     Raises a ConfigError if it cannot be used, a CheckpointError if another process works in it.
     """
-    with together():
+    with fail_together():
         if is_leader():
             workdirs.open_workdir(job.workdir, overwrite)
     check_shared_directory(job.workdir)
@@ -142,7 +142,7 @@ def assemble(config: Config, workdir: Path = Path(), adapters: Sequence[str] = (
     `adapters` are directories in PEFT's format, merged into the model; batches of the stages `trains` must divide too.
     Raises a ConfigError too if processes find another model or other data under the same names.
     """
-    with together():
+    with fail_together():
         job = _assemble(config, workdir, adapters, trains)
     facts = {f"{name} {part}": value for name, data in job.datasets.items() for part, value in data.fingerprint.items()}
     check_agreement({"model": repr(job.source.config), **facts})

@@ -13,7 +13,7 @@ from empathax.evaluation.reply_metrics import ReplyScorer, ReplyScores
 from empathax.evaluation.reply_record import make_record, slug
 from empathax.evaluation.report.record import FILE, write_record
 from empathax.objectives.preference import reference_kind
-from empathax.parallel.agreement import together
+from empathax.parallel.agreement import fail_together
 from empathax.parallel.mesh import compute_dtype
 from empathax.parallel.processes import is_leader
 from empathax.parallel.stopping import listening
@@ -69,7 +69,7 @@ def _run(job: Job, labels: Mapping[str, str] | None, bases: dict[str, Measured])
             known.add(name, measured, write=is_leader())
         before = known.measured[name]
         source = partial(_same, result.params)
-    with together():  # replies are scored once, also where a judge is paid for it
+    with fail_together():  # replies are scored once, also where a judge is paid for it
         if not is_leader():
             return ""
         scores = _scores(job, held_out, scorer, known)

@@ -15,7 +15,7 @@ from empathax.errors import ConfigError
 from empathax.evaluation.report.files import read_runs, write_report
 from empathax.evaluation.report.paper import paper_models
 from empathax.evaluation.report.text import markdown
-from empathax.parallel.agreement import check_code_and_settings, together
+from empathax.parallel.agreement import check_code_and_settings, fail_together
 from empathax.parallel.processes import is_leader
 from empathax.training import job as jobs_of
 from empathax.training.hparams import told_apart
@@ -31,13 +31,13 @@ BASE = "base"
 
 def prepare(variations: Mapping[str, Config], workdir: Path, overwrite: bool = False) -> dict[str, Job]:
     """The job of every variation in a directory of its name; see `job.read`. All are checked before any begins."""
-    with together():
+    with fail_together():
         if len(variations) > 1 or "" not in variations:
             _check(variations)
             variations = on_one_ruler(variations)
     check_code_and_settings(variations)
     jobs = {name: jobs_of.read(config, workdir / name) for name, config in variations.items()}
-    with together():
+    with fail_together():
         for job in jobs.values():
             check_trained(job)
     for job in jobs.values():
@@ -68,7 +68,7 @@ def run(jobs: Mapping[str, Job], workdir: Path) -> str:
     """
     for job in jobs.values():
         begin(job)
-    with together():
+    with fail_together():
         if is_leader():
             _write_hparams(jobs)
     if "" in jobs:
@@ -76,7 +76,7 @@ def run(jobs: Mapping[str, Job], workdir: Path) -> str:
     labels, bases = row_labels(jobs), dict[str, Measured]()
     for name, job in jobs.items():
         run_one(job, labels[name], bases)
-    with together():
+    with fail_together():
         return _report(jobs, labels, workdir) if is_leader() else ""
 
 

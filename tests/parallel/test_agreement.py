@@ -7,7 +7,7 @@ import pytest
 from empathax.data.sandbox import TemplateRefused
 from empathax.errors import ConfigError, DataError
 from empathax.parallel import agreement
-from empathax.parallel.agreement import _first_error, _kind, from_leader, together
+from empathax.parallel.agreement import _first_error, _kind, fail_together, from_leader
 
 
 def test_each_difference_names_process_and_fact():
@@ -49,7 +49,7 @@ def test_an_error_names_the_processes_that_met_it():
 
 
 def test_one_process_alone_keeps_its_errors():
-    with pytest.raises(DataError, match=r"^as it is$"), together():
+    with pytest.raises(DataError, match=r"^as it is$"), fail_together():
         raise DataError("as it is")
     with pytest.raises(ConfigError, match=r"^here$"):
         from_leader(_fail)

@@ -15,7 +15,7 @@ from empathax.errors import WeightsError
 from empathax.models.lora.adapters import Adapter, with_adapters
 from empathax.models.lora.files import read_adapter
 from empathax.models.tokenizers.tokenizer import Tokenizer
-from empathax.models.weights.loading import Finish, as_it_is, finished
+from empathax.models.weights.loading import Finish, finished, identity
 from empathax.models.weights.source import ModelSource
 
 Params = dict[str, Any]
@@ -46,7 +46,7 @@ class AdaptedModel:
             )
 
     def load_params(
-        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = as_it_is
+        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = identity
     ) -> Params:
         """See ModelSource."""
         return finished(with_adapters(self._base.load_params(param_dtype, shardings), self._adapters), finish)

@@ -27,7 +27,7 @@ _PIECE_BYTES = 8 << 20  # of a parameter, on the host at one time (or one layer 
 _SHARED_BYTES = 1 << 20  # from this size on the devices share the reading of a parameter
 
 
-def as_it_is(path: tuple[str, ...], leaf: jax.Array) -> dict[str, jax.Array]:
+def identity(path: tuple[str, ...], leaf: jax.Array) -> dict[str, jax.Array]:
     """The parameter itself, under its own name."""
     return {path[-1]: leaf}
 
@@ -49,7 +49,7 @@ def load_params(
     source: str,
     param_dtype: jnp.dtype = jnp.float32,
     shardings: Params | None = None,
-    finish: Finish = as_it_is,
+    finish: Finish = identity,
 ) -> Params:
     """The parameter tree of `abstract_params(config, param_dtype)`, each leaf laid out as `shardings` says.
 

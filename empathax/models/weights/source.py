@@ -23,7 +23,7 @@ from empathax.models.transformer import abstract_params, init_params
 from empathax.models.weights.byte_files import is_url
 from empathax.models.weights.checks import check_tensors
 from empathax.models.weights.gguf import GgufFile, config_of
-from empathax.models.weights.loading import Finish, as_it_is, finished, load_params
+from empathax.models.weights.loading import Finish, finished, identity, load_params
 from empathax.models.weights.locations import download_model, is_hub_name, local_settings, weights_in_package
 from empathax.models.weights.names import gguf_naming, hf_naming
 from empathax.models.weights.orbax import (
@@ -52,7 +52,7 @@ class ModelSource(Protocol):
         ...
 
     def load_params(
-        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = as_it_is
+        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = identity
     ) -> Params:
         """Its parameters, in the tree of `abstract_params` and laid out as `shardings` (one device if None).
 
@@ -122,7 +122,7 @@ class DirectoryModel:
         return open_weights(self._directory, self._url)
 
     def load_params(
-        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = as_it_is
+        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = identity
     ) -> Params:
         """See ModelSource."""
         naming = hf_naming(set(self._weights.tensors))
@@ -159,7 +159,7 @@ class OrbaxModel:
         self.config = self._settings.config
 
     def load_params(
-        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = as_it_is
+        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = identity
     ) -> Params:
         """See ModelSource."""
         default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -210,7 +210,7 @@ class GgufModel:
         self._naming = gguf_naming(str(self._file.metadata.get("general.architecture")))
 
     def load_params(
-        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = as_it_is
+        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = identity
     ) -> Params:
         """See ModelSource."""
         return load_params(self._file, self.config, self._naming, self.path, param_dtype, shardings, finish)
@@ -239,7 +239,7 @@ class RandomModel:
         self._seed = seed
 
     def load_params(
-        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = as_it_is
+        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = identity
     ) -> Params:
         """See ModelSource."""
         return finished(init_params(self.config, self._seed, param_dtype, shardings), finish)
