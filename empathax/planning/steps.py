@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from empathax.config import Config
 from empathax.config.lora import LoraSpec, spec_of
+from empathax.config.losses import reference_kind
 from empathax.config.mesh import parse_rules
 from empathax.data.batch import Batch, LabeledReplies
 from empathax.data.packing import RowSizes
@@ -50,7 +51,7 @@ class Setup:
         """Where the stage's reference is: as `dpo.reference` says or, where it moves, "in the state"."""
         if self.stage != "dpo":
             return "none"
-        kind = self.config.dpo_reference
+        kind = reference_kind(self.config.dpo, self.config.lora)
         return "in the state" if kind != "none" and self.config.dpo.ref_sync_steps else kind
 
     @property
@@ -61,7 +62,7 @@ class Setup:
     @property
     def spec(self) -> LoraSpec | None:
         """The adapter that is trained; None if the whole model is."""
-        return spec_of(vars(self.config.lora))
+        return spec_of(self.config.lora)
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def _assemble(config: Config, workdir: Path, adapters: Sequence[str], trains: Se
     abstract = abstract_params(source.config, jnp.dtype(config.model.param_dtype))
     shardings = param_shardings(mesh, abstract, logical_axes(source.config), parse_rules(config.mesh.rules))
     objectives = dict.fromkeys((*config.stages, *config.eval.objectives))
-    kind = rows_kind(vars(config.dpo))
+    kind = rows_kind(config.dpo)
     datasets = {
         name: build_dataset(config.data, name, tokenizer, source.config, config.seed, kind) for name in objectives
     }

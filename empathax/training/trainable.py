@@ -75,7 +75,7 @@ class Trainable:
 def trainable_of(job: Job, stage: str) -> Trainable:
     """What `stage` trains by `config.lora`."""
     options, stages = job.config.lora, job.config.stages
-    spec = spec_of(vars(options))
+    spec = spec_of(options)
     if spec is None:
         return Trainable(job.abstract_params)
     given = job.adapter.spec if job.adapter else None

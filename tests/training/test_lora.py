@@ -37,7 +37,7 @@ CONFIG = Config(
     sft=SftOptions(learning_rate=1e-2, warmup_ratio=0.0),
     dpo=DpoOptions(learning_rate=1e-2, warmup_ratio=0.0),
 )
-SPEC = spec_of(vars(CONFIG.lora))
+SPEC = spec_of(CONFIG.lora)
 BATCH = with_steps(dialogue_batch(4), 2)
 
 

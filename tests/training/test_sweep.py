@@ -29,7 +29,7 @@ from tests.training.tiny import OPTIMIZED, tiny_config
 
 CONFIG = """
 from empathax.config import default_config
-from empathax.recipes import TABLE_1
+from empathax.config.recipes import TABLE_1
 
 
 def get_config():
@@ -187,7 +187,7 @@ def test_base_models_of_other_precision_are_measured_apart(one_device, tmp_path,
 
 def test_the_adapter_that_a_run_begins_with_is_part_of_its_weights(one_device, tmp_path):
     adapters = [tmp_path / name for name in ("one", "two")]
-    spec = spec_of({**vars(LoraOptions(rank=2))})
+    spec = spec_of(LoraOptions(rank=2))
     for seed, directory in enumerate(adapters):
         directory.mkdir()
         tree = init_adapter(resolve_model("random:tiny-llama").load_params(), spec, seed)
