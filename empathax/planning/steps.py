@@ -27,9 +27,10 @@ from empathax.models.lora.quantized import abstract_quantized
 from empathax.models.transformer import abstract_params, logical_axes
 from empathax.parallel.mesh import compute_dtype, platform_of
 from empathax.parallel.rules import batch_sharding, check_batches, param_shardings, replicated
+from empathax.training.forward import make_reply_step, make_score_step
 from empathax.training.optimizer import make_optimizer
 from empathax.training.state import TrainState, Tree, abstract_state, state_shardings
-from empathax.training.step import make_reply_step, make_score_step, make_train_step
+from empathax.training.step import make_train_step
 
 PARTS = ("train", "reference", "eval", "decode")
 _ANY_NUM_STEPS = 1000  # of the learning rate's schedule: constants of the program, no shapes
