@@ -20,6 +20,7 @@ NOTHING = "nothing"  # no part that is a mean over pairs
 REPLIES = "replies"  # the log-ratio of one reply and its label, without a pair (see objectives/unpaired.py)
 
 # The rows that a stage reads, by its losses:
+REPLY_ROWS = "replies"  # a prompt and the reply to learn
 PAIRED_ROWS = "pairs"  # a prompt with a chosen and a rejected reply
 LABELED_ROWS = "labeled"  # a prompt and one reply with a label, desirable or not
 MISMATCHED_ROWS = "mismatched"  # the same; each prompt also with another prompt's reply, for an estimate of the KL

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from empathax.config import Config
-from empathax.config.losses import PAIRED_ROWS, rows_kind
+from empathax.config.losses import PAIRED_ROWS, REPLY_ROWS, rows_kind
 from empathax.data.dataset import build_dataset
 from empathax.data.packing import SEQUENCE_MULTIPLE, TRAINED_MULTIPLE, PackedRows, RowSizes
 from empathax.data.row_plan import ROW_MULTIPLE, round_up
@@ -112,5 +112,5 @@ def _from_data(config: Config, stage: str, model: PlannedModel) -> Rows:
     path = config.model.tokenizer_path
     tokenizer = load_tokenizer(path) if path or model.tokenizer is None else model.tokenizer()
     tokenizer = tokenizer.fitted_to(model.config.vocab_size)
-    kind = rows_kind(vars(config.dpo))
-    return measured_rows(build_dataset(config.data, stage, tokenizer, model.config, config.seed, kind).train)
+    kind = rows_kind(vars(config.dpo)) if stage == "dpo" else REPLY_ROWS
+    return measured_rows(build_dataset(config.data, kind, tokenizer, model.config, config.seed).train)

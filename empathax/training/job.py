@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float32
 
 from empathax.config import Config, to_dict
-from empathax.config.losses import rows_kind
+from empathax.config.losses import REPLY_ROWS, rows_kind
 from empathax.config.mesh import parse_rules
 from empathax.data.dataset import Dataset, build_dataset, trained_texts
 from empathax.data.loader import Loader
@@ -162,9 +162,9 @@ def _assemble(config: Config, workdir: Path, adapters: Sequence[str], trains: Se
     abstract = abstract_params(source.config, jnp.dtype(config.model.param_dtype))
     shardings = param_shardings(mesh, abstract, logical_axes(source.config), parse_rules(config.mesh.rules))
     objectives = dict.fromkeys((*config.stages, *config.eval.objectives))
-    kind = rows_kind(vars(config.dpo))
+    kinds = {"sft": REPLY_ROWS, "dpo": rows_kind(vars(config.dpo))}
     datasets = {
-        name: build_dataset(config.data, name, tokenizer, source.config, config.seed, kind) for name in objectives
+        name: build_dataset(config.data, kinds[name], tokenizer, source.config, config.seed) for name in objectives
     }
     for stage, dataset in datasets.items():
         stop_token_ids(dataset.template, config.eval.stop_tokens)
