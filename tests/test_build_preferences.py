@@ -6,6 +6,7 @@ import pytest
 
 from empathax import build_preferences
 from empathax.config import DataOptions
+from empathax.config.losses import PAIRED_ROWS
 from empathax.data.records import PreferenceRow
 from empathax.data.sources import load_splits
 from empathax.preferences import flags
@@ -39,7 +40,7 @@ def test_rules_make_sets_that_training_reads_and_that_are_the_same_again(corpus,
     }
     assert run(*command) == 0
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == first
-    splits = load_splits(DataOptions(path=str(corpus), preference_path=str(out / "position")), "dpo")
+    splits = load_splits(DataOptions(path=str(corpus), preference_path=str(out / "position")), PAIRED_ROWS)
     summary = json.loads((out / "position" / "summary.json").read_text())
     assert len(splits.train) == summary["splits"]["train"]["pairs"] > 50
     assert len(splits.eval) == summary["splits"]["valid"]["pairs"] > 5

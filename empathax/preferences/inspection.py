@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from empathax.config import DataOptions
+from empathax.config.losses import PAIRED_ROWS
 from empathax.data.records import Message, PreferenceRow
 from empathax.data.sources import load_splits
 from empathax.errors import DataError
@@ -81,7 +82,7 @@ def inspect_set(path: str, options: DataOptions, classifier: Classifier | None =
         DataError: the set cannot be read, or has no pairs.
     """
     _check_is_one(Path(path))
-    splits = load_splits(_for(path, options), "dpo")
+    splits = load_splits(_for(path, options), PAIRED_ROWS)
     parts = {"train": splits.train, "held out": splits.eval}
     found = {
         split: split_facts([row for row in rows if isinstance(row, PreferenceRow)], classifier)
