@@ -12,7 +12,8 @@ from typing import Any
 
 from empathax.errors import ConfigError
 from empathax.evaluation.report.table import better_metrics, better_way
-from empathax.parallel.agreement import fail_together, process_number
+from empathax.parallel.agreement import fail_together
+from empathax.parallel.processes import is_leader
 from empathax.training.checkpoint import StageCheckpoints, restore_params
 from empathax.training.state import TrainState
 
@@ -26,7 +27,7 @@ class BestEvaluation:
 
     def __init__(self, directory: Path, metric: str, is_new: bool) -> None:
         with fail_together():
-            if is_new and process_number() == 0:
+            if is_new and is_leader():
                 shutil.rmtree(directory, ignore_errors=True)
         self.metric = metric
         self._is_lower_better = better_way(metric) == "lower"
