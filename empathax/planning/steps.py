@@ -101,7 +101,7 @@ def params_of(setup: Setup) -> Tree:
 
 
 def base_of(setup: Setup) -> Tree:
-    """The same as it is held below an adapter."""
+    """The same in the form that is kept below an adapter: perhaps quantized."""
     kind = setup.config.model.quantization
     return params_of(setup) if kind == "none" else abstract_quantized(params_of(setup), kind)
 
@@ -240,5 +240,5 @@ def _optimizer(setup: Setup) -> Any:
     return make_optimizer(setup.config.stage(setup.stage), _ANY_NUM_STEPS)
 
 
-def _ints(*shape: int) -> jax.ShapeDtypeStruct:
+def _ints(*shape: int) -> Any:
     return jax.ShapeDtypeStruct(shape, jnp.int32)
