@@ -12,8 +12,7 @@ from empathax.config import to_dict
 from empathax.config.flags import load_config
 from empathax.config.hardware import find_kind, parse_hardware
 from empathax.errors import ConfigError, exit_on_error
-
-PARTS = ("train", "reference", "eval", "decode")
+from empathax.planning.child_process import PARTS, Request, run_plan
 
 
 @exit_on_error
@@ -40,9 +39,7 @@ def main(argv: Sequence[str]) -> int:
     if stage not in config.stages:
         raise ConfigError(f"--stage={stage}: this config's stages are {', '.join(config.stages)}")
 
-    from empathax.planning import report
-    from empathax.planning.child import run_plan
-    from empathax.planning.worker import Request
+    from empathax.planning.plan_text import plan_text
 
     find_kind(flags.topology) if flags.search and ":" not in flags.topology else parse_hardware(flags.topology)
     request = Request(to_dict(config), stage, flags.topology, parts, flags.search, flags.model_config)
@@ -50,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     text = json.dumps(plan, indent=2)
     if flags.json and flags.json != "-":
         Path(flags.json).write_text(text + "\n", encoding="utf-8")
-    print(text if flags.json == "-" else report.text(plan))
+    print(text if flags.json == "-" else plan_text(plan))
     return 0
 
 

@@ -18,7 +18,7 @@ ASSUMPTIONS = (
 Plan = Mapping[str, Any]
 
 
-def text(plan: Plan) -> str:
+def plan_text(plan: Plan) -> str:
     """The whole plan."""
     blocks = [_subject(plan), _memory(plan["parts"], plan["hbm_bytes"]), _verdict(plan), _network(plan), _time(plan)]
     if "searched" in plan:
