@@ -11,6 +11,7 @@ from pathlib import Path
 from empathax.config import to_dict
 from empathax.config.flags import load_config
 from empathax.config.hardware import find_kind, parse_hardware
+from empathax.config.options import STAGES
 from empathax.errors import ConfigError, exit_on_error
 from empathax.planning.child_process import PARTS, Request, run_plan
 
@@ -23,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     )
     add = parser.add_argument
     add("--topology", required=True, help="v5e:4x4, 2xv5p:4x4x4 (two slices), h100:2x8, ...; a kind with --search")
-    add("--stage", choices=("sft", "dpo"), help="which of the config's stages; by default its last one")
+    add("--stage", choices=tuple(STAGES), help="which of the config's stages; by default its last one")
     add("--parts", default="train,reference,eval", help=f"steps to compile, some of {','.join(PARTS)}")
     add("--search", action="store_true", help="the most rows that fit; of a kind (v5e) the smallest slice that fits")
     add("--model-config", default="", help="a config.json that describes the model instead of model.path")

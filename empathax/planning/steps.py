@@ -11,7 +11,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from empathax.config import Config
 from empathax.config.lora import LoraSpec, spec_of
-from empathax.config.losses import reference_kind
 from empathax.config.mesh import parse_rules
 from empathax.data.batch import Batch, LabeledReplies
 from empathax.data.packing import RowSizes
@@ -26,7 +25,9 @@ from empathax.models.transformer import abstract_params, logical_axes, placed
 from empathax.parallel.mesh import compute_dtype, platform_of
 from empathax.parallel.rules import batch_sharding, check_batches, param_shardings, replicated
 from empathax.training.forward import make_reply_step, make_score_step
+from empathax.training.held_out import REPLIES
 from empathax.training.optimizer import make_optimizer
+from empathax.training.stages.stage import find_stage
 from empathax.training.state import TrainState, Tree, abstract_state, state_shardings
 from empathax.training.step import make_train_step
 
@@ -46,11 +47,10 @@ class Setup:
 
     @property
     def reference(self) -> str:
-        """Where the stage's reference is: as `dpo.reference` says or, where it moves, "in the state"."""
-        if self.stage != "dpo":
-            return "none"
-        kind = reference_kind(self.config.dpo, self.config.lora)
-        return "in the state" if kind != "none" and self.config.dpo.ref_sync_steps else kind
+        """Where the stage's reference is: as the stage says or, where it moves, "in the state"."""
+        stage = find_stage(self.stage)
+        kind = stage.reference_kind(self.config)
+        return "in the state" if kind != "none" and stage.moves_reference(self.config) else kind
 
     @property
     def passes_reference(self) -> bool:
@@ -180,7 +180,7 @@ def _reference(setup: Setup) -> Lowered:
 
 def _eval(setup: Setup) -> Lowered:
     """Held-out replies or pairs, in mid-training."""
-    make_step = make_reply_step if setup.stage == "sft" else make_score_step
+    make_step = make_reply_step if find_stage(setup.stage).measures == REPLIES else make_score_step
     step: Any = make_step(setup.model, setup.config.model, mesh=setup.mesh)
     model, batch = _model_of(setup), batch_of(setup, setup.config.eval.rows_per_batch)
     return Lowered(step.lower(model, batch), {**_by_kind(setup), "batch": batch}, _held(setup))
