@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from empathax.preferences.ranking import fleiss_kappa
+from empathax.preferences.review import fleiss_kappa
 from tests.preferences.test_agreement import PATIENTS
 
 inter_rater = pytest.importorskip("statsmodels.stats.inter_rater")

@@ -3,7 +3,7 @@
 import pytest
 
 from empathax.errors import DataError
-from empathax.preferences.ranking import fleiss_kappa
+from empathax.preferences.review import fleiss_kappa
 
 # Fleiss (1971), table 1: 30 patients, each given one of 5 diagnoses by 6 psychiatrists.
 PATIENTS = """444444 222555 233335 555555 222444 113333 333355 113334 114444 555555 144444 124444 222333 144444 224445

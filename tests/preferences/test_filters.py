@@ -4,9 +4,9 @@ import pytest
 
 from empathax.data.records import Message
 from empathax.errors import ConfigError
-from empathax.preferences.contexts import Candidate, Context, Pair
 from empathax.preferences.filters import REASONS, FilterOptions, filter_pairs
 from empathax.preferences.overlap import HeldOutTexts
+from empathax.preferences.pairs import Candidate, Context, Pair
 
 HELD_OUT = "I have not slept since my brother moved out and the flat is so quiet now that I hate it"
 CHOSEN, REJECTED = "That sounds lonely, and it makes sense that you miss him.", "You should find a new flatmate soon."

@@ -7,16 +7,18 @@ import pytest
 from empathax.data.records import Message
 from empathax.errors import ConfigError, DataError
 from empathax.evaluation.metrics.levels import LEVELS
-from empathax.preferences.contexts import Candidate, Context, Pair
-from empathax.preferences.ranking import Task, choose
+from empathax.preferences.pairs import Candidate, Context, Pair
+from empathax.preferences.ranking import RankingTask, choose
 from empathax.preferences.review import agreement, letters, read_reviews, write_review
 
 
-def tasks(count: int = 6) -> list[Task]:
+def tasks(count: int = 6) -> list[RankingTask]:
     found = []
     for number in range(count):
         context = Context("dialogue", number, 8, (Message("user", '=HYPERLINK("x")\nso, "quoted"'),), "", "")
-        found.append(Task(context, tuple(Candidate(f"-{level} {number}", {"variant": level}) for level in LEVELS)))
+        found.append(
+            RankingTask(context, tuple(Candidate(f"-{level} {number}", {"variant": level}) for level in LEVELS))
+        )
     return found
 
 
@@ -85,7 +87,7 @@ def test_ranks_of_other_replies_are_refused(tmp_path):
     shown = tasks(1)
     write_review(tmp_path / "review.csv", shown)
     copy = fill(tmp_path / "review.csv", "ann", FORWARD, tmp_path)
-    changed = Task(shown[0].context, tuple(Candidate(one.text + "!", one.source) for one in shown[0].candidates))
+    changed = RankingTask(shown[0].context, tuple(Candidate(one.text + "!", one.source) for one in shown[0].candidates))
     with pytest.raises(DataError, match=r"ann.csv:\d+: candidate . of context dialogue/0 is another reply"):
         read_reviews([copy]).rank([changed])
 
