@@ -116,7 +116,7 @@ def write_candidates(
     options: ReplyOptions,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Written]:
-    """For each context what was written for it; `on_progress` is told how many requests are done.
+    """For each context what was written for it; `on_progress` gets the number of requests done.
 
     Raises ConfigError and DataError as `ChatServer.complete`.
     """

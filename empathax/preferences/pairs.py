@@ -68,7 +68,7 @@ class Pair:
         method: a rule's name, or how candidates were made ("levels", "styles", "samples").
         scores: by ranker, (chosen, rejected); empty for rules.
         margin: how much better the chosen reply was found, 0 to 1; None for rules.
-        link: pairs with the same link belong together and are kept or dropped together; "" for none.
+        link: pairs with the same link are kept or dropped as one; "" for none.
     """
 
     context: Context

@@ -90,8 +90,8 @@ class Ranker(Protocol):
     def rank(
         self, tasks: Sequence[RankingTask], on_progress: Callable[[int], None] | None = None
     ) -> list[list[Ranking]]:
-        """For each task a ranking, or several (one for each annotator), or none. `on_progress` is told how many
-        requests are done, where any are made."""
+        """For each task a ranking, or several (one for each annotator), or none. `on_progress` gets the
+        number of requests done, where any are made."""
         ...
 
 

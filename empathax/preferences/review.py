@@ -28,7 +28,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run
 
 
 class Agreement(NamedTuple):
-    """Fleiss' kappa of the annotators on which candidate fits most and which least; None where it cannot be told.
+    """Fleiss' kappa of the annotators on which candidate fits most and which least; None where kappa is undefined.
 
     Of the `num_contexts` that all ranked, kappa is over those where nobody put two candidates in that place:
     `num_most` and `num_least`.
@@ -103,7 +103,7 @@ def is_unranked(ranker: Ranker) -> bool:
 
 
 def write_review(path: Path, tasks: Sequence[RankingTask]) -> None:
-    """Writes the file for annotators. One that holds ranks is left as it is.
+    """Writes the file for annotators. One that holds ranks is not touched.
 
     Raises a ConfigError if those are ranks of other replies, or nothing can be written.
     """

@@ -38,7 +38,7 @@ def test_four_labels_by_hand():
     assert fleiss_kappa(["aa", "ab"]) == pytest.approx(-1 / 3)
 
 
-def test_where_kappa_cannot_be_told():
+def test_where_kappa_is_undefined():
     assert fleiss_kappa([]) is None
     assert fleiss_kappa(["aa", "aa"]) is None
     with pytest.raises(DataError, match="subjects with 2, 3 raters"):

@@ -97,7 +97,7 @@ def test_of_duplicates_the_first_is_kept_and_named():
     assert reasons(*pairs, options=FilterOptions(near_duplicate_threshold=0)) == ["duplicate"]
 
 
-def test_linked_pairs_are_dropped_together():
+def test_of_linked_pairs_both_are_dropped():
     pairs = [
         pair(link="a"),
         CASES["refusal"].__class__(**{**vars(CASES["refusal"]), "link": "a"}),
