@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from empathax.preferences.review import fleiss_kappa
-from tests.preferences.test_agreement import PATIENTS
+from tests.preferences.test_review import PATIENTS
 
 inter_rater = pytest.importorskip("statsmodels.stats.inter_rater")
 
