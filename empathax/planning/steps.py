@@ -18,14 +18,12 @@ from empathax.config.mesh import parse_rules
 from empathax.data.batch import Batch, LabeledReplies
 from empathax.data.packing import RowSizes
 from empathax.errors import ConfigError
-from empathax.evaluation.generation.decoding import generate
+from empathax.evaluation.generation.decoding import DecodeOptions, generate
 from empathax.evaluation.generation.prompt_tree import PromptTree, rounded_up
-from empathax.evaluation.generation.sampling import sampling_from
 from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.lora.adapters import abstract_adapter, overlay
 from empathax.models.lora.quantized import abstract_quantized
 from empathax.models.transformer import abstract_params, logical_axes
-from empathax.parallel.mesh import compute_dtype, platform_of
 from empathax.parallel.rules import batch_sharding, check_batches, param_shardings, replicated
 from empathax.training.optimizer import make_optimizer
 from empathax.training.state import TrainState, Tree, abstract_state, state_shardings
@@ -211,12 +209,7 @@ def _decode(setup: Setup) -> Lowered:
         row_ids,
         _array(replicated(mesh)),
         row_ids,
-        max_new_tokens=options.max_new_tokens,
-        stop_ids=(0,),
-        sampling=sampling_from(options),
-        compute_dtype=compute_dtype(setup.config.model, mesh),
-        platform=platform_of(mesh),
-        attention="dense" if setup.config.model.attention == "dense" else "auto",
+        options=DecodeOptions.of(setup.config, stop_ids=(0,), mesh=mesh),
     )
     arguments = {**_by_kind(setup), "batch": prompts}
     return Lowered(lowered, arguments, _held(setup), unknown_trips=options.max_new_tokens - 1)

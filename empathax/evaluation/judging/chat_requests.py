@@ -17,7 +17,7 @@ STATUSES = (ANSWERED, REFUSED, EMPTY, FAILED)
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """Messages to be answered, and how; `sample` tells several answers to the same request apart (it is not sent)."""
+    """Messages to be answered, and how; `sample` numbers several answers to the same request (it is not sent)."""
 
     messages: tuple[Message, ...]
     max_tokens: int
@@ -79,7 +79,7 @@ class ChatOutcome:
         return self.attempts == 0 and self.status != FAILED
 
 
-class Answers(Protocol):
+class Answerer(Protocol):
     """Whoever answers requests: a chat server, or a model of one's own."""
 
     def complete(

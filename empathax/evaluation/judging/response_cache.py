@@ -15,8 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from empathax.errors import ConfigError
+from empathax.errors import ConfigError, DataError
 from empathax.evaluation.judging.chat_requests import FAILED, STATUSES, ChatOutcome, ChatRequest
+from empathax.evaluation.typed_json import decode
 
 FILE_NAME = "responses.jsonl"
 
@@ -85,7 +86,7 @@ class ResponseCache:
                     continue
                 try:
                     key, outcome, when = _entry(json.loads(line))
-                except (ValueError, KeyError, TypeError, RecursionError):
+                except (ValueError, KeyError, TypeError, RecursionError, DataError):
                     self.num_ignored += 1
                     continue
                 if key not in self._outcomes:
@@ -106,10 +107,9 @@ class ResponseCache:
 
 
 def _entry(value: Any) -> tuple[str, ChatOutcome, float | None]:
-    """Key, outcome and time of a line. Raises ValueError, KeyError or TypeError for anything else."""
-    outcome = ChatOutcome(**value["outcome"])
-    is_usable = isinstance(value["key"], str) and isinstance(outcome.text, str) and outcome.status in STATUSES
-    if not is_usable or outcome.status == FAILED:
+    """Key, outcome and time of a line. Raises ValueError, KeyError, TypeError or DataError for anything else."""
+    outcome = decode(ChatOutcome, value["outcome"])
+    if not isinstance(value["key"], str) or outcome.status not in STATUSES or outcome.status == FAILED:
         raise ValueError("not an answer")
     when = value.get("time")
     return value["key"], outcome, float(when) if isinstance(when, int | float) else None

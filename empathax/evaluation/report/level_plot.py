@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from empathax.errors import ConfigError
-from empathax.evaluation.classifiers.data import LEVELS
-from empathax.evaluation.metrics.levels import LevelCounts, validation_gap
+from empathax.evaluation.metrics.levels import LEVELS, LevelCounts, validation_gap
 
-_COLOURS = ("#b7d3f2", "#6ba3d6", "#f4b860", "#c8553d")  # listening to genuineness; told apart in grey too
+_COLOURS = ("#b7d3f2", "#6ba3d6", "#f4b860", "#c8553d")  # listening to genuineness; they differ in grey too
 _QUARTILES = ("1st", "2nd", "3rd", "4th")
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from empathax.config import MeshOptions
 from empathax.errors import ConfigError, DataError
-from empathax.evaluation.generation.decoding import generate
+from empathax.evaluation.generation.decoding import DecodeOptions, generate
 from empathax.evaluation.generation.prompt_tree import lay_out_prompts
 from empathax.evaluation.metrics.text_metrics import METRICS, score_ids, score_texts
 from empathax.models.architecture.presets import preset
@@ -117,7 +117,7 @@ def test_generated_ids_are_scored_in_the_same_compiled_function():
 
     @jax.jit
     def generate_and_score(params):
-        out = generate(params, config, prompts, jnp.arange(2), max_new_tokens=6, stop_ids=(), platform="cpu")
+        out = generate(params, config, prompts, jnp.arange(2), options=DecodeOptions(6, (), "cpu"))
         said = out.lengths_B - out.stopped_B
         return score_ids(out.token_ids_BM, said, references, lengths), out
 
