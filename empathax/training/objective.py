@@ -14,7 +14,7 @@ from empathax.config import Config, DpoOptions, ModelOptions
 from empathax.data.batch import Batch, LabeledReplies
 from empathax.errors import ConfigError
 from empathax.models.architecture.model_config import ModelConfig
-from empathax.models.transformer import hidden_states, output_projection
+from empathax.models.transformer import ComputeOptions, hidden_states, output_projection
 from empathax.objectives.logprobs import TokenLogps, sequence_logps, take_queries, token_logps
 from empathax.objectives.pairs import (
     Pairs,
@@ -78,7 +78,7 @@ def make_scorer(
     model_config: ModelConfig, options: ModelOptions, mesh: Mesh | None, *, sum_squares: bool = False
 ) -> Scorer:
     """The forward pass over a batch without the leading A; `sum_squares` as in `token_logps`."""
-    dtype = compute_dtype(options, mesh)
+    compute = ComputeOptions(compute_dtype(options, mesh), options.remat, options.attention, mesh)
 
     def score(params: Tree, batch: Batch) -> Scored:
         hidden_BTD = hidden_states(
@@ -87,10 +87,7 @@ def make_scorer(
             batch.token_ids_BT,
             batch.positions_BT,
             batch.subtree_end_BT,
-            compute_dtype=dtype,
-            remat=options.remat,
-            attention=options.attention,
-            mesh=mesh,
+            compute,
         )
         tokens = token_logps(
             take_queries(hidden_BTD, batch.query_index_BM),

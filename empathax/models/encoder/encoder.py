@@ -119,11 +119,6 @@ class Encoder(nnx.Module):
         self.embedding = Embedding(config, declare)
         self.layers = Layers(config, declare)
 
-    def __call__(self, token_ids_BT: Array, mask_BT: Array, segment_ids_BT: Array | None = None) -> Array:
-        """See `token_states`."""
-        params = nnx.to_pure_dict(nnx.state(self, nnx.Param))
-        return token_states(params, self.config, token_ids_BT, mask_BT, segment_ids_BT)
-
 
 _Declare = Callable[[tuple[int, ...], tuple[str, ...], str], nnx.Param]
 
@@ -143,12 +138,6 @@ def _declare(
     else:
         value = jnp.full(shape, float(init == "ones"), param_dtype)
     return nnx.Param(value, logical_axes=axes)
-
-
-def init_encoder(config: EncoderConfig, seed: int, param_dtype: jnp.dtype = jnp.float32) -> Params:
-    """Random parameters."""
-    model = Encoder(config, rngs=nnx.Rngs(jax.random.key(seed)), param_dtype=param_dtype)
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
 def abstract_encoder(config: EncoderConfig, param_dtype: jnp.dtype = jnp.float32) -> Params:
@@ -196,13 +185,6 @@ def normalised(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     """x at Euclidean length 1, in float32; zeros stay zeros."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
-
-
-def sentence_embeddings(
-    params: Params, config: EncoderConfig, token_ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"], **options: Any
-) -> Float[Array, "B D"]:
-    """Mean-pooled, normalised embeddings (Reimers & Gurevych 2019), special tokens included."""
-    return normalised(mean_pooled(token_states(params, config, token_ids_BT, mask_BT, **options), mask_BT))
 
 
 def _embed(

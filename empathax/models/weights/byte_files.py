@@ -1,6 +1,7 @@
-"""Tensors that stay in a memory-mapped file until a part of one is read; the pages are handed back after each read.
+"""Weight files read a part at a time: by byte ranges, or from a memory map whose pages are handed back.
 
-Files read by byte ranges, from a disk or from any store that fsspec knows (gs://, s3://, memory://).
+`RangeFile` is for safetensors, on a disk or in any store that fsspec knows (gs://, s3://, memory://). `MappedFile` is
+for GGUF, whose blocks are unpacked straight from the map.
 """
 
 from __future__ import annotations
@@ -9,14 +10,25 @@ import functools
 import mmap
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from empathax.errors import WeightsError
 
-FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
+# Fields of fsspec's stores that change with a file's content, the best first: of GCS, S3, Azure and HTTP, memory.
+_VERSIONS = (
+    "md5Hash",
+    "md5",
+    "crc32c",
+    "ETag",
+    "etag",
+    "generation",
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "created",
+)
 
 
 class TensorInfo(NamedTuple):
@@ -39,66 +51,6 @@ class TensorReader(Protocol):
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """A new array with the values of `tensors[name]` at `index`, in a float dtype."""
         ...
-
-
-class MappedFile:
-    """A read-only memory map that can forget the pages it has shown.
-
-    Pages of a map count as resident memory once touched; without `forget`, reading a model would look like (and under
-    a container limit be) a second copy of it.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError as error:  # mmap refuses a file of 0 bytes
-            raise WeightsError(f"{path} is empty: expected model weights; copy or download it again") from error
-        except OSError as error:
-            raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
-
-    @property
-    def buffer(self) -> Any:
-        """The bytes of the file."""
-        return self._map
-
-    def __len__(self) -> int:
-        return len(self._map)
-
-    def view(self, start: int, num_bytes: int, dtype: np.dtype | type) -> np.ndarray:
-        """A flat view of a byte range; copy what is needed of it, then call `forget`."""
-        dtype = np.dtype(dtype)
-        return np.frombuffer(self._map, dtype=dtype, count=num_bytes // dtype.itemsize, offset=start)
-
-    def forget(self, start: int, num_bytes: int) -> None:
-        """Lets the system drop the pages inside a byte range; they are read again when touched."""
-        if not hasattr(mmap, "MADV_DONTNEED"):
-            return
-        page = mmap.PAGESIZE
-        first = start // page * page
-        self._map.madvise(mmap.MADV_DONTNEED, first, start + num_bytes - first)
-
-    def __enter__(self) -> MappedFile:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._map.close()
-
-
-# Fields of fsspec's stores that change with a file's content, the best first: of GCS, S3, Azure and HTTP, memory.
-_VERSIONS = (
-    "md5Hash",
-    "md5",
-    "crc32c",
-    "ETag",
-    "etag",
-    "generation",
-    "LastModified",
-    "last_modified",
-    "mtime",
-    "created",
-)
 
 
 class RangeFile:
@@ -162,19 +114,48 @@ class RangeFile:
         return values[:done]
 
 
+class MappedFile:
+    """A read-only memory map that can forget the pages it has shown.
+
+    Pages of a map count as resident memory once touched; without `forget`, reading a model would look like (and under
+    a container limit be) a second copy of it.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError as error:  # mmap refuses a file of 0 bytes
+            raise WeightsError(f"{path} is empty: expected model weights; copy or download it again") from error
+        except OSError as error:
+            raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+
+    @property
+    def buffer(self) -> Any:
+        """The bytes of the file."""
+        return self._map
+
+    def __len__(self) -> int:
+        return len(self._map)
+
+    def view(self, start: int, num_bytes: int, dtype: np.dtype | type) -> np.ndarray:
+        """A flat view of a byte range; copy what is needed of it, then call `forget`."""
+        dtype = np.dtype(dtype)
+        return np.frombuffer(self._map, dtype=dtype, count=num_bytes // dtype.itemsize, offset=start)
+
+    def forget(self, start: int, num_bytes: int) -> None:
+        """Lets the system drop the pages inside a byte range; they are read again when touched."""
+        if not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        page = mmap.PAGESIZE
+        first = start // page * page
+        self._map.madvise(mmap.MADV_DONTNEED, first, start + num_bytes - first)
+
+
 def is_url(path: str) -> bool:
     """Whether `path` names something in a store, not on a disk: "gs://bucket/model"."""
     return "://" in path
-
-
-@functools.lru_cache(maxsize=8)
-def _store_of(scheme: str) -> Any:
-    import fsspec
-
-    try:
-        return fsspec.filesystem(scheme)
-    except (ImportError, ValueError) as error:  # gcsfs for gs://, s3fs for s3://
-        raise WeightsError(f"{scheme}:// cannot be read: {' '.join(str(error).split())}") from error
 
 
 def exists(path: Path | str) -> bool:
@@ -189,3 +170,13 @@ def open_store(url: str) -> tuple[Any, str]:
     """The fsspec file system of `url`, and its name there. Raises a WeightsError that says which package is missing."""
     store = _store_of(url.partition("://")[0])
     return store, store._strip_protocol(url)
+
+
+@functools.lru_cache(maxsize=8)
+def _store_of(scheme: str) -> Any:
+    import fsspec
+
+    try:
+        return fsspec.filesystem(scheme)
+    except (ImportError, ValueError) as error:  # gcsfs for gs://, s3fs for s3://
+        raise WeightsError(f"{scheme}:// cannot be read: {' '.join(str(error).split())}") from error
