@@ -54,47 +54,64 @@ class ComputeOptions:
 FLOAT32 = ComputeOptions()
 
 
+Declare = Callable[[tuple[int, ...], tuple[str, ...], str], nnx.Param]  # (shape, logical axes, initializer)
+
+
+def declarer(initializer_range: float, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> Declare:
+    """What makes parameters: normal with `initializer_range` for standard deviation, "zeros" or "ones"."""
+
+    def declare(shape: tuple[int, ...], axes: tuple[str, ...], init: str) -> nnx.Param:
+        if init == "normal":
+            # in float32 first: the same model in every dtype
+            value = (jax.random.normal(rngs.params(), shape) * initializer_range).astype(param_dtype)
+        else:
+            value = jnp.full(shape, float(init == "ones"), param_dtype)
+        return nnx.Param(value, logical_axes=axes)
+
+    return declare
+
+
 class Linear(nnx.Module):
     """One kernel per layer, [L, in, out], and perhaps a bias, [L, out]."""
 
-    def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], use_bias: bool, declare: _Declare):
+    def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], use_bias: bool, declare: Declare):
         self.kernel = declare(shape, axes, "normal")
         if use_bias:
             self.bias = declare((shape[0], shape[-1]), (axes[0], axes[-1]), "zeros")
 
 
 class RmsNorm(nnx.Module):
-    """The scale of an RMS norm."""
+    """The scale of an RMS norm; at first it changes nothing."""
 
-    def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], declare: _Declare):
-        self.scale = declare(shape, axes, "norm")
+    def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], config: ModelConfig, declare: Declare):
+        self.scale = declare(shape, axes, "zeros" if config.unit_offset_norm else "ones")
 
 
 class Table(nnx.Module):
-    """A vocabulary kernel, [V, D]."""
+    """A kernel whose rows are looked up, [V, D] for a vocabulary."""
 
-    def __init__(self, shape: tuple[int, ...], declare: _Declare):
-        self.kernel = declare(shape, ("vocab", "embed"), "normal")
+    def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], declare: Declare):
+        self.kernel = declare(shape, axes, "normal")
 
 
 class Attention(nnx.Module):
     """Query, key, value and output projections of all layers."""
 
-    def __init__(self, config: ModelConfig, declare: _Declare):
+    def __init__(self, config: ModelConfig, declare: Declare):
         L, D, query, kv = config.num_layers, config.model_dim, config.query_dim, config.kv_dim
         self.query = Linear((L, D, query), ("layer", "embed", "heads"), config.attention_bias, declare)
         self.key = Linear((L, D, kv), ("layer", "embed", "kv_heads"), config.attention_bias, declare)
         self.value = Linear((L, D, kv), ("layer", "embed", "kv_heads"), config.attention_bias, declare)
         self.output = Linear((L, query, D), ("layer", "heads", "embed"), config.output_bias, declare)
         if config.qk_norm:
-            self.query_norm = RmsNorm((L, config.head_dim), ("layer", "head_dim"), declare)
-            self.key_norm = RmsNorm((L, config.head_dim), ("layer", "head_dim"), declare)
+            self.query_norm = RmsNorm((L, config.head_dim), ("layer", "head_dim"), config, declare)
+            self.key_norm = RmsNorm((L, config.head_dim), ("layer", "head_dim"), config, declare)
 
 
 class Mlp(nnx.Module):
     """Gate, up and down projections of all layers."""
 
-    def __init__(self, config: ModelConfig, declare: _Declare):
+    def __init__(self, config: ModelConfig, declare: Declare):
         L, D, F = config.num_layers, config.model_dim, config.ff_dim
         self.gate = Linear((L, D, F), ("layer", "embed", "ff"), config.mlp_bias, declare)
         self.up = Linear((L, D, F), ("layer", "embed", "ff"), config.mlp_bias, declare)
@@ -104,29 +121,29 @@ class Mlp(nnx.Module):
 class Layers(nnx.Module):
     """All decoder layers, stacked."""
 
-    def __init__(self, config: ModelConfig, declare: _Declare):
+    def __init__(self, config: ModelConfig, declare: Declare):
         shape, axes = (config.num_layers, config.model_dim), ("layer", "embed")
-        self.attention_norm = RmsNorm(shape, axes, declare)
+        self.attention_norm = RmsNorm(shape, axes, config, declare)
         self.attention = Attention(config, declare)
-        self.mlp_norm = RmsNorm(shape, axes, declare)
+        self.mlp_norm = RmsNorm(shape, axes, config, declare)
         self.mlp = Mlp(config, declare)
         if config.post_norms:
-            self.post_attention_norm = RmsNorm(shape, axes, declare)
-            self.post_mlp_norm = RmsNorm(shape, axes, declare)
+            self.post_attention_norm = RmsNorm(shape, axes, config, declare)
+            self.post_mlp_norm = RmsNorm(shape, axes, config, declare)
 
 
 class Transformer(nnx.Module):
     """Every parameter of a model, each declared once with shape, initializer and logical axes."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype = jnp.float32):
-        declare = functools.partial(_declare, config=config, rngs=rngs, param_dtype=param_dtype)
-        vocabulary = (config.vocab_size, config.model_dim)
+        declare = declarer(config.initializer_range, rngs, param_dtype)
+        vocabulary = (config.vocab_size, config.model_dim), ("vocab", "embed")
         self.config = config
-        self.embedding = Table(vocabulary, declare)
+        self.embedding = Table(*vocabulary, declare)
         self.layers = Layers(config, declare)
-        self.final_norm = RmsNorm((config.model_dim,), ("embed",), declare)
+        self.final_norm = RmsNorm((config.model_dim,), ("embed",), config, declare)
         if not config.tied_embeddings:
-            self.output = Table(vocabulary, declare)
+            self.output = Table(*vocabulary, declare)
 
     def __call__(
         self,
@@ -138,27 +155,6 @@ class Transformer(nnx.Module):
         """Float32 logits: see `logits`."""
         params = nnx.to_pure_dict(nnx.state(self, nnx.Param))
         return logits(params, self.config, token_ids_BT, positions_BT, subtree_end_BT, compute)
-
-
-_Declare = Callable[[tuple[int, ...], tuple[str, ...], str], nnx.Param]
-
-
-def _declare(
-    shape: tuple[int, ...],
-    axes: tuple[str, ...],
-    init: str,
-    *,
-    config: ModelConfig,
-    rngs: nnx.Rngs,
-    param_dtype: jnp.dtype,
-) -> nnx.Param:
-    if init == "normal":
-        # in float32 first: the same model in every dtype
-        value = (jax.random.normal(rngs.params(), shape) * config.initializer_range).astype(param_dtype)
-    else:
-        is_one = init == "norm" and not config.unit_offset_norm
-        value = jnp.full(shape, float(is_one), param_dtype)
-    return nnx.Param(value, logical_axes=axes)
 
 
 def init_params(

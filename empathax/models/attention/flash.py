@@ -45,7 +45,7 @@ def divides(mesh: Mesh, batch: int, num_heads: int, num_kv_heads: int) -> bool:
     return not (batch % rows or num_heads % heads or num_kv_heads % heads)
 
 
-def load_kernel(name: str) -> ModuleType:
+def _load_kernel(name: str) -> ModuleType:
     """The module of kernel `name` ("pallas_tpu" is tpu.py).
 
     It is imported on first use: Pallas is slow to import, and its back ends come and go.
@@ -58,7 +58,7 @@ def has_kernel(name: str) -> bool:
     if name not in KERNELS:
         return False
     try:
-        load_kernel(name)
+        _load_kernel(name)
     except ImportError:
         return False
     return True
@@ -81,7 +81,7 @@ def _attend(q_BNTH: Array, k_BKTH: Array, v_BKTH: Array, layout: TreeLayout, pla
 
 
 def _forward(q_BNTH: Array, k_BKTH: Array, v_BKTH: Array, layout: TreeLayout, plan: Plan) -> tuple[Array, Any]:
-    run = partial(load_kernel(plan.kernel).forward, options=plan.options)
+    run = partial(_load_kernel(plan.kernel).forward, options=plan.options)
     arrays = (q_BNTH, k_BKTH, v_BKTH, layout)
     if plan.mesh is not None:
         run = _on_shards(run, plan.mesh, arrays, num_results=2)
@@ -94,7 +94,7 @@ def _backward(plan: Plan, residuals: Any, dout_BNTH: Array) -> tuple[Any, ...]:
     q_BNTH, k_BKTH, v_BKTH, layout, out_BNTH, lse_BNT = residuals
     # sum over keys of weight x its gradient, from the result alone (FlashAttention-2, algorithm 2, line 4)
     delta_BNT = jnp.sum(dout_BNTH.astype(jnp.float32) * out_BNTH.astype(jnp.float32), axis=-1)
-    run = partial(load_kernel(plan.kernel).backward, options=plan.options)
+    run = partial(_load_kernel(plan.kernel).backward, options=plan.options)
     arrays = (q_BNTH, k_BKTH, v_BKTH, layout, lse_BNT, delta_BNT, dout_BNTH)
     if plan.mesh is not None:
         run = _on_shards(run, plan.mesh, arrays, num_results=3)

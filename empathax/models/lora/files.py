@@ -175,7 +175,7 @@ def _settings(spec: LoraSpec, base_model: str) -> dict[str, Any]:
 
 
 def _by_place(files: SafetensorsFiles) -> tuple[dict[Place, str], list[str]]:
-    """Tensor names by (target, layer, part), and the names that are none of an adapter's."""
+    """Tensor names by (target, layer, part), and the names that belong to no adapter."""
     places: dict[Place, str] = {}
     unknown = []
     parts = {suffix: part for part, suffix in _SUFFIXES.items()}

@@ -79,8 +79,8 @@ class RangeFile:
     @property
     def version(self) -> str:
         """What the store says of the content: a checksum, else a version or a time; "" on a disk."""
-        told = self._store.info(self._name) if self._store is not None else {}
-        return next((f"{name}={told[name]}" for name in _VERSIONS if told.get(name)), "")
+        info = self._store.info(self._name) if self._store is not None else {}
+        return next((f"{name}={info[name]}" for name in _VERSIONS if info.get(name)), "")
 
     def __len__(self) -> int:
         return self._size

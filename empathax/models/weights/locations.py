@@ -60,7 +60,7 @@ def weights_in_package(name: str) -> Path:
 
     A .gguf cut into parts over the package and its siblings (NAME_part1, ...) is joined in the cache first.
     """
-    root = package_dir(name)
+    root = _package_dir(name)
     files = sorted(path for path in root.rglob("*") if path.is_file())
     whole = [path for path in files if path.suffix == ".gguf"]
     if whole:
@@ -77,7 +77,7 @@ def weights_in_package(name: str) -> Path:
     )
 
 
-def package_dir(name: str) -> Path:
+def _package_dir(name: str) -> Path:
     """Where a package is installed; the distribution's spelling with dashes is understood too."""
     module = name.replace("-", "_")
     spec = importlib.util.find_spec(module) if module.isidentifier() else None

@@ -159,7 +159,7 @@ class DirectoryModel:
         """See ModelSource."""
         names = sorted({info.file for info in self._weights.tensors.values()})
         if self._url:
-            return digest_of_headers(self.config, self._weights)
+            return _digest_of_headers(self.config, self._weights)
         return digest_of_files([self._directory / "config.json", *(self._directory / name for name in names)])
 
 
@@ -328,7 +328,7 @@ def fingerprint_with(fingerprint: str, adapters: Sequence[Adapter]) -> str:
     return digest.hexdigest()
 
 
-def digest_of_headers(config: ModelConfig, weights: SafetensorsFiles) -> str:
+def _digest_of_headers(config: ModelConfig, weights: SafetensorsFiles) -> str:
     """SHA-256 over what is known of weights in a store without reading them.
 
     That is names, shapes, types, files, and what the store says of their content.
