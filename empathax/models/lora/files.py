@@ -1,4 +1,4 @@
-"""Adapters on disk: in PEFT's format, read and written, and in a run's checkpoints."""
+"""Adapters on disk: PEFT's format, read and written, and the adapters in a run's checkpoints."""
 
 from __future__ import annotations
 
@@ -101,6 +101,38 @@ def joined(adapters: Sequence[Adapter]) -> Adapter:
     others = {target: own for target, own in ranks.items() if own != rank}
     alphas = {target: float(own) for target, own in others.items()}  # alpha = rank: a scale of 1
     return Adapter(tree, LoraSpec(rank, float(rank), False, False, tuple(ranks), others, alphas))
+
+
+def checkpoint_adapters(step_dir: Path, meta: Mapping[str, Any], config: ModelConfig) -> list[Adapter]:
+    """The adapters of a checkpoint whose `meta` says "lora", the lowest first, on one device.
+
+    Added to the model that the run began with, one after another, they make the model of the checkpoint.
+    """
+    specs = [LoraSpec(**{**spec, "targets": tuple(spec["targets"])}) for spec in meta["lora"]["adapters"]]
+    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = [placed(abstract_adapter(abstract_params(config), spec), one_device) for spec in specs]
+    below = {str(number): tree for number, tree in enumerate(shapes[:-1])}
+    frozen = restore_params(step_dir, below, item=FROZEN) if below else {}
+    trees = [*(frozen[str(number)] for number in range(len(below))), restore_params(step_dir, shapes[-1])]
+    return [Adapter(tree, spec) for tree, spec in zip(trees, specs, strict=True)]
+
+
+def adapted_params(
+    base: Any, step_dir: Path, meta: Mapping[str, Any], param_dtype: Any, shardings: Any = None
+) -> dict[str, Any]:
+    """The model of such a checkpoint: `base` (a ModelSource) with the adapters merged in.
+
+    A base that was in 4 or 8 bits below the adapters is rounded the same way first, from the dtype that it had in
+    training.
+    """
+    kind = meta["lora"]["quantization"]
+    if kind == "none":
+        params = base.load_params(param_dtype, shardings)
+    else:
+        trained = jnp.dtype(meta["lora"]["param_dtype"])
+        params = base.load_params(trained, shardings, partial(rounded_parameter, kind))
+        params = jax.tree.map(lambda leaf: leaf.astype(param_dtype), params)
+    return with_adapters(params, checkpoint_adapters(step_dir, meta, base.config))
 
 
 def _scaled(adapter: Adapter, target: str) -> tuple[np.ndarray, np.ndarray]:
@@ -231,35 +263,3 @@ def _check_finite(directory: Path, tree: Params) -> None:
 def _whole(number: float) -> float | int:
     """An int where it is one: some readers of the format take no other."""
     return int(number) if number == int(number) else number
-
-
-def checkpoint_adapters(step_dir: Path, meta: Mapping[str, Any], config: ModelConfig) -> list[Adapter]:
-    """The adapters of a checkpoint whose `meta` says "lora", the lowest first, on one device.
-
-    Added to the model that the run began with, one after another, they make the model of the checkpoint.
-    """
-    specs = [LoraSpec(**{**spec, "targets": tuple(spec["targets"])}) for spec in meta["lora"]["adapters"]]
-    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = [placed(abstract_adapter(abstract_params(config), spec), one_device) for spec in specs]
-    below = {str(number): tree for number, tree in enumerate(shapes[:-1])}
-    frozen = restore_params(step_dir, below, item=FROZEN) if below else {}
-    trees = [*(frozen[str(number)] for number in range(len(below))), restore_params(step_dir, shapes[-1])]
-    return [Adapter(tree, spec) for tree, spec in zip(trees, specs, strict=True)]
-
-
-def adapted_params(
-    base: Any, step_dir: Path, meta: Mapping[str, Any], param_dtype: Any, shardings: Any = None
-) -> dict[str, Any]:
-    """The model of such a checkpoint: `base` (a ModelSource) with the adapters merged in.
-
-    A base that was in 4 or 8 bits below the adapters is rounded the same way first, from the dtype that it had in
-    training.
-    """
-    kind = meta["lora"]["quantization"]
-    if kind == "none":
-        params = base.load_params(param_dtype, shardings)
-    else:
-        trained = jnp.dtype(meta["lora"]["param_dtype"])
-        params = base.load_params(trained, shardings, partial(rounded_parameter, kind))
-        params = jax.tree.map(lambda leaf: leaf.astype(param_dtype), params)
-    return with_adapters(params, checkpoint_adapters(step_dir, meta, base.config))

@@ -89,13 +89,6 @@ def export_directory(out_dir: str | Path, dtype: str) -> Iterator[Path]:
         ) from error
 
 
-def _write_settings(directory: Path, config: ModelConfig, tokenizer: Tokenizer, dtype: str) -> None:
-    tokenizer = tokenizer.fitted_to(config.vocab_size)
-    write_json(directory / "config.json", to_hf_config(dataclasses.replace(config, file_dtype=dtype)))
-    write_json(directory / "generation_config.json", _generation_config(config, tokenizer))
-    tokenizer.save(directory)
-
-
 def _check_target(target: Path, dtype: str) -> None:
     if dtype not in _DTYPES:
         raise ConfigError(f"export dtype {dtype!r}: expected one of {', '.join(_DTYPES)}")
@@ -166,6 +159,13 @@ def _write_shard(file: BinaryIO, params: dict[str, Any], tensors: list[_Tensor],
 
 def _num_values(tensor: _Tensor) -> int:
     return int(np.prod(tensor.shape, dtype=np.int64))
+
+
+def _write_settings(directory: Path, config: ModelConfig, tokenizer: Tokenizer, dtype: str) -> None:
+    tokenizer = tokenizer.fitted_to(config.vocab_size)
+    write_json(directory / "config.json", to_hf_config(dataclasses.replace(config, file_dtype=dtype)))
+    write_json(directory / "generation_config.json", _generation_config(config, tokenizer))
+    tokenizer.save(directory)
 
 
 def _generation_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -237,7 +237,7 @@ def layout_arrays(shape: Shape, seed: int, folder: Path) -> tuple[np.ndarray, np
         batch = read_batches(folder, "tree")[0][0]
         return batch.positions_BT[0, : shape.rows], batch.subtree_end_BT[0, : shape.rows]
     if shape.layout == "forest":
-        from tests.models.forests import random_inputs
+        from tests.models.attention.forests import random_inputs
 
         *_, layout = random_inputs(seed, tokens, batch=shape.rows, head_dim=1, padding=tokens // 16)
         return np.asarray(layout.positions_BT), np.asarray(layout.subtree_end_BT)

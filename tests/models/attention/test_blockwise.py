@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from empathax.models.attention.dispatch import attention, tree_mask
 from empathax.models.attention.tree_layout import TreeLayout, block_lists, visible_blocks
-from tests.models.forests import assert_close, random_inputs, run_attention
+from tests.models.attention.forests import assert_close, random_inputs, run_attention
 
 T = 512
 

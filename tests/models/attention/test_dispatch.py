@@ -16,7 +16,7 @@ from empathax.models.attention.dispatch import attention, masked_attention, tree
 from empathax.models.attention.tree_layout import NO_WINDOW, TreeLayout
 from empathax.models.transformer import ComputeOptions, abstract_params, hidden_states, init_params
 from empathax.parallel import rules
-from tests.models.forests import random_inputs
+from tests.models.attention.forests import random_inputs
 
 # two trees: 0-1-(2-3, 4-(5, 6)) and 7-8
 SUBTREE_END = np.array([7, 7, 4, 4, 7, 6, 7, 9, 9])

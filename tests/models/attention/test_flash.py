@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from empathax.models.attention.tree_layout import TreeLayout
-from tests.models.forests import assert_close, random_inputs, run_attention, run_interpreted
+from tests.models.attention.forests import assert_close, random_inputs, run_attention, run_interpreted
 
 # rows of several blocks each
 each_kernel = pytest.mark.parametrize(("kernel", "num_tokens"), [("pallas_tpu", 384), ("pallas_gpu", 256)])
