@@ -46,8 +46,7 @@ def main(argv: Sequence[str]) -> int:
 
     from empathax.evaluation import output, scoring
     from empathax.evaluation.progress import ProgressBar
-    from empathax.models.lora.merged_model import adapted_model
-    from empathax.models.weights.source import load_tokenizer, resolve_model
+    from empathax.models.weights.source import adapted_model, load_tokenizer, resolve_model
     from empathax.training.forward import make_score_step
 
     if flags.out.resolve() == Path(flags.data).resolve():

@@ -26,7 +26,7 @@ from empathax.evaluation.generation.sampling import (
 )
 from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.kv_cache import Cache, decode_step, split_layers
-from empathax.models.transformer import output_projection, project_logits
+from empathax.models.transformer import FLOAT32, ComputeOptions, output_projection, project_logits
 from empathax.parallel.mesh import compute_dtype, platform_of
 
 Params = dict[str, Any]
@@ -44,8 +44,7 @@ class DecodeOptions:
     stop_ids: tuple[int, ...]
     platform: str
     sampling: Sampling = field(default_factory=Sampling)
-    compute_dtype: Any = jnp.float32
-    attention: str = "auto"
+    compute: ComputeOptions = FLOAT32
 
     @classmethod
     def of(cls, config: Config, stop_ids: Sequence[int], mesh: Mesh | None = None) -> DecodeOptions:
@@ -55,9 +54,11 @@ class DecodeOptions:
             stop_ids=tuple(stop_ids),
             platform=platform_of(mesh),
             sampling=sampling_from(config.eval),
-            compute_dtype=compute_dtype(config.model, mesh),
             # rows of prompts do not always divide into blocks, and lie on no mesh: the kernels are for the steps
-            attention="dense" if config.model.attention == "dense" else "auto",
+            compute=ComputeOptions(
+                compute_dtype(config.model, mesh),
+                attention="dense" if config.model.attention == "dense" else "auto",
+            ),
         )
 
 
@@ -99,7 +100,7 @@ def generate(
     nor its neighbours change what it says; samples are numbered from 0, all are 0 if left out. Rows with a negative id
     are padding: they generate nothing and nobody waits for them.
     """
-    dtype, sampling = options.compute_dtype, options.sampling
+    dtype, sampling = options.compute.dtype, options.sampling
     keys_B = row_keys(seed, row_ids_B, sample_ids_B)
     split_params = split_layers(params, config, dtype, options.platform)
 
@@ -112,9 +113,7 @@ def generate(
         hidden_BD, cache = decode_step(split_params, config, loop.last_id_B, loop.cache, compute_dtype=dtype)
         return extend(dataclasses.replace(loop, cache=cache), hidden_BD)
 
-    hidden_BD, cache = prefill_tree(
-        params, config, prompts, options.max_new_tokens - 1, compute_dtype=dtype, attention=options.attention
-    )
+    hidden_BD, cache = prefill_tree(params, config, prompts, options.max_new_tokens - 1, options.compute)
     penalised = sampling.repetition_penalty != 1
     seen_BV = seen_in_prompts(prompts, output_projection(params, config).shape[0]) if penalised else None
     loop = extend(_start(cache, row_ids_B, options.max_new_tokens, seen_BV), hidden_BD)

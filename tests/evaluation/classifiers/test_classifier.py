@@ -29,10 +29,10 @@ from empathax.evaluation.classifiers.training import (
     head_scores,
     train_classifier,
 )
-from empathax.models.encoder.encoder import init_encoder
 from empathax.models.encoder.files import encoder_config, encoder_tensors
 from empathax.models.encoder.text import EncoderRow
 from empathax.models.tokenizers.tokenizer import SpecialNames, Tokenizer
+from tests.models.encoder.random_encoder import init_encoder
 
 WORDS = ["why", "what", "sounds", "like", "feel", "you", "should", "try", "it", "is", "hard", "walk", "the", "a"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]

@@ -12,9 +12,8 @@ from empathax.errors import WeightsError
 from empathax.models.architecture.presets import preset
 from empathax.models.lora import adapters as lora
 from empathax.models.lora.files import CONFIG_NAME, WEIGHTS_NAME, joined, read_adapter, write_adapter
-from empathax.models.lora.merged_model import adapted_model
 from empathax.models.transformer import abstract_params, logits
-from empathax.models.weights.source import resolve_model
+from empathax.models.weights.source import adapted_model, resolve_model
 
 MODEL = preset("tiny-llama")
 IDS = np.arange(3, 11)[None]

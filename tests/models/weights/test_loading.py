@@ -14,7 +14,8 @@ import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from empathax.errors import WeightsError
-from empathax.models.architecture.presets import PRESETS, preset, to_hf_config
+from empathax.models.architecture.hf_config import to_hf_config
+from empathax.models.architecture.presets import PRESETS, preset
 from empathax.models.transformer import abstract_params
 from empathax.models.weights import loading as weights
 from empathax.models.weights.names import Naming, gguf_naming, stored_parameters
