@@ -17,7 +17,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from empathax.errors import CheckpointError, ConfigError
+from empathax.errors import CheckpointError, ConfigError, WeightsError
 from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.architecture.presets import to_hf_config
 from empathax.models.tokenizers.tokenizer import Tokenizer
@@ -50,10 +50,14 @@ def export_model(
 
     `out_dir` must not exist, or be empty. Files are written beside it and moved in one step. One layer of one
     parameter is on the host at a time. `dtype` is "float32" or "bfloat16".
+
+    Raises:
+        WeightsError: transformers cannot read this model's config.json. Nothing is written then.
     """
     with whole_directory(out_dir, dtype) as directory:
-        _write_weights(directory, params, list(_tensors(params, config)), dtype, max_shard_bytes)
         _write_settings(directory, config, tokenizer, dtype)
+        _check_with_transformers(directory)
+        _write_weights(directory, params, list(_tensors(params, config)), dtype, max_shard_bytes)
     return Path(out_dir).absolute()
 
 
@@ -100,6 +104,21 @@ def _write_settings(directory: Path, config: ModelConfig, tokenizer: Tokenizer, 
     _write_json(directory / "config.json", to_hf_config(dataclasses.replace(config, file_dtype=dtype)))
     _write_json(directory / "generation_config.json", _generation_config(config, tokenizer))
     tokenizer.save(directory)
+
+
+def _check_with_transformers(directory: Path) -> None:
+    """Reads config.json as transformers does, which checks more than names of fields. Imports no torch by itself."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not installed is as it should be
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(directory)
+    except Exception as error:  # its validators raise what they like
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise WeightsError(
+            f"transformers cannot read the config.json of this model: {reason}; export it with --to=orbax, "
+            "which empathax reads"
+        ) from error
 
 
 def _check_target(target: Path, dtype: str) -> None:
