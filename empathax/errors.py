@@ -59,10 +59,15 @@ class Interrupted(EmpathaxError):
     exit_code = 130
 
 
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The name in `known` that is most like `name`; "" where none is (by difflib's ratio, at least `cutoff`)."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), "")
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """ "; did you mean 'x'?" of the name in `known` that is nearest to `name`; `otherwise` where none is near."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else otherwise
+    """ "; did you mean 'x'?" of the nearest name in `known`; `otherwise` where none is near."""
+    near = nearest(name, known)
+    return f"; did you mean {near!r}?" if near else otherwise
 
 
 def raise_all(kind: type[EmpathaxError], heading: str, problems: Sequence[str], limit: int = 20) -> None:

@@ -12,10 +12,8 @@ from empathax.config.options import (
     SftOptions,
     StageOptions,
     TrackingOptions,
-    default_config,
-    from_config_dict,
-    to_dict,
 )
+from empathax.config.read import default_config, from_config_dict, to_dict
 
 __all__ = [
     "CheckpointOptions",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
+
+from empathax.errors import did_you_mean, nearest
 
 
 def option(
@@ -46,9 +47,9 @@ def build(cls: type, values: dict[str, Any], prefix: str, problems: list[str]) -
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in values.keys() - fields.keys():
-        close = difflib.get_close_matches(key, fields, n=1)
-        hint = f"; did you mean {prefix}{close[0]}?" if close else f"; known: {', '.join(fields)}"
-        problems.append(f"unknown key {prefix}{key}{hint}")
+        near = nearest(key, fields)
+        hint = f"did you mean {prefix}{near}?" if near else f"known: {', '.join(fields)}"
+        problems.append(f"unknown key {prefix}{key}; {hint}")
     built = {}
     for key in fields.keys() & values.keys():
         if dataclasses.is_dataclass(hints[key]):
@@ -78,9 +79,8 @@ def _checked(value: Any, hint: Any, spec: dataclasses.Field, name: str, problems
         return spec.default
     choices, low, high = (spec.metadata.get(key) for key in ("choices", "low", "high"))
     if choices and value not in choices:
-        close = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
-        hint_text = f"; did you mean {close[0]!r}?" if close else ""
-        problems.append(f"{name} = {value!r}: expected one of {', '.join(map(repr, choices))}{hint_text}")
+        near = did_you_mean(str(value), map(str, choices))
+        problems.append(f"{name} = {value!r}: expected one of {', '.join(map(repr, choices))}{near}")
     if (low is not None and value < low) or (high is not None and value > high) or _is_not_finite(value):
         problems.append(
             f"{name} = {value!r}: expected a value {'>= ' + str(low) if high is None else f'in [{low}, {high}]'}"

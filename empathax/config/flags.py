@@ -10,7 +10,8 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from empathax.config import Config, from_config_dict
+from empathax.config.options import Config
+from empathax.config.read import from_config_dict
 from empathax.errors import ConfigError
 
 SWEEP = "get_sweep"

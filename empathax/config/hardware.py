@@ -7,12 +7,11 @@ lies a slower network.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from dataclasses import dataclass
 
-from empathax.errors import ConfigError
+from empathax.errors import ConfigError, nearest
 
 GIB = 2**30
 GPU_MEMORY_FRACTION = 0.9  # of a GPU's memory that XLA gets: XLA_PYTHON_CLIENT_MEM_FRACTION of launch/flags_gpu.sh
@@ -144,8 +143,8 @@ def find_kind(kind: str, name: str = "") -> Kind:
     """The kind of hardware called `kind`; raises ConfigError that says which one was meant (in `name`)."""
     if kind in KINDS:
         return KINDS[kind]
-    close = difflib.get_close_matches(kind, KINDS, n=1)
-    hint = f"did you mean {KINDS[close[0]].examples[0]!r}?" if close else f"known: {', '.join(KINDS)}"
+    near = nearest(kind, KINDS)
+    hint = f"did you mean {KINDS[near].examples[0]!r}?" if near else f"known: {', '.join(KINDS)}"
     raise ConfigError(f"hardware {name or kind!r} is not known; {hint}")
 
 

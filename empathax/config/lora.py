@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from empathax.config.options import STAGES, Config, DpoOptions, LoraOptions
+from empathax.errors import did_you_mean
 
 # PEFT's name of a product -> its place in a layer of our tree
 TARGETS = {
@@ -24,7 +26,6 @@ PRESETS = {
     "mlp": ("gate_proj", "up_proj", "down_proj"),
     "all-linear": tuple(TARGETS),
 }
-QUANTIZATIONS = ("none", "nf4", "int8")  # of the frozen base
 
 
 @dataclass(frozen=True)
@@ -58,42 +59,31 @@ def module_name(target: str, layer: int) -> str:
     return f"model.layers.{layer}.{'mlp' if TARGETS[target][0] == 'mlp' else 'self_attn'}.{target}"
 
 
-def spec_of(settings: Mapping[str, Any]) -> LoraSpec | None:
+def spec_of(options: LoraOptions) -> LoraSpec | None:
     """The adapter that `config.lora` asks for; None if it asks for none."""
-    if not settings["rank"]:
+    if not options.rank:
         return None
-    named = {name for target in settings["targets"] for name in PRESETS.get(target, (target,))}
+    named = {name for target in options.targets for name in PRESETS.get(target, (target,))}
     targets = tuple(name for name in TARGETS if name in named)
-    return LoraSpec(settings["rank"], settings["alpha"], settings["rslora"], settings["dora"], targets)
+    return LoraSpec(options.rank, options.alpha, options.rslora, options.dora, targets)
 
 
-def is_on(settings: Mapping[str, Any]) -> bool:
-    """Whether a run trains adapters."""
-    return bool(settings["rank"])
+def problems(config: Config) -> list[str]:
+    """Everything in `config.lora` that cannot be used, alone and with the stages, the reference and quantization."""
+    if not config.lora.rank:
+        return list(_without_adapters(config))
+    found = ["lora.alpha = 0.0: the adapters would do nothing; expected more than 0"] if not config.lora.alpha else []
+    return [*found, *_targets(config.lora.targets), *_reference(config.dpo), *_stacking(config)]
 
 
-def problems(
-    lora: Mapping[str, Any],
-    defaults: Mapping[str, Any],
-    dpo: Mapping[str, Any],
-    quantization: str,
-    stages: Sequence[str],
-) -> list[str]:
-    """Everything in `lora` that cannot be used, alone and with `stages`, the stage dpo and `model.quantization`."""
-    if not is_on(lora):
-        return list(_without_adapters(lora, defaults, dpo, quantization))
-    found = ["lora.alpha = 0.0: the adapters would do nothing; expected more than 0"] if lora["alpha"] == 0.0 else []
-    return [*found, *_targets(lora["targets"]), *_reference(dpo), *_stacking(lora, quantization, stages)]
-
-
-def _without_adapters(
-    lora: Mapping[str, Any], defaults: Mapping[str, Any], dpo: Mapping[str, Any], quantization: str
-) -> Iterator[str]:
-    changed = [name for name in defaults if lora[name] != defaults[name]]
+def _without_adapters(config: Config) -> Iterator[str]:
+    options, defaults = vars(config.lora), vars(LoraOptions())
+    changed = [name for name in defaults if options[name] != defaults[name]]
     if changed:
-        yield f"lora.{changed[0]} = {lora[changed[0]]!r} does nothing: lora.rank is 0, which trains all parameters"
-    if dpo["reference"] == "adapter_off":
+        yield f"lora.{changed[0]} = {options[changed[0]]!r} does nothing: lora.rank is 0, which trains all parameters"
+    if config.dpo.reference == "adapter_off":
         yield "dpo.reference = 'adapter_off': there is no adapter; set lora.rank, or take 'resident'"
+    quantization = config.model.quantization
     if quantization != "none":
         yield f"model.quantization = {quantization!r}: quantized weights cannot be trained; set lora.rank for adapters"
 
@@ -103,34 +93,36 @@ def _targets(targets: tuple[str, ...]) -> Iterator[str]:
         yield f"lora.targets = (): expected some of {', '.join((*PRESETS, *TARGETS))}"
     for target in targets:
         if target not in PRESETS and target not in TARGETS:
-            close = difflib.get_close_matches(target, (*PRESETS, *TARGETS), n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            yield f"lora.targets = {target!r} does not exist; expected some of {', '.join((*PRESETS, *TARGETS))}{hint}"
+            known = (*PRESETS, *TARGETS)
+            near = did_you_mean(target, known)
+            yield f"lora.targets = {target!r} does not exist; expected some of {', '.join(known)}{near}"
 
 
-def _reference(dpo: Mapping[str, Any]) -> Iterator[str]:
-    if dpo["reference"] == "resident":
+def _reference(dpo: DpoOptions) -> Iterator[str]:
+    if dpo.reference == "resident":
         yield (
             "dpo.reference = 'resident': with lora.rank the frozen weights are the reference already, a copy of them "
             "would double the memory; expected 'auto', 'adapter_off' or 'precomputed'"
         )
-    if dpo["ref_sync_steps"]:
+    if dpo.ref_sync_steps:
         yield (
-            f"dpo.ref_sync_steps = {dpo['ref_sync_steps']}: a mix of two adapters' factors is no mix of their weights; "
+            f"dpo.ref_sync_steps = {dpo.ref_sync_steps}: a mix of two adapters' factors is no mix of their weights; "
             "set it to 0, or lora.rank to 0"
         )
 
 
-def _stacking(lora: Mapping[str, Any], quantization: str, stages: Sequence[str]) -> Iterator[str]:
-    comes_second = len(stages) > 1 or (bool(lora["path"]) and "dpo" in stages)
+def _stacking(config: Config) -> Iterator[str]:
+    lora, quantization, stages = config.lora, config.model.quantization, config.stages
+    goes_on = bool(stages) and stages[0] in STAGES and STAGES[stages[0]].continues_adapter
+    comes_second = len(stages) > 1 or (bool(lora.path) and not goes_on)
     if not comes_second:
         return
-    if lora["after_sft"] == "keep" and lora["dora"]:
+    if lora.after_sft == "keep" and lora.dora:
         yield (
             "lora.after_sft = 'keep': a second DoRA adapter on top of a first one is not defined (its magnitudes "
             "rescale the merged weights); set it to 'merge'"
         )
-    if lora["after_sft"] == "merge" and quantization != "none":
+    if lora.after_sft == "merge" and quantization != "none":
         yield (
             f"lora.after_sft = 'merge': weights in {quantization} cannot take an adapter in without being rounded "
             "again; set it to 'keep'"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from empathax.config.hardware import parse_hardware
-from empathax.errors import ConfigError, raise_all
+from empathax.config.options import MeshOptions
+from empathax.errors import ConfigError, did_you_mean, raise_all
 
 AXES = ("data", "fsdp", "tensor")
 LOGICAL_AXES = ("layer", "vocab", "embed", "heads", "kv_heads", "head_dim", "ff")
@@ -65,9 +65,9 @@ def parse_rules(changes: str) -> Rules:
     return rules
 
 
-def problems(mesh: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[str]:
+def problems(mesh: MeshOptions) -> Iterator[str]:
     """What is wrong with the settings of `config.mesh` before any device has been seen."""
-    sizes = {name: mesh[name] for name in _SIZES}
+    sizes, defaults = ({name: getattr(options, name) for name in _SIZES} for options in (mesh, MeshOptions()))
     if [sizes[axis] for axis in AXES].count(-1) > 1:
         yield "mesh: at most one of data, fsdp, tensor may be -1 (all devices that are left)"
     if 0 in [sizes[axis] for axis in AXES]:
@@ -79,12 +79,12 @@ def problems(mesh: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[s
                 f"mesh.dcn_{axis} = {times} does not divide mesh.{axis} = {size}: mesh.{axis} counts the devices of "
                 "all slices"
             )
-    if mesh["preset"]:
+    if mesh.preset:
         changed = [f"mesh.{name}" for name in _SIZES if sizes[name] != defaults[name]]
         if changed:
-            yield f"mesh.preset = {mesh['preset']!r} sets all sizes: leave it empty, or do not set {', '.join(changed)}"
-        yield from _complaints("mesh.preset: ", preset_sizes, mesh["preset"])
-    yield from _complaints("", parse_rules, mesh["rules"])
+            yield f"mesh.preset = {mesh.preset!r} sets all sizes: leave it empty, or do not set {', '.join(changed)}"
+        yield from _complaints("mesh.preset: ", preset_sizes, mesh.preset)
+    yield from _complaints("", parse_rules, mesh.rules)
 
 
 def _complaints(prefix: str, parse: Any, value: Any) -> Iterator[str]:
@@ -95,6 +95,5 @@ def _complaints(prefix: str, parse: Any, value: Any) -> Iterator[str]:
 
 
 def _unknown(change: str, kind: str, name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    return f"mesh.rules: {change!r}: there is no {kind} {name!r}; {hint}"
+    near = did_you_mean(name, known, otherwise=f"; known: {', '.join(known)}")
+    return f"mesh.rules: {change!r}: there is no {kind} {name!r}{near}"

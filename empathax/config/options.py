@@ -1,25 +1,43 @@
-"""The settings of a run: an ml-collections ConfigDict in, frozen and checked dataclasses out.
+"""Every setting of a run, as frozen dataclasses with defaults and allowed values. read.py makes them of a config file.
 
-A file in configs/ starts from `default_config()`, changes what it needs and returns it from `get_config()`;
-`from_config_dict` then reports every unknown key and every bad value at once.
+Names that settings are chosen from (stages, losses' divergences, remat policies, ...) are listed here once; the code
+that implements them reads them from here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import ml_collections
+from empathax.config.fields import option
+from empathax.errors import ConfigError, did_you_mean
 
-from empathax.config import lora as lora_settings
-from empathax.config import losses
-from empathax.config import losses as loss_checks
-from empathax.config import mesh as mesh_settings
-from empathax.config.fields import build, option, plain
-from empathax.errors import ConfigError, raise_all
+REMAT_POLICIES = ("none", "full", "attention", "dots", "offload", "offload_dots")
+ATTENTION_IMPLEMENTATIONS = ("auto", "dense", "blockwise", "pallas_tpu", "pallas_gpu")
+QUANTIZATIONS = ("none", "nf4", "int8")  # of the frozen weights below an adapter
+DIVERGENCES = ("reverse_kl", "forward_kl", "js", "alpha")
+REFERENCES = ("auto", "resident", "precomputed", "adapter_off", "none")
 
-STAGES = ("sft", "dpo")
-BFLOAT16_MAX_DECAY = 0.99  # of a running mean kept in bfloat16
+
+@dataclass(frozen=True)
+class StageKind:
+    """An entry of STAGES.
+
+    Attributes:
+        options: the block of settings that the stage reads: "sft" or "dpo".
+        module: where the stage is defined, as `STAGE`; imported when a run needs it.
+        continues_adapter: whether it trains the adapter of `lora.path` on; otherwise it begins a new one on top.
+    """
+
+    options: str
+    module: str
+    continues_adapter: bool = False
+
+
+# What `stages` may name. A new kind of stage is a line here and the file that the line names (CONTRIBUTING.md).
+STAGES: dict[str, StageKind] = {
+    "sft": StageKind("sft", "empathax.training.stages.sft", continues_adapter=True),
+    "dpo": StageKind("dpo", "empathax.training.stages.dpo"),
+}
 
 
 @dataclass(frozen=True)
@@ -31,11 +49,11 @@ class ModelOptions:
     param_dtype: str = option("float32", ("float32", "bfloat16"))
     compute_dtype: str = option("auto", ("auto", "float32", "bfloat16"))  # auto: float32 on CPU, else bfloat16
     # what the backward pass keeps of a layer: all, its input, attention or matmuls too; offload: in the host's memory
-    remat: str = option("none", ("none", "full", "attention", "dots", "offload", "offload_dots"))
+    remat: str = option("none", REMAT_POLICIES)
     # of the steps; auto: the mesh's kernel if there is one and rows of 512 tokens or more fit it, else portable
-    attention: str = option("auto", ("auto", "dense", "blockwise", "pallas_tpu", "pallas_gpu"))
+    attention: str = option("auto", ATTENTION_IMPLEMENTATIONS)
     vocab_chunk: int = option(8192, low=128)  # vocabulary entries per chunk of the log-softmax
-    quantization: str = option("none", lora_settings.QUANTIZATIONS)  # of the frozen weights below an adapter: QLoRA
+    quantization: str = option("none", QUANTIZATIONS)  # of the frozen weights below an adapter: QLoRA
 
 
 @dataclass(frozen=True)
@@ -120,7 +138,7 @@ class DpoOptions(StageOptions):
     loss_weights: tuple[float, ...] = ()  # one each; () = 1 each
     beta: float = option(0.1, low=0.0)  # ipo: tau of its paper; orpo: its lambda
     label_smoothing: float = option(0.0, low=0.0, high=0.5)  # sigmoid: cDPO; robust, exo_pair, aot, cpo, simpo
-    f_divergence: str = option("reverse_kl", losses.DIVERGENCES)  # what a reward is, by f-DPO
+    f_divergence: str = option("reverse_kl", DIVERGENCES)  # what a reward is, by f-DPO
     f_alpha: float = option(0.5, low=0.0)  # of f_divergence = alpha: 0 = forward_kl, 1 = reverse_kl
     ld_alpha: float = option(1.0, low=0.0, high=1.0)  # LD-DPO: weight of tokens past the shorter reply's length
     use_weighting: bool = False  # WPO: pairs weigh as much as the policy would say them
@@ -130,7 +148,7 @@ class DpoOptions(StageOptions):
     alphapo_alpha: float = 0.0  # alphapo and the cpo losses: shape of the reward; 0 = the log-prob
     desirable_weight: float = option(1.0, low=0.0)  # kto, apo_zero_unpaired: weight of a desirable reply's loss
     undesirable_weight: float = option(1.0, low=0.0)  # and of an undesirable one's
-    reference: str = option("auto", losses.REFERENCES)  # auto: resident, or none for a loss without one
+    reference: str = option("auto", REFERENCES)  # auto: resident, or none for a loss without one
     ref_sync_steps: int = option(0, low=0)  # TR-DPO: the reference moves towards the policy every n steps; 0 = never
     ref_mixup_alpha: float = option(0.6, low=0.0, high=1.0)  # by this share of the way
 
@@ -201,7 +219,7 @@ class Config:
 
     name: str = "run"
     seed: int = option(0, low=0, high=2**31 - 1)
-    stages: tuple[str, ...] = STAGES
+    stages: tuple[str, ...] = ("sft", "dpo")  # of STAGES, in order
     compare_with: tuple[str, ...] = ()  # blocks of the DBT paper's Table 1 beside a sweep's: llama8b, ...; () = all
     compilation_cache: str = "auto"  # a directory; auto = the user's cache directory on accelerators; "" = off
     model: ModelOptions = ModelOptions()
@@ -214,85 +232,20 @@ class Config:
     checkpoint: CheckpointOptions = CheckpointOptions()
     tracking: TrackingOptions = TrackingOptions()
 
-    def stage(self, name: str) -> SftOptions | DpoOptions:
-        """The options of stage `name`."""
-        return self.sft if name == "sft" else self.dpo
+    def stage(self, name: str) -> StageOptions:
+        """The options of stage `name`. Raises a ConfigError if there is no such stage."""
+        return getattr(self, stage_kind(name).options)
 
     @property
     def reward_beta(self) -> float:
         """What a log-ratio is multiplied with where models are compared; a stage's own metrics have its own beta."""
         return self.eval.reward_beta or self.dpo.beta
 
-    @property
-    def dpo_reference(self) -> str:
-        """Where the reference of stage dpo is: "resident", "precomputed", "adapter_off" or "none"."""
-        kind = losses.reference_kind(vars(self.dpo))
-        return "adapter_off" if kind == "resident" and lora_settings.is_on(vars(self.lora)) else kind
 
-
-def default_config() -> ml_collections.ConfigDict:
-    """Every setting at its default, for a config file to change. `stages` may be set to one stage or several."""
-    return ml_collections.ConfigDict(plain(Config()))
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """The settings as nested dicts of plain values (JSON)."""
-    return plain(config)
-
-
-def from_config_dict(source: ml_collections.ConfigDict | dict[str, Any]) -> Config:
-    """Checks every key, type and value of `source`; raises one ConfigError with all problems."""
-    values = source.to_dict() if isinstance(source, ml_collections.ConfigDict) else source
-    problems: list[str] = []
-    config = build(Config, values, "", problems)
-    _check_stages(config, problems)
-    of_losses = loss_checks.problems(vars(config.dpo), vars(DpoOptions()))
-    problems += of_losses or loss_checks.unpair_problems(vars(config.dpo), config.data.unpair)
-    problems += mesh_settings.problems(vars(config.mesh), vars(MeshOptions()))
-    lora = (vars(config.lora), vars(LoraOptions()))
-    problems += lora_settings.problems(*lora, vars(config.dpo), config.model.quantization, config.stages)
-    raise_all(ConfigError, "the config cannot be used", problems)
-    return config
-
-
-def _check_stages(config: Config, problems: list[str]) -> None:
-    if not config.stages or any(stage not in STAGES for stage in config.stages):
-        problems.append(f"stages = {config.stages!r}: expected one or more of {', '.join(map(repr, STAGES))}, in order")
-    elif len(set(config.stages)) != len(config.stages):
-        problems.append(f"stages = {config.stages!r}: each stage may run once")
-    if any(objective not in STAGES for objective in config.eval.objectives):
-        problems.append(f"eval.objectives = {config.eval.objectives!r}: expected some of {', '.join(STAGES)}")
-    problems += [
-        f"{stage}.first_moment_dtype = 'bfloat16': {reason}"
-        for stage in STAGES
-        if (reason := _moment_problem(config.stage(stage)))
-    ]
-    problems += [
-        f"{stage}.ema_decay = 1.0: the running mean would stay what it is at the start; expected less than 1"
-        for stage in STAGES
-        if config.stage(stage).ema_decay == 1.0
-    ]
-    if config.data.eval_split == "test":
-        problems += [
-            f"{stage}.best_metric = {config.stage(stage).best_metric!r} chooses on the held-out data, which are the "
-            "test split here; with data.eval_split = 'valid' the choice leaves the test split alone"
-            for stage in STAGES
-            if config.stage(stage).best_metric
-        ]
-
-
-def _moment_problem(options: StageOptions) -> str:
-    """Why a first moment in bfloat16 would not do; "" if it does, or is not asked for."""
-    decay = {"adamw": "b1", "lion": "b2"}.get(options.optimizer)
-    if options.first_moment_dtype == "float32":
-        return ""
-    if decay is None:
-        return f"{options.optimizer} has no first moment; its state is small as it is"
-    value = getattr(options, decay)
-    if value <= BFLOAT16_MAX_DECAY:
-        return ""
-    return (
-        f"with {decay} = {value:g} a step moves it by a 1/{1 / (1 - value) if value < 1 else float('inf'):.0f} or so, "
-        f"less than bfloat16 resolves (1/256), and it stays where it is; use {decay} <= {BFLOAT16_MAX_DECAY:g} "
-        f"({options.optimizer}), or float32"
-    )
+def stage_kind(name: str) -> StageKind:
+    """The entry of STAGES. Raises a ConfigError if there is no such stage."""
+    if name not in STAGES:
+        raise ConfigError(
+            f"stage {name!r} does not exist: expected one of {', '.join(STAGES)}{did_you_mean(name, STAGES)}"
+        )
+    return STAGES[name]

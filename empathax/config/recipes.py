@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from empathax.config import default_config
+from empathax.config.read import default_config
 
 ESCONV = "thu-coai/esconv"  # hub name; a local copy goes in --config.data.path
 

@@ -48,17 +48,17 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 
 def check_options(options: DpoOptions) -> None:
     """Raises ConfigError with everything that is wrong with the settings of stage dpo."""
-    raise_all(ConfigError, "the objective cannot be used", losses.problems(vars(options), vars(DpoOptions())))
+    raise_all(ConfigError, "the objective cannot be used", losses.problems(options))
 
 
 def reference_kind(options: DpoOptions) -> str:
     """ "resident", "precomputed" or "none": `dpo.reference` with "auto" resolved."""
-    return losses.reference_kind(vars(options))
+    return losses.reference_kind(options)
 
 
 def reads_single_replies(options: DpoOptions) -> bool:
     """Whether the losses are of single replies with a label (unpaired.py), not of pairs."""
-    return losses.rows_kind(vars(options)) != losses.PAIRED_ROWS
+    return losses.rows_kind(options) != losses.PAIRED_ROWS
 
 
 def preference_loss(
@@ -72,7 +72,7 @@ def preference_loss(
     Returns (loss sum, number of pairs, metric sums): the loss is their quotient; metrics.py turns the sums of any split
     into the same number. Raises ConfigError where `pairs` lack the lengths that a loss needs.
     """
-    weights = dict(zip(options.loss, losses.loss_weights(vars(options)), strict=True))
+    weights = dict(zip(options.loss, losses.loss_weights(options), strict=True))
     pair_loss = jnp.zeros((), jnp.float32)
     for name, weight in weights.items():
         pair_loss += weight * _loss_sum(LOSSES[name], pairs, options)
@@ -92,7 +92,7 @@ def preference_loss(
 def nll_weight(options: DpoOptions) -> float:
     """The weight of the chosen replies' negative log-likelihood per token: of "sft", ORPO, CPO's `cpo_alpha`."""
     total = 0.0
-    for name, weight in zip(options.loss, losses.loss_weights(vars(options)), strict=True):
+    for name, weight in zip(options.loss, losses.loss_weights(options), strict=True):
         own = LOSSES[name].nll
         total += weight * (getattr(options, own) if isinstance(own, str) else own)
     return total

@@ -67,11 +67,11 @@ def unpaired_loss(replies: Replies, options: DpoOptions) -> tuple[Float[Array, "
     kl, ratio = kl_estimate(replies), replies.logps - replies.ref_logps
     label_weight = jnp.where(replies.desirable > 0.0, options.desirable_weight, options.undesirable_weight)
     total = jnp.zeros_like(ratio)
-    for name, weight in zip(options.loss, losses.loss_weights(vars(options)), strict=True):
+    for name, weight in zip(options.loss, losses.loss_weights(options), strict=True):
         total += weight * FUNCTIONS[name](ratio, 2.0 * replies.desirable - 1.0, kl, beta=options.beta)
     loss, num_replies = (total * label_weight * replies.weight).sum(), replies.weight.sum()
     sums = {"loss": loss, "replies": num_replies, **_metric_sums(replies, options.beta * ratio)}
-    if losses.rows_kind(vars(options)) == losses.MISMATCHED_ROWS:
+    if losses.rows_kind(options) == losses.MISMATCHED_ROWS:
         sums["kl"] = kl * num_replies
     return loss, num_replies, sums
 

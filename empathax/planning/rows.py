@@ -49,7 +49,7 @@ def find_rows(config: Config, stage: str, model: PlannedModel) -> tuple[Rows, st
             return _from_data(config, stage, model), f"rows of {config.data.path}"
     except (DataError, WeightsError) as error:  # not here, or not to be read; wrong settings are errors of the plan too
         reason = str(error).splitlines()[0]
-    if stage == "dpo" and rows_kind(vars(config.dpo)) != PAIRED_ROWS:
+    if stage == "dpo" and rows_kind(config.dpo) != PAIRED_ROWS:
         raise DataError(f"{reason}; there are no figures to assume for replies with a label: plan with the data")
     return assumed_rows(config, stage), f"rows assumed to be like ESConv's, see docs/plan.md ({reason})"
 
@@ -112,5 +112,5 @@ def _from_data(config: Config, stage: str, model: PlannedModel) -> Rows:
     path = config.model.tokenizer_path
     tokenizer = load_tokenizer(path) if path or model.tokenizer is None else model.tokenizer()
     tokenizer = tokenizer.fitted_to(model.config.vocab_size)
-    kind = rows_kind(vars(config.dpo))
+    kind = rows_kind(config.dpo)
     return measured_rows(build_dataset(config.data, stage, tokenizer, model.config, config.seed, kind).train)

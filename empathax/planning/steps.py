@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from empathax.config import Config
 from empathax.config.lora import LoraSpec, spec_of
+from empathax.config.losses import reference_kind
 from empathax.config.mesh import parse_rules
 from empathax.data.batch import Batch, LabeledReplies
 from empathax.data.packing import RowSizes
@@ -26,9 +27,10 @@ from empathax.models.lora.quantized import abstract_quantized
 from empathax.models.transformer import abstract_params, logical_axes
 from empathax.parallel.mesh import compute_dtype, platform_of
 from empathax.parallel.rules import batch_sharding, check_batches, param_shardings, replicated
+from empathax.training.forward import make_reply_step, make_score_step
 from empathax.training.optimizer import make_optimizer
 from empathax.training.state import TrainState, Tree, abstract_state, state_shardings
-from empathax.training.step import make_reply_step, make_score_step, make_train_step
+from empathax.training.step import make_train_step
 
 PARTS = ("train", "reference", "eval", "decode")
 _ANY_NUM_STEPS = 1000  # of the learning rate's schedule: constants of the program, no shapes
@@ -50,7 +52,7 @@ class Setup:
         """Where the stage's reference is: as `dpo.reference` says or, where it moves, "in the state"."""
         if self.stage != "dpo":
             return "none"
-        kind = self.config.dpo_reference
+        kind = reference_kind(self.config.dpo, self.config.lora)
         return "in the state" if kind != "none" and self.config.dpo.ref_sync_steps else kind
 
     @property
@@ -61,7 +63,7 @@ class Setup:
     @property
     def spec(self) -> LoraSpec | None:
         """The adapter that is trained; None if the whole model is."""
-        return spec_of(vars(self.config.lora))
+        return spec_of(self.config.lora)
 
 
 @dataclass(frozen=True)

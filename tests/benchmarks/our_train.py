@@ -14,10 +14,11 @@ from empathax.data.packing import PackedRows
 from empathax.models.weights.source import ModelSource, resolve_model
 from empathax.parallel.host import restart_with_huge_pages
 from empathax.planning.costs import train_flops, tree_counts
+from empathax.training.forward import make_score_step
 from empathax.training.optimizer import make_optimizer
 from empathax.training.reference import precompute
 from empathax.training.state import Tree, init_state
-from empathax.training.step import make_score_step, make_train_step
+from empathax.training.step import make_train_step
 from tests.benchmarks.corpus import work_config, work_dataset
 from tests.benchmarks.task import Task, Turns, task_from_argv
 

@@ -6,6 +6,7 @@ import pytest
 
 from empathax.config import from_config_dict
 from empathax.config.lora import PRESETS, LoraSpec, module_name, spec_of
+from empathax.config.losses import reference_kind
 from empathax.errors import ConfigError
 
 
@@ -54,7 +55,8 @@ def test_one_stage_has_nothing_to_merge(stage):
     ],
 )
 def test_with_adapters_the_base_is_the_reference(sections, kind):
-    assert _config(**sections).dpo_reference == kind
+    config = _config(**sections)
+    assert reference_kind(config.dpo, config.lora) == kind
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_with_adapters_the_base_is_the_reference(sections, kind):
     ],
 )
 def test_presets_and_names_of_targets(targets, names):
-    assert spec_of(vars(_config(lora={"rank": 2, "targets": targets}).lora)).targets == names
+    assert spec_of(_config(lora={"rank": 2, "targets": targets}).lora).targets == names
 
 
 def test_scales_and_patterns_are_pefts():

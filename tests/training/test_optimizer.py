@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from empathax.config import StageOptions, default_config, from_config_dict
-from empathax.config.options import BFLOAT16_MAX_DECAY
+from empathax.config.read import BFLOAT16_MAX_DECAY
 from empathax.errors import ConfigError
 from empathax.models.architecture.presets import preset
 from empathax.models.transformer import abstract_params

