@@ -16,7 +16,8 @@ Used everywhere
     atomic.py            files and directories that are written whole or not at all
 
 config/: ConfigDict in, frozen and checked dataclasses out
-    options.py           the settings with their defaults
+    options.py           the settings with their defaults; names that they are chosen from
+    read.py              a ConfigDict checked and built
     fields.py            what a setting may hold; checks of all of them at once
     flags.py             --config flags to settings: one run, or the variations of a sweep
     losses.py            which preference losses exist and what each takes; what does not fit together
@@ -134,20 +135,25 @@ evaluation/: replies and what they are worth
         page.py, charts.py, level_plot.py    the HTML page; its charts as inline SVG; levels as a picture
 
 training/: from settings to a trained model
-    sweep.py, hparams.py    variations of a config side by side, as one report; the settings in which they differ
-    job.py, workdirs.py  everything checked before anything compiles; the directory, one run in each
-    run.py, stage.py, loop.py    a run, a stage of it, its steps
+    sweep.py             variations of a config side by side, as one report; the settings in which they differ
+    run.py               a run: its stages in order, before and after
+    loop.py              the steps of a stage, what records them, what is measured in between
+    step.py              the compiled step
+    forward.py           log-probs of a batch's replies under a model
+    stages/: the kinds of stages
+        stage.py         what a kind says of itself
+        sft.py, dpo.py   what they read, their loss, reference and held-out metrics
+    experiment.py        model header, tokenizer, mesh and data, checked before anything compiles
+    workdirs.py          the directory of a run, one run in each
     trainable.py         what a stage trains: the whole model, or an adapter on a frozen one
-    same_run.py          what a checkpoint must have been trained with to be continued
-    objective.py         a model's log-probs handed to the losses
-    step.py, state.py, optimizer.py    the compiled step and what it changes
+    state.py, optimizer.py    what a step changes, and how
     reference.py         the frozen reference: resident, or its log-probs from a cache
-    held_out.py, records.py, evaluate_model.py    held-out data under a model; as parts of a record; without a run
-    held_out_preferences.py    held-out pairs or single replies: rewards and losses
-    best.py              the best evaluation of a stage
+    held_out.py, evaluate_model.py    held-out data under a model: in a run, without one
     metrics.py           sums to the numbers of a report
-    checkpoint.py, checkpoint_export.py    Orbax; export
-    tracking.py, report.py    metrics.jsonl, TensorBoard, progress; the before/after table
+    checkpoint.py        checkpoints, what they were trained with, the best evaluation
+    export.py            from a checkpoint to a Hugging Face directory
+    tracking.py          metrics.jsonl, TensorBoard, progress
+    results.py           what was measured of each model; the before/after table; records
 
 preferences/: preference data, made, judged and known (docs/preference_data.md)
     contexts.py          where a supporter speaks; a pair with where everything in it comes from
