@@ -1,7 +1,7 @@
-"""The recipes of the two papers, as changes to a config that a file in configs/ starts from.
+"""Recipes, as changes to a config that a file in configs/ starts from.
 
 DBT paper: Son & So, "Improving Empathetic Response Generation in LLMs Using DPO"; its hyperparameters are in the full
-version (EVA, Findings of ACL 2026). Caregiving paper: "Empathy by Design", arXiv 2512.06097.
+version (EVA, Findings of ACL 2026). The caregiving paper ("Empathy by Design", arXiv 2512.06097) has no recipe yet.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from empathax.atomic import whole_directory
-from empathax.errors import CheckpointError, ConfigError
+from empathax.errors import CheckpointError, ConfigError, WeightsError
 from empathax.models.architecture.hf_config import to_hf_config
 from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.tokenizers.tokenizer import Tokenizer
@@ -48,10 +48,14 @@ def export_model(
 
     `out_dir` must not exist, or be empty. Files are written beside it and moved in one step. One layer of one
     parameter is on the host at a time. `dtype` is "float32" or "bfloat16".
+
+    Raises:
+        WeightsError: transformers cannot read this model's config.json. Nothing is written then.
     """
     with export_directory(out_dir, dtype) as directory:
-        _write_weights(directory, params, list(_tensors(params, config)), dtype, max_shard_bytes)
         _write_settings(directory, config, tokenizer, dtype)
+        _check_with_transformers(directory)
+        _write_weights(directory, params, list(_tensors(params, config)), dtype, max_shard_bytes)
     return Path(out_dir).absolute()
 
 
@@ -86,6 +90,21 @@ def export_directory(out_dir: str | Path, dtype: str) -> Iterator[Path]:
             raise ConfigError(f"{target} cannot be written: {error.strerror}; choose another directory") from error
         raise CheckpointError(
             f"{target} could not be written ({error.strerror or error}); nothing was left there"
+        ) from error
+
+
+def _check_with_transformers(directory: Path) -> None:
+    """Reads config.json as transformers does, which checks more than names of fields. Imports no torch by itself."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not installed is as it should be
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(directory)
+    except Exception as error:  # its validators raise what they like
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise WeightsError(
+            f"transformers cannot read the config.json of this model: {reason}; export it with --to=orbax, "
+            "which empathax reads"
         ) from error
 
 

@@ -1,5 +1,6 @@
 """Export: what is written, that it is all or nothing, and that reading it gives every bit back."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from empathax.errors import CheckpointError, ConfigError
+from empathax.errors import CheckpointError, ConfigError, WeightsError
 from empathax.models.architecture.presets import PRESETS
 from empathax.models.tokenizers.tokenizer import Tokenizer, byte_tokenizer
 from empathax.models.weights import export
@@ -52,6 +53,13 @@ def test_the_files_are_those_of_a_hub_model(tmp_path):
     with safetensors.safe_open(directory / "model.safetensors", "numpy") as file:
         assert file.metadata() == {"format": "pt"}
         assert file.get_slice("model.layers.0.mlp.down_proj.weight").get_shape() == [64, 128]
+
+
+def test_a_config_that_transformers_cannot_read_is_refused_before_weights_are_written(tmp_path):
+    config = dataclasses.replace(PRESETS["tiny-llama"], model_dim=66)  # 4 heads of 16: our reader takes it
+    with pytest.raises(WeightsError, match=r"transformers cannot read .*66.*--to=orbax"):
+        export_model({}, config, byte_tokenizer(), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_shards_and_their_index_agree(tmp_path):

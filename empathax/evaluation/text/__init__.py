@@ -1,1 +1,0 @@
-"""Metrics of texts against references, counted in the graph from integer ids."""
