@@ -15,7 +15,15 @@ from empathax.data.batch import Batch, LabeledReplies
 from empathax.errors import ConfigError
 from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.transformer import hidden_states, output_projection
-from empathax.objectives.logprobs import TokenLogps, sequence_logps, take_queries, token_logps
+from empathax.objectives.logprobs import (
+    Sums,
+    TokenLogps,
+    sequence_logps,
+    sft_loss,
+    take_queries,
+    token_logps,
+    token_sums,
+)
 from empathax.objectives.pairs import (
     Pairs,
     chosen_token_weight,
@@ -31,7 +39,6 @@ from empathax.objectives.preference import (
     reads_single_replies,
     reference_kind,
 )
-from empathax.objectives.sft import Sums, sft_loss, token_sums
 from empathax.objectives.unpaired import Replies, unpaired_loss
 from empathax.parallel.mesh import compute_dtype
 from empathax.training.state import Tree

@@ -18,7 +18,7 @@ from empathax.config.lora import LoraSpec
 from empathax.data.batch import Batch
 from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.lora.adapters import overlay
-from empathax.objectives.sft import Sums
+from empathax.objectives.logprobs import Sums
 from empathax.training import metrics
 from empathax.training.objective import make_loss, make_scorer, per_reply, tokens_per_pair
 from empathax.training.optimizer import Schedule, merge, split
