@@ -229,7 +229,10 @@ class ChatTemplate:
 
 
 def split_prompt(prompt_ids: Sequence[int], full_ids: Sequence[int]) -> EncodedReply:
-    """Cuts jointly tokenized `full_ids` where they first differ from `prompt_ids`, before the last token (trl PR#2209)."""
+    """Cuts jointly tokenized `full_ids` where they first differ from `prompt_ids`, as TRL does (trl PR#2209).
+
+    The reply keeps at least one token.
+    """
     prompt, full = np.array(prompt_ids, np.int32), np.array(full_ids, np.int32)
     cut = common_length(prompt, full[:-1])
     return EncodedReply(full[:cut], full[cut:], len(prompt) - cut)

@@ -14,8 +14,7 @@ import numpy as np
 from empathax.config import DataOptions
 from empathax.config.losses import MISMATCHED_ROWS
 from empathax.data.chat import ChatTemplate
-from empathax.data.encoding import ReplyEncoder
-from empathax.data.examples import EncodedSplit, Example, encode_rows
+from empathax.data.examples import EncodedSplit, Example, ReplyEncoder, encode_rows
 from empathax.data.packing import PackedRows, pack, packing_report
 from empathax.data.row_plan import Group
 from empathax.data.sources import load_splits

@@ -1,7 +1,7 @@
 """Batches as a pure function of (seed, step): a resumed run needs the step number and nothing else.
 
-Rows are shuffled anew in each epoch by Grain; data/passes.py has the order of data with a limit to a dialogue's pairs in
-a step. A step's rows do not depend on how many processes read them: each takes its parts of the global batch.
+Grain shuffles the rows anew in each epoch; data/passes.py orders them where a step may hold at most n pairs of a
+dialogue. A step's rows do not depend on how many processes read them: each takes its parts of the global batch.
 """
 
 from __future__ import annotations

@@ -15,8 +15,7 @@ from empathax.config import DataOptions
 from empathax.config.losses import PAIRED_ROWS
 from empathax.data.chat import ChatTemplate
 from empathax.data.dataset import check_token_ids
-from empathax.data.encoding import ReplyEncoder, Unusable
-from empathax.data.examples import replies_of, to_sequence
+from empathax.data.examples import ReplyEncoder, Unusable, replies_of, to_sequence
 from empathax.data.loader import eval_batches
 from empathax.data.packing import PackedRows, pack
 from empathax.data.records import Row, Tally

@@ -12,8 +12,7 @@ import numpy as np
 from empathax.config import DataOptions
 from empathax.config.losses import PAIRED_ROWS
 from empathax.data.chat import ChatTemplate
-from empathax.data.encoding import ReplyEncoder
-from empathax.data.examples import encode_rows
+from empathax.data.examples import ReplyEncoder, encode_rows
 from empathax.data.row_plan import Group
 from empathax.data.sources import load_splits
 from empathax.models.weights.source import ModelSource

@@ -32,8 +32,7 @@ import numpy as np
 from empathax.config import Config, DataOptions, DpoOptions
 from empathax.config.losses import PAIRED_ROWS
 from empathax.data.chat import ChatTemplate
-from empathax.data.encoding import ReplyEncoder
-from empathax.data.examples import EncodedSplit, encode_rows
+from empathax.data.examples import EncodedSplit, ReplyEncoder, encode_rows
 from empathax.data.records import Row
 from empathax.data.sources import load_splits
 from empathax.evaluation.metrics.bootstrap import Resampled, difference, resample
