@@ -33,23 +33,23 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """See docs/commands.md. Returns the exit code."""
     flags = _flags(argv)
-    from empathax.training import checkpoint_export
+    from empathax.training import export
 
-    checkpoint_export.check_out_dir(flags.out)
+    export.check_out_dir(flags.out)
     if flags.to == "orbax":
         path = flags.checkpoint or flags.model
         print(f"converting {path}, as {flags.dtype} to {flags.out}", flush=True)
-        checkpoint_export.convert_to_orbax(path, flags.out, flags.dtype)
+        export.convert_to_orbax(path, flags.out, flags.dtype)
         print(f"wrote {flags.out}")
         return 0
-    checkpoint = checkpoint_export.open_checkpoint(Path(flags.checkpoint), flags.model)
-    checkpoint_export.check_form(checkpoint, flags.adapter, flags.merge)
+    checkpoint = export.open_checkpoint(Path(flags.checkpoint), flags.model)
+    export.check_form(checkpoint, flags.adapter, flags.merge)
     if checkpoint.has_adapters and not flags.merge:
         print(f"exporting the adapters of {checkpoint.describe()}, in PEFT format to {flags.out}", flush=True)
-        checkpoint_export.export_adapters(checkpoint, flags.out)
+        export.export_adapters(checkpoint, flags.out)
     else:
         print(f"exporting {checkpoint.describe()}, as {flags.dtype} to {flags.out}", flush=True)
-        checkpoint_export.export_checkpoint(checkpoint, flags.out, flags.dtype)
+        export.export_checkpoint(checkpoint, flags.out, flags.dtype)
     print(f"wrote {flags.out}")
     return 0
 

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     from empathax.evaluation import output, scoring
     from empathax.evaluation.progress import ProgressBar
     from empathax.models.weights.source import adapted_model, load_tokenizer, resolve_model
-    from empathax.training.step import make_score_step
+    from empathax.training.forward import make_score_step
 
     if flags.out.resolve() == Path(flags.data).resolve():
         raise ConfigError(

@@ -37,14 +37,14 @@ def main(argv: Sequence[str]) -> int:
         from empathax.training import sweep, workdirs
 
         try:
-            jobs = sweep.prepare(variations, flags.workdir, flags.overwrite)
+            runs = sweep.prepare(variations, flags.workdir, flags.overwrite)
             if is_leader():
-                print(sweep.describe(jobs), flush=True)
-            text = sweep.run(jobs, flags.workdir)
+                print(sweep.describe(runs), flush=True)
+            text = sweep.run(runs, flags.workdir)
         finally:
             workdirs.release()
         if is_leader():
-            print(f"\n{text}\n{flags.workdir}: {sweep.left_behind(jobs)}", flush=True)
+            print(f"\n{text}\n{flags.workdir}: {sweep.output_files(runs)}", flush=True)
     return 0
 
 

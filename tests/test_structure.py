@@ -29,7 +29,7 @@ ROOMS = {
     "matplotlib": {"evaluation/report/level_plot.py"},
     "scipy": {"preferences/surface_cues.py"},
     "openai": {"evaluation/judging/openai_client.py"},
-    "pyphen": {"evaluation/metrics/style.py"},
+    "pyphen": {"evaluation/metrics/readability.py"},
     "markupsafe": {"evaluation/report/page.py"},
 }
 FORBIDDEN_TEXT = ("trust_remote_code=True", "import pickle", "yaml.load(", "torch.load")

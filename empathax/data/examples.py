@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from empathax.config.losses import PAIRED_ROWS
+from empathax.config.losses import LABELED_ROWS, MISMATCHED_ROWS, REPLY_ROWS
 from empathax.data.chat import EncodedReply
 from empathax.data.encoding import Prompt, ReplyEncoder, Unusable
 from empathax.data.prefix_tree import ScoredSequence
@@ -20,7 +20,7 @@ from empathax.data.row_plan import Group, Unit
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and its reply, that to be learned (in pairs, the chosen one), for sampling and for metrics.
+    """A prompt and the reply to learn (of a pair, the chosen one), for sampling and for metrics.
 
     `prompt_ids` are what a model continues; `turn` of `num_turns` is the reply's place among its dialogue's replies.
     """
@@ -56,24 +56,22 @@ class EncodedSplit:
 
 
 def encode_rows(
-    rows: Sequence[Row],
-    objective: str,
-    encoder: ReplyEncoder,
-    dropped: Counter[str],
-    counts: Counter[str],
-    rows_kind: str = PAIRED_ROWS,
+    rows: Sequence[Row], rows_kind: str, encoder: ReplyEncoder, dropped: Counter[str], counts: Counter[str]
 ) -> EncodedSplit:
-    """Units of one split by dialogue, in the rows' order; what cannot be used is counted in `dropped` by reason."""
-    labeled = objective == "dpo" and rows_kind != PAIRED_ROWS
+    """Units of one split by dialogue, in the rows' order; `rows_kind` as in `load_splits`.
+
+    Examples that cannot be used are counted in `dropped` by reason; `counts` gets what is worth knowing besides.
+    """
+    labeled = rows_kind in (LABELED_ROWS, MISMATCHED_ROWS)
     groups: dict[str, list[Unit]] = {}
     examples: list[Example] = []
     num_turns = _num_turns(rows)
     next_id = 0
     for row in rows:
-        if objective == "sft" and isinstance(row, CompletionRow) and row.label is False:
+        if rows_kind == REPLY_ROWS and isinstance(row, CompletionRow) and row.label is False:
             counts["undesirable replies, which sft leaves out"] += 1
             continue
-        for prompt, replies in replies_of(row, objective):
+        for prompt, replies in replies_of(row, rows_kind):
             try:
                 if len(replies) == 2 and replies[0].strip() == replies[1].strip():
                     raise Unusable("chosen equals rejected")
@@ -105,10 +103,10 @@ def encode_rows(
     return EncodedSplit(tuple(groups.values()), tuple(examples))
 
 
-def replies_of(row: Row, objective: str) -> Iterator[tuple[Prompt, tuple[str, ...]]]:
-    """(prompt, replies) of each example a row gives; sft learns the chosen reply of a pair."""
+def replies_of(row: Row, rows_kind: str) -> Iterator[tuple[Prompt, tuple[str, ...]]]:
+    """(prompt, replies) of each example a row gives; of a pair, REPLY_ROWS are the chosen reply alone."""
     if isinstance(row, PreferenceRow):
-        yield row.prompt, (row.chosen, row.rejected) if objective == "dpo" else (row.chosen,)
+        yield row.prompt, (row.chosen,) if rows_kind == REPLY_ROWS else (row.chosen, row.rejected)
     elif isinstance(row, CompletionRow):
         yield row.prompt, (row.completion,)
     else:

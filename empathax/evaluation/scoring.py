@@ -12,13 +12,14 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from empathax.config import DataOptions
+from empathax.config.losses import PAIRED_ROWS
 from empathax.data.chat import ChatTemplate
 from empathax.data.dataset import check_token_ids
 from empathax.data.encoding import ReplyEncoder, Unusable
 from empathax.data.examples import replies_of, to_sequence
 from empathax.data.loader import eval_batches
 from empathax.data.packing import PackedRows, pack
-from empathax.data.records import PreferenceRow, Row, Tally
+from empathax.data.records import Row, Tally
 from empathax.data.row_plan import Unit
 from empathax.data.sources import load_all
 from empathax.errors import DataError, NonFiniteError, raise_all
@@ -138,8 +139,7 @@ def _check_complete(path: str, tally: Tally) -> None:
 
 
 def _encode(row: Row, encoder: ReplyEncoder, next_id: int, problems: list[str]) -> Iterator[Unit]:
-    objective = "dpo" if isinstance(row, PreferenceRow) else "sft"
-    for prompt, replies in replies_of(row, objective):
+    for prompt, replies in replies_of(row, PAIRED_ROWS):
         try:
             encoded = encoder.encode(prompt, replies)
         except Unusable as error:

@@ -17,11 +17,11 @@ from empathax.evaluation.reply_set import read_predictions
 from empathax.evaluation.report.record import EvaluationRecord
 from empathax.parallel.agreement import fail_together
 from empathax.parallel.processes import is_leader
-from empathax.training import report
-from empathax.training.held_out import HeldOut
-from empathax.training.job import Job, assemble
-from empathax.training.records import data_of, model_metrics, model_statistics
-from empathax.training.report import Measured
+from empathax.training import results
+from empathax.training.experiment import Experiment, assemble
+from empathax.training.held_out import HeldOut, Measured
+from empathax.training.results import data_of
+from empathax.training.stages.stage import rows_kinds
 
 SHOWN_REPLIES = 3
 
@@ -30,8 +30,8 @@ SHOWN_REPLIES = 3
 class Evaluation:
     """What is measured: a model, and the config's base model as the reference of its rewards."""
 
-    model: Job
-    reference: Job
+    model: Experiment
+    reference: Experiment
     scorer: ReplyScorer
     held_out: HeldOut
     adapters: Sequence[str] = ()  # on top of the model
@@ -44,7 +44,7 @@ class Evaluation:
     def describe(self) -> str:
         """What is about to be done, for the terminal."""
         lines = [f"model     {self.model_path}"]
-        if "dpo" in self.model.datasets:
+        if self.model.preferences:
             lines.append(f"reference {self.reference.config.model.path}")
         lines += [
             f"{stage:<9} {len(dataset.eval_examples):,} held-out {'pairs' if dataset.eval.paired else 'replies'} in "
@@ -66,14 +66,15 @@ def prepare(
     """
     options = dataclasses.replace(config.eval, turns=config.eval.turns or -1, num_replies=0)
     config = dataclasses.replace(config, eval=options)
-    reference = assemble(config)
+    reads = rows_kinds(config)
+    reference = assemble(config, reads)
     scorer = scorer or ReplyScorer.of(config.eval)
     path = model_path or config.model.path
     if path == config.model.path and not adapters:
         return Evaluation(reference, reference, scorer, HeldOut(reference))
     model_options = dataclasses.replace(config.model, path=path)
     config = dataclasses.replace(config, model=model_options, lora=LoraOptions())  # lora.path is the base model's
-    model = assemble(config, adapters=adapters)
+    model = assemble(config, reads, adapters=adapters)
     return Evaluation(model, reference, scorer, HeldOut(model), adapters)
 
 
@@ -82,25 +83,24 @@ def evaluate(evaluation: Evaluation, label: str) -> EvaluationRecord | None:
 
     Several processes generate together; the first alone scores, and the others get None.
     """
-    job, held_out = evaluation.model, evaluation.held_out
     reference = _reference(evaluation)
-    measured = held_out.measure(job.load_params(), job.datasets.keys())
+    measured = evaluation.held_out.measure(evaluation.model.model.load_params())
     against = measured if evaluation.model is evaluation.reference else reference
     with fail_together():
         return _record(evaluation, label, measured, against) if is_leader() else None
 
 
 def _record(evaluation: Evaluation, label: str, measured: Measured, against: Measured | None) -> EvaluationRecord:
-    job, held_out = evaluation.model, evaluation.held_out
+    held_out = evaluation.held_out
     return make_record(
         label,
         evaluation.model_path,
         held_out.turns,
         measured.answers,
         evaluation.scorer.score(held_out.turns, measured.answers),
-        **data_of(job, evaluation.scorer),
-        metrics=model_metrics(held_out, measured, against),
-        per_example=model_statistics(job, measured, against),
+        **data_of(evaluation.model.config, evaluation.scorer),
+        metrics=held_out.metrics(measured, against),
+        per_example=held_out.statistics(measured, against),
     )
 
 
@@ -114,7 +114,12 @@ def evaluate_server(evaluation: Evaluation, server: ChatServer, label: str) -> E
     print(f"server    {answered.in_words()}\n          {server.tally.in_words()}", file=sys.stderr)
     scores = evaluation.scorer.score(turns, answered.replies)
     return make_record(
-        label, server.options.model, turns, answered.replies, scores, **data_of(evaluation.model, evaluation.scorer)
+        label,
+        server.options.model,
+        turns,
+        answered.replies,
+        scores,
+        **data_of(evaluation.model.config, evaluation.scorer),
     )
 
 
@@ -132,16 +137,17 @@ def in_words(record: EvaluationRecord) -> str:
     step = max(1, len(record.replies) // SHOWN_REPLIES)
     shown = record.replies[step // 2 :: step][:SHOWN_REPLIES]
     prompts = [reply.prompt[-1].content if reply.prompt else f"reference: {reply.reference}" for reply in shown]
-    rows = {record.label: report.Row(record.metrics, prompts, [reply.reply for reply in shown])}
-    return f"{report.table(rows)}\n\n{report.replies_text(rows)}"
+    rows = {record.label: results.Row(record.metrics, prompts, [reply.reply for reply in shown])}
+    return f"{results.table(rows)}\n\n{results.replies_text(rows)}"
 
 
 def _reference(evaluation: Evaluation) -> Measured | None:
-    """The reference's log-probs of the held-out pairs; None if it is the model itself, or reads other tokens."""
+    """The reference's log-probs of the held-out preferences; None if it is the model itself, or reads other tokens."""
     model, reference = evaluation.model, evaluation.reference
-    if model is reference or "dpo" not in model.datasets:
+    own, other = model.preferences, reference.preferences
+    if model is reference or own is None or other is None:
         return None
-    if not _same_tokens(model, reference):
+    if own.eval.fingerprint() != other.eval.fingerprint():
         if is_leader():
             print(
                 f"rewards are not measured: {reference.config.model.path} (the config's model) reads the held-out "
@@ -149,9 +155,5 @@ def _reference(evaluation: Evaluation) -> Measured | None:
                 file=sys.stderr,
             )
         return None
-    logps = HeldOut(reference).row_logps(reference.load_params(), reference.datasets["dpo"].eval)
+    logps = HeldOut(reference).row_logps(reference.model.load_params(), other.eval)
     return Measured(reply_sums=None, pair_logps=logps.tolist(), prompts=(), replies=())
-
-
-def _same_tokens(model: Job, reference: Job) -> bool:
-    return model.datasets["dpo"].eval.fingerprint() == reference.datasets["dpo"].eval.fingerprint()

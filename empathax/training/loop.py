@@ -1,29 +1,89 @@
-"""The loop over the steps of one stage, in a fixed order: dispatch, record the step before, evaluate, save."""
+"""The loop over the steps of one stage, what records them, and what is measured on held-out data in between."""
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
-from empathax.config import Config, StageOptions
-from empathax.errors import NonFiniteError, Preempted
+from empathax.config import Config, StageOptions, TrackingOptions, to_dict
+from empathax.data.batch import Batch
+from empathax.errors import NonFiniteError
+from empathax.evaluation.reply_metrics import ReplyScorer
+from empathax.parallel.agreement import from_leader
 from empathax.parallel.processes import is_leader
 from empathax.parallel.stopping import StopVote
-from empathax.training.checkpoint import StageCheckpoints
+from empathax.training.checkpoint import BestEvaluation, measured_value
+from empathax.training.held_out import HeldOut, Measured
 from empathax.training.metrics import measured
-from empathax.training.state import TrainState
+from empathax.training.results import Row, in_loop_scores, replies_text
+from empathax.training.stages.stage import Stage
+from empathax.training.state import TrainState, Tree
 from empathax.training.tracking import ProgressBar, Tracker
 
-BatchSource = Callable[[int, int], Iterator[Any]]  # (start step, stop step) -> batches on the mesh
-Evaluate = Callable[[TrainState], None]  # records held-out metrics of a state
+StepFn = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+# (start step, stop step, the state that the next step will be given) -> batches on the mesh
+BatchSource = Callable[[int, int, Callable[[], TrainState]], Iterator[Batch]]
+
+
+@dataclass(frozen=True)
+class Every:
+    """What is done with the state after every `steps` steps; never where that is 0."""
+
+    steps: int
+    action: Callable[[TrainState], Any]
+
+    def is_due(self, step: int) -> bool:
+        """Whether it is to be done after `step`."""
+        return self.steps > 0 and step % self.steps == 0
+
+
+def train(
+    state: TrainState,
+    step_fn: StepFn,
+    batches: BatchSource,
+    num_steps: int,
+    *,
+    recorder: Recorder,
+    evaluate: Every,
+    save: Every,
+    stop: StopVote,
+) -> tuple[TrainState, bool]:
+    """Trains from `state.step` to `num_steps`.
+
+    Returns the last state and whether the processes agreed to stop before the end, all after the same step; that state
+    has then been handed to `save`. Metrics of step n-1 are read after step n was dispatched, so that the device never
+    waits for the host. Raises NonFiniteError after too many skipped updates in a row.
+    """
+    start = int(state.step)
+
+    def current() -> TrainState:
+        return state
+
+    for step, batch in enumerate(batches(start, num_steps, current), start=start + 1):
+        recorder.before_step(step - start)
+        state, metrics = step_fn(state, batch)
+        recorder.push(step, metrics)
+        is_last = step == num_steps
+        if not is_last and evaluate.is_due(step):
+            recorder.flush()
+            evaluate.action(state)
+            recorder.clock.read()
+        is_stopping = stop.last_vote() if is_last else stop.vote()
+        if is_stopping or (not is_last and save.is_due(step)):
+            recorder.flush()
+            save.action(state)
+        if is_stopping:
+            return state, True
+    recorder.flush()
+    return state, False
 
 
 @dataclass
@@ -49,105 +109,127 @@ class Clock:
         return rates
 
 
-def train_stage(
-    stage: str,
-    config: Config,
-    state: TrainState,
-    step_fn: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
-    batches: BatchSource,
-    num_steps: int,
-    *,
-    evaluate: Evaluate,
-    check_first: Callable[[Mapping[str, float]], None] | None = None,
-    checkpoints: StageCheckpoints,
-    tracker: Tracker,
-    meta: dict[str, Any],
-    workdir: Path,
-    mesh: Mesh,
-) -> TrainState:
-    """Trains from `state.step` to `num_steps` and returns the last state; every due checkpoint has been started.
+@dataclass
+class Recorder:
+    """Holds the metrics of the last dispatched step until the next one runs, then checks and records them.
 
-    Metrics of step n-1 are read after step n was dispatched, so that the device never waits for the host. Raises
-    NonFiniteError after too many skipped updates in a row, Preempted after SIGTERM (with the state saved, at the same
-    step on every process), and what `check_first` raises at the metrics of the first step.
+    `check_first` is given the metrics of the first step that it records, and may raise.
     """
-    options = config.stage(stage)
-    start = int(state.step)
-    recorder, stop = _Recorder(stage, config, options, tracker, check_first), StopVote(mesh)
-    shows_progress = config.tracking.progress and is_leader()
-    with ProgressBar(stage, num_steps, start, enabled=shows_progress) as bar:
-        recorder.bar = bar
-        for step, batch in enumerate(batches(start, num_steps), start=start + 1):
-            _profile(config, workdir, step - start)
-            state, metrics = step_fn(state, batch)
-            recorder.push(step, metrics)
-            if step < num_steps and _is_due(step, config.eval.every_steps):
-                recorder.flush()
-                evaluate(state)
-                recorder.clock.read()
-            is_stopping = stop.vote() if step < num_steps else stop.last_vote()
-            if is_stopping or (step < num_steps and _is_due(step, config.checkpoint.every_steps)):
-                recorder.flush()
-                checkpoints.save(state, {**meta, "finished": False})
-            if is_stopping:
-                checkpoints.wait()
-                raise Preempted(f"stopped by SIGTERM after step {step} of {stage}; run the same command again to go on")
-        recorder.flush()
-    return state
 
+    stage: str
+    options: StageOptions
+    tracking: TrackingOptions
+    tracker: Tracker
+    bar: ProgressBar
+    profile_dir: Path
+    check_first: Callable[[Mapping[str, float]], None] | None = None
+    clock: Clock = field(default_factory=Clock)
+    _pending: tuple[int, dict[str, jax.Array]] | None = None
 
-class _Recorder:
-    """Holds the metrics of the last dispatched step until the next one runs, then records them."""
-
-    def __init__(
-        self,
-        stage: str,
-        config: Config,
-        options: StageOptions,
-        tracker: Tracker,
-        check_first: Callable[[Mapping[str, float]], None] | None,
-    ) -> None:
-        self._check_first = check_first
-        self.clock = Clock()
-        self.bar: ProgressBar | None = None
-        self._stage, self._options, self._tracker = stage, options, tracker
-        self._every = config.tracking.every_steps
-        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+    def before_step(self, number: int) -> None:
+        """Starts or stops the profiler; `number` counts the steps of this process from 1."""
+        first, count = self.tracking.profile_start, self.tracking.profile_steps
+        if first < 0:
+            return
+        if number == first + 1:
+            jax.profiler.start_trace(str(self.profile_dir))
+        if number == first + count + 1:
+            jax.profiler.stop_trace()
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of `step`, still on the device, and records those of the step before."""
         self.flush()
         self._pending = (step, metrics)
 
     def flush(self) -> None:
+        """Records what is pending."""
         if self._pending is None:
             return
         step, on_device = self._pending
         self._pending = None
         metrics = measured({name: float(value) for name, value in jax.device_get(on_device).items()})
         self.clock.add(metrics)
-        if self._check_first is not None:
-            self._check_first(metrics)
-            self._check_first = None
+        if self.check_first is not None:
+            self.check_first(metrics)
+            self.check_first = None
         self._check_finite(step, metrics)
-        if step % self._every:
+        if step % self.tracking.every_steps:
             return
         rates = self.clock.read()
-        self._tracker.scalars(step, "train", {**metrics, **rates, "memory_gb": memory_gb()})
-        if self.bar is not None:
-            shown = {"loss": metrics["loss"], "tokens/s": rates["tokens_per_second"]}
-            if "pairs_per_second" in rates:
-                shown |= {"pairs/s": rates["pairs_per_second"], "accuracy": metrics["reward_accuracy"]}
-            self.bar.update(step, {**shown, "GB": memory_gb()})
+        self.tracker.scalars(step, "train", {**metrics, **rates, "memory_gb": memory_gb()})
+        shown = {"loss": metrics["loss"], "tokens/s": rates["tokens_per_second"]}
+        if "pairs_per_second" in rates:
+            shown |= {"pairs/s": rates["pairs_per_second"], "accuracy": metrics["reward_accuracy"]}
+        self.bar.update(step, {**shown, "GB": memory_gb()})
 
     def _check_finite(self, step: int, metrics: Mapping[str, float]) -> None:
         if metrics["skipped"] and is_leader():
             print(f"step {step}: loss or gradient is not finite; the update was skipped", file=sys.stderr)
-        if metrics["nonfinite_streak"] >= self._options.max_nonfinite_steps:
+        if metrics["nonfinite_streak"] >= self.options.max_nonfinite_steps:
             raise NonFiniteError(
-                f"{self._stage}: {int(metrics['nonfinite_streak'])} steps in a row up to step {step} were not finite; "
-                f"the last checkpoint is intact: lower {self._stage}.learning_rate (now "
-                f"{self._options.learning_rate}) or look for broken rows"
+                f"{self.stage}: {int(metrics['nonfinite_streak'])} steps in a row up to step {step} were not finite; "
+                f"the last checkpoint is intact: lower {self.stage}.learning_rate (now "
+                f"{self.options.learning_rate}) or look for broken rows"
             )
+
+
+@dataclass
+class StageEvaluations:
+    """Held-out data before, during and after a stage: measured, recorded, and offered as the best evaluation.
+
+    `before` is what was measured of the model that the stage starts from; `model_of` makes a model of what is trained.
+    """
+
+    stage: Stage
+    num_steps: int
+    held_out: HeldOut
+    scorer: ReplyScorer
+    before: Measured
+    model_of: Callable[[Tree], Tree]
+    tracker: Tracker
+    best: BestEvaluation | None = None
+
+    def at_start(self, config: Config) -> None:
+        """Records step 0 and the settings."""
+        self.tracker.text(0, "config", f"```json\n{json.dumps(to_dict(config), indent=2)}\n```")
+        values = self._record(0, self.before, self.held_out.in_loop_answers(self.before.answers))
+        if self.best is not None:
+            measured_value(values, self.best.metric)  # not measured: known before the first step
+
+    def during(self, state: TrainState) -> None:
+        """Measures the stage's part of the held-out data."""
+        found = self.held_out.measure_in_loop(self.model_of(state.result), self.stage.measures)
+        self._offer(state, self._record(int(state.step), found, found.answers))
+
+    def at_end(self, state: TrainState) -> Measured:
+        """Measures all of it."""
+        found = self.held_out.measure(self.model_of(state.result))
+        answers = self.held_out.in_loop_answers(found.answers)
+        self._offer(state, self._record(int(state.step), found, answers))
+        return found
+
+    def _offer(self, state: TrainState, values: Mapping[str, float]) -> None:
+        if self.best is not None:
+            self.best.offer(state, values)
+
+    def _record(self, step: int, found: Measured, answers: Sequence[str]) -> dict[str, float]:
+        picture: bytes | None = None
+
+        def score() -> dict[str, float]:
+            nonlocal picture
+            name = f"{self.stage.name} step {step}"
+            scores, picture = in_loop_scores(self.held_out, self.scorer, answers, name)
+            return scores
+
+        values = self.stage.held_out_metrics(self.held_out, found, self.before) | from_leader(score)
+        self.tracker.scalars(step, "eval", values)
+        self.tracker.text(step, "replies", replies_text({"reply": Row(values, found.prompts, found.replies)}))
+        if picture:
+            self.tracker.image(step, "levels", picture)
+        self.tracker.flush()
+        if is_leader():
+            print(f"{self.stage.name} step {step}/{self.num_steps}, held out: {_in_words(values)}", flush=True)
+        return values
 
 
 def memory_gb() -> float:
@@ -159,15 +241,9 @@ def memory_gb() -> float:
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9  # Linux counts in KiB
 
 
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
-
-
-def _profile(config: Config, workdir: Path, steps_done: int) -> None:
-    first, count = config.tracking.profile_start, config.tracking.profile_steps
-    if first < 0:
-        return
-    if steps_done == first + 1:
-        jax.profiler.start_trace(str(workdir / "profile"))
-    if steps_done == first + count + 1:
-        jax.profiler.stop_trace()
+def _in_words(values: Mapping[str, float]) -> str:
+    shown = (
+        "perplexity", "token_accuracy", "loss", "reward_accuracy", "reward_margin", "kl", "logp_chosen",
+        "logp_rejected", "bleu4_sentence", "rouge_l", "distinct_2", "validation_gap",
+    )  # fmt: skip
+    return ", ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)

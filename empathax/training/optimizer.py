@@ -1,13 +1,11 @@
-"""Optimizers and learning-rate schedules, with the conventions of Hugging Face's Trainer.
+"""Optimizers and learning-rate schedules with the conventions of Hugging Face's Trainer; which parameters they change.
 
-Parameters by the names of their paths: which are trained, which decay, at which rate each layer learns.
-
-A pattern is a glob over the whole path, in lower case: "embedding/*", "*norm*", "layers/attention/*".
+Parameters are named by patterns: globs over their whole paths in lower case, such as "embedding/*", "*norm*",
+"layers/attention/*".
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
@@ -20,7 +18,7 @@ import numpy as np
 import optax
 
 from empathax.config import StageOptions
-from empathax.errors import ConfigError, raise_all
+from empathax.errors import ConfigError, nearest, raise_all
 from empathax.training.state import Tree
 
 Schedule = Callable[[jax.Array | int], jax.Array]
@@ -48,19 +46,14 @@ def make_schedule(options: StageOptions, num_steps: int) -> Schedule:
     """Linear warm-up from 0 over ceil(num_steps * warmup_ratio) steps, then constant, linear or cosine decay to
     `final_lr_ratio` of the peak at step `num_steps`."""
     warmup = math.ceil(num_steps * options.warmup_ratio)
-    peak, final = options.learning_rate, options.final_lr_ratio
-
-    def schedule(step: jax.Array | int) -> jax.Array:
-        step = jnp.asarray(step, jnp.float32)
-        progress = jnp.clip((step - warmup) / max(1, num_steps - warmup), 0.0, 1.0)
-        decay = {
-            "constant": jnp.ones_like(progress),
-            "linear": final + (1.0 - final) * (1.0 - progress),
-            "cosine": final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
-        }[options.schedule]
-        return peak * jnp.where(step < warmup, step / max(1, warmup), decay)
-
-    return schedule
+    decay = {  # of the share of the way from the end of the warm-up to the last step
+        "constant": optax.constant_schedule(1.0),
+        "linear": optax.linear_schedule(1.0, options.final_lr_ratio, 1),
+        "cosine": optax.cosine_decay_schedule(1.0, 1, options.final_lr_ratio),
+    }[options.schedule]
+    pieces = [lambda step: step / max(1, warmup), lambda step: decay(step / max(1, num_steps - warmup))]
+    joined = optax.join_schedules(pieces, [warmup])
+    return lambda step: options.learning_rate * joined(jnp.asarray(step, jnp.float32))
 
 
 def _direction(options: StageOptions) -> optax.GradientTransformation:
@@ -178,10 +171,8 @@ def _unmatched(setting: str, patterns: Sequence[str], paths: Sequence[tuple[Any,
     problems = []
     for pattern in patterns:
         if not any(is_matched(path, [pattern]) for path in paths):
-            close = difflib.get_close_matches(pattern.lower().strip("*/"), names, n=1, cutoff=0.3)
-            problems.append(
-                f"{setting}: {pattern!r} fits no parameter; a glob fits whole paths such as {(close or names)[0]!r}"
-            )
+            near = nearest(pattern.lower().strip("*/"), names, cutoff=0.3) or names[0]
+            problems.append(f"{setting}: {pattern!r} fits no parameter; a glob fits whole paths such as {near!r}")
     return problems
 
 

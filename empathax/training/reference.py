@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -21,10 +19,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float32
 
+from empathax.atomic import whole_file
 from empathax.data.batch import Batch
 from empathax.errors import CheckpointError
+from empathax.training.forward import SequenceScores
 from empathax.training.state import Tree, leaf_digests
-from empathax.training.step import SequenceScores
 
 SequenceLogps = Float32[np.ndarray, " sequences"]
 
@@ -104,18 +103,10 @@ def _read(path: Path, wanted: Mapping[str, str]) -> SequenceLogps | None:
 
 
 def _write(path: Path, wanted: Mapping[str, str], logps: SequenceLogps) -> None:
-    """Writes the whole file or nothing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            try:
-                np.savez(file, logps=logps, fingerprint=np.array(_canonical(wanted)))
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with whole_file(path, "wb") as file:
+            np.savez(file, logps=logps, fingerprint=np.array(_canonical(wanted)))
     except OSError as error:
         raise CheckpointError(
             f"the reference log-probs cannot be written to {path}: {error.strerror}; free some space or choose another "

@@ -1,4 +1,4 @@
-"""The compiled steps: train, evaluate, score. Each is a pure function of (state or parameters, batch)."""
+"""The compiled training step of any stage: a pure function of (state, batch)."""
 
 from __future__ import annotations
 
@@ -6,48 +6,27 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
 
-from empathax.config import Config, DpoOptions, ModelOptions
+from empathax.config import Config, DpoOptions, StageOptions
 from empathax.config.lora import LoraSpec
 from empathax.data.batch import Batch
 from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.lora.adapters import overlay
 from empathax.objectives.sft import Sums
 from empathax.training import metrics
-from empathax.training.objective import make_loss, make_scorer, per_reply, tokens_per_pair
 from empathax.training.optimizer import Schedule, merge, split
+from empathax.training.stages.stage import find_stage
 from empathax.training.state import TrainState, Tree
 
 # (state, batch with leading dims [A, B], reference parameters or None) -> (state, metrics by name)
 TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
-@flax.struct.dataclass
-class SequenceScores:
-    """What a score step says about the replies of a batch; unused slots have sequence_id -1."""
-
-    sequence_id_BS: Int[Array, "B S"]
-    logps_BS: Float[Array, "B S"]
-    num_tokens_BS: Float[Array, "B S"]
-
-
-@flax.struct.dataclass
-class ReplySums:
-    """Sums over the trained tokens of each reply: what held-out metrics of replies are made of."""
-
-    scores: SequenceScores
-    correct_BS: Float[Array, "B S"]
-    entropy_BS: Float[Array, "B S"]
-
-
 def make_train_step(
-    objective: str,
+    stage: str,
     model_config: ModelConfig,
     config: Config,
     tx: optax.GradientTransformation,
@@ -59,35 +38,35 @@ def make_train_step(
     """Compiles `step(state, batch, ref_params=None, base=None) -> (state, metrics)`; the state is donated.
 
     `batch` has leading dims [A, B]: A micro-batches whose gradient and loss are those of one batch, whatever the counts
-    of tokens (SFT) or pairs (DPO) in each. `tx` and `schedule` come from `make_optimizer`, `shardings` from
-    `state_shardings`. A DPO reference is `state.ref_params`, `ref_params` or `batch.ref_logps_BS`. An update is
+    of tokens or pairs in each. `tx` and `schedule` come from `make_optimizer`, `shardings` from `state_shardings`. The
+    reference of a stage that has one is `state.ref_params`, `ref_params` or `batch.ref_logps_BS`. An update is
     skipped, and counted, if the loss or the gradient's norm is not finite: parameters and optimizer state then keep
     every bit, as frozen parameters always do. A running mean in the state follows each update.
 
     With `spec` the state's parameters are such an adapter on the model `base`, which is not trained, and is the
-    reference where `dpo.reference` says "adapter_off".
+    reference where the stage's is "adapter_off".
 
     The result can be lowered with `jax.ShapeDtypeStruct`s, e.g. for hardware that is not there. Metrics are float32
     scalars: the names of docs/metrics.md, learning_rate, grad_norm (before clipping), skipped, nonfinite_streak,
     nonfinite_total, tokens and pairs.
     """
+    kind, options = find_stage(stage), config.stage(stage)
     replicated: Any = shardings.step if shardings else None  # the sharding of a scalar
-    loss_fn = make_loss(objective, model_config, config, mesh=replicated.mesh if replicated else None)
-    options = config.stage(objective)
+    loss_fn = kind.make_loss(model_config, config, replicated.mesh if replicated else None)
     grad_shardings = split(shardings.params, options.freeze)[0] if shardings else None
-    is_adapter_off = spec is not None and config.dpo_reference == "adapter_off"
+    is_adapter_off = spec is not None and kind.reference_kind(config) == "adapter_off"
 
     def step(
         state: TrainState, batch: Batch, ref_params: Tree | None = None, base: Tree | None = None
     ) -> tuple[TrainState, dict[str, Any]]:
         ref_params = ref_params if state.ref_params is None else state.ref_params
         ref_params = base if is_adapter_off else ref_params
-        reply_tokens = tokens_per_pair(objective, config.dpo, batch)
+        of_step = kind.of_step(config, batch)
         trained, frozen = split(state.params, options.freeze)
         model_of = _model_of(state.step, base, spec, config)
 
         def loss(params: Tree, micro: Batch, number: jax.Array) -> tuple[jax.Array, jax.Array, Sums]:
-            return loss_fn(model_of(merge(params, frozen), number), ref_params, micro, reply_tokens)
+            return loss_fn(model_of(merge(params, frozen), number), ref_params, micro, of_step)
 
         grads, sums = _accumulate(loss, trained, batch, grad_shardings)
         scalars = metrics.in_graph(sums)
@@ -96,7 +75,7 @@ def make_train_step(
         learning_rate = schedule(state.step)
         grads = _clipped(grads, grad_norm, options.max_grad_norm)
         updated = _update(state, trained, frozen, grads, learning_rate, tx)
-        new_state = _with_moved_reference(_gated(finite, state, updated, options.ema_decay), config.dpo)
+        new_state = _with_moved_reference(_gated(finite, state, updated, options.ema_decay), options)
         scalars |= {
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
@@ -108,47 +87,6 @@ def make_train_step(
 
     out_shardings = (shardings, replicated) if shardings else None
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
-
-
-def make_eval_step(
-    objective: str, model_config: ModelConfig, config: Config, *, mesh: Mesh | None = None
-) -> Callable[..., Sums]:
-    """Compiles `step(params, batch, ref_params=None) -> sums` for batches without the leading A; see metrics.total."""
-    loss_fn = make_loss(objective, model_config, config, mesh=mesh)
-
-    def step(params: Tree, batch: Batch, ref_params: Tree | None = None) -> Sums:
-        return loss_fn(params, ref_params, batch)[2]
-
-    return jax.jit(step, out_shardings=_replicated(mesh))
-
-
-def make_score_step(
-    model_config: ModelConfig, options: ModelOptions, *, mesh: Mesh | None = None
-) -> Callable[[Tree, Batch], SequenceScores]:
-    """Compiles `step(params, batch) -> SequenceScores` for batches without the leading A."""
-    score = make_scorer(model_config, options, mesh)
-
-    def step(params: Tree, batch: Batch) -> SequenceScores:
-        scored = score(params, batch)
-        return SequenceScores(batch.sequence_id_BS, scored.logps_BS, scored.num_tokens_BS)
-
-    return jax.jit(step, out_shardings=_replicated(mesh))
-
-
-def make_reply_step(
-    model_config: ModelConfig, options: ModelOptions, *, mesh: Mesh | None = None
-) -> Callable[[Tree, Batch], ReplySums]:
-    """Compiles `step(params, batch) -> ReplySums` for batches without the leading A."""
-    score = make_scorer(model_config, options, mesh)
-
-    def step(params: Tree, batch: Batch) -> ReplySums:
-        scored = score(params, batch)
-        values = (scored.tokens.correct_BM, scored.tokens.entropy_BM)
-        correct_BS, entropy_BS = (per_reply(values_BM, batch)[0] for values_BM in values)
-        scores = SequenceScores(batch.sequence_id_BS, scored.logps_BS, scored.num_tokens_BS)
-        return ReplySums(scores, correct_BS, entropy_BS)
-
-    return jax.jit(step, out_shardings=_replicated(mesh))
 
 
 def _model_of(
@@ -244,28 +182,19 @@ def _gated(finite: jax.Array, old: TrainState, new: TrainState, ema_decay: float
 
 
 def _moved_mean(mean: Tree, params: Tree, decay: float) -> Tree:
-    """The exponential moving average decay x mean + (1 - decay) x parameters, from the first step on."""
-    return jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new.astype(jnp.float32), mean, params)
+    """The exponential moving average decay x mean + (1 - decay) x parameters, from the first step on; float32."""
+    return optax.incremental_update(optax.tree.cast(params, jnp.float32), mean, 1.0 - decay)
 
 
-def _with_moved_reference(state: TrainState, options: DpoOptions) -> TrainState:
+def _with_moved_reference(state: TrainState, options: StageOptions) -> TrainState:
     """TR-DPO (Gorbatovski et al. 2024, arXiv 2404.09656): every n steps the reference becomes a mix of the policy
     (share `ref_mixup_alpha`) and itself."""
-    if state.ref_params is None:
+    if state.ref_params is None or not isinstance(options, DpoOptions):
         return state
-    share = options.ref_mixup_alpha
 
-    def mix(reference: jax.Array, param: jax.Array) -> jax.Array:
-        near, far = reference.astype(jnp.float32), param.astype(jnp.float32)
-        return ((1.0 - share) * near + share * far).astype(reference.dtype)
+    def mixed() -> Tree:  # inside the branch: a mix of all parameters is made every n steps only, and held no longer
+        near, far = (optax.tree.cast(tree, jnp.float32) for tree in (state.ref_params, state.params))
+        return optax.tree.cast_like(optax.incremental_update(far, near, options.ref_mixup_alpha), state.ref_params)
 
-    moved = jax.lax.cond(
-        state.step % options.ref_sync_steps == 0,
-        lambda: jax.tree.map(mix, state.ref_params, state.params),
-        lambda: state.ref_params,
-    )
+    moved = jax.lax.cond(state.step % options.ref_sync_steps == 0, mixed, lambda: state.ref_params)
     return state.replace(ref_params=moved)
-
-
-def _replicated(mesh: Mesh | None) -> NamedSharding | None:
-    return NamedSharding(mesh, PartitionSpec()) if mesh else None

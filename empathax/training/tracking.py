@@ -18,6 +18,8 @@ from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from empathax.atomic import whole_file
+
 METRICS_FILE = "metrics.jsonl"
 LINE_SECONDS = 30.0  # between two lines of progress in a log
 
@@ -122,9 +124,8 @@ def _drop_lines_after(path: Path, stage: str, step: int, evaluates_again: bool) 
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     kept = [line for line in lines if _is_kept(line, stage, step, evaluates_again)]
     if len(kept) < len(lines):
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        temporary.replace(path)
+        with whole_file(path) as file:
+            file.writelines(f"{line}\n" for line in kept)
 
 
 def _is_kept(line: str, stage: str, step: int, evaluates_again: bool) -> bool:

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 
 from empathax.config.lora import LoraSpec, spec_of
+from empathax.config.options import stage_kind
 from empathax.models.lora.adapters import abstract_adapter, adapters_of, init_adapter, merged, overlay, without_adapters
-from empathax.training.checkpoint import restore_params
-from empathax.training.job import Job, Params
+from empathax.models.weights.orbax import restore_params
+from empathax.training.experiment import Experiment, Params
 from empathax.training.optimizer import check_patterns
 
 
@@ -72,42 +73,43 @@ class Trainable:
         return self.model(restore_params(step_dir, self.abstract), base)
 
 
-def trainable_of(job: Job, stage: str) -> Trainable:
+def trainable_of(experiment: Experiment, stage: str) -> Trainable:
     """What `stage` trains by `config.lora`."""
-    options, stages = job.config.lora, job.config.stages
+    options, stages, model = experiment.config.lora, experiment.config.stages, experiment.model
     spec = spec_of(options)
     if spec is None:
-        return Trainable(job.abstract_params)
-    given = job.adapter.spec if job.adapter else None
-    first = given if stages[0] == "sft" and given else spec  # of the first stage
+        return Trainable(model.abstract_params)
+    given = model.adapter.spec if model.adapter else None
+    first = given if given and stage_kind(stages[0]).continues_adapter else spec  # of the first stage
     number = stages.index(stage)
     earlier = [first, *[spec] * (number - 1)] if number else []
     return Trainable(
-        abstract_adapter(job.abstract_params, spec if number else first),
+        abstract_adapter(model.abstract_params, spec if number else first),
         spec if number else first,
         frozen=tuple([given, *earlier] if given and first is not given else earlier),
         merges=options.after_sft == "merge",
         goes_on=not number and first is given,
-        seed=job.config.seed + number,
+        seed=experiment.config.seed + number,
     )
 
 
-def check_trained(job: Job) -> None:
+def check_trained(experiment: Experiment) -> None:
     """Raises a ConfigError for patterns of a stage (freeze, no_decay) that fit none of what it trains."""
-    for stage in job.config.stages:
-        check_patterns(stage, job.config.stage(stage), trainable_of(job, stage).abstract)
+    for stage in experiment.config.stages:
+        check_patterns(stage, experiment.config.stage(stage), trainable_of(experiment, stage).abstract)
 
 
-def adapters_meta(job: Job, stage: str) -> Mapping[str, Any]:
+def adapters_meta(experiment: Experiment, stage: str) -> Mapping[str, Any]:
     """What a checkpoint says of its adapters; nothing where the whole model is trained."""
-    trainable = trainable_of(job, stage)
+    trainable, config = trainable_of(experiment, stage), experiment.config
     if trainable.spec is None:
         return {}
-    specs = [dataclasses.asdict(spec) for spec in (*trainable.frozen, trainable.spec)]
-    model = job.config.model
-    settings = {
-        "after_sft": job.config.lora.after_sft,
-        "quantization": model.quantization,
-        "param_dtype": model.param_dtype,
+    return {
+        "lora": {
+            "adapters": [dataclasses.asdict(spec) for spec in (*trainable.frozen, trainable.spec)],
+            "dropout": config.lora.dropout,
+            "after_sft": config.lora.after_sft,
+            "quantization": config.model.quantization,
+            "param_dtype": config.model.param_dtype,
+        }
     }
-    return {"lora": {"adapters": specs, "dropout": job.config.lora.dropout, **settings}}

@@ -27,10 +27,11 @@ from empathax.models.lora.quantized import dense_kernel, quantized_parameter, ro
 from empathax.models.transformer import logits
 from empathax.models.weights.source import resolve_model
 from empathax.planning.costs import compiled_bytes
-from empathax.planning.report import markdown_table
-from empathax.training.job import assemble
+from empathax.planning.plan_text import markdown_table
+from empathax.training.experiment import assemble
 from empathax.training.optimizer import make_optimizer
 from empathax.training.reference import frozen_copy
+from empathax.training.stages.stage import find_stage, rows_kinds
 from empathax.training.state import init_state
 from empathax.training.step import make_train_step
 from empathax.training.trainable import trainable_of
@@ -54,14 +55,15 @@ def _config(kind: str, data: str) -> Config:
 def measure(kind: str, data: str, num_steps: int) -> dict[str, Any]:
     """Seconds of each step but the first; bytes of state and base, of the compiled step, of the process."""
     config = _config(kind, data)
-    job = assemble(config)
-    trainable = trainable_of(job, "dpo")
+    experiment = assemble(config, rows_kinds(config))
+    stage, model = find_stage("dpo"), experiment.model
+    trainable = trainable_of(experiment, "dpo")
     tx, schedule = make_optimizer(config.dpo, num_steps)
-    start = trainable.start(job.load_params())
-    reference = frozen_copy(start.model) if config.dpo_reference == "resident" else None
+    start = trainable.start(model.load_params())
+    reference = frozen_copy(start.model) if stage.reference_kind(config) == "resident" else None
     state = init_state(start.params(), tx)
-    step = make_train_step("dpo", job.source.config, config, tx, schedule, spec=trainable.spec)
-    loader, seconds = job.loader("dpo"), []
+    step = make_train_step("dpo", model.source.config, config, tx, schedule, spec=trainable.spec)
+    loader, seconds = stage.loader(experiment), []
     lowered = step.lower(state, loader.batch_at(0), reference, start.base)  # type: ignore[attr-defined]
     compiled = lowered.compile()
     for number in range(num_steps + 1):
@@ -76,7 +78,7 @@ def measure(kind: str, data: str, num_steps: int) -> dict[str, Any]:
         "arguments": stats.argument_size_in_bytes,
         "step": compiled_bytes(stats),
         "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "row_tokens": job.datasets["dpo"].train.sizes.tokens,
+        "row_tokens": experiment.datasets["dpo"].train.sizes.tokens,
     }
 
 

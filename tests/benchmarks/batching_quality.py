@@ -22,7 +22,7 @@ from empathax.config import Config, DpoOptions
 from empathax.data.row_plan import Group
 from empathax.models.weights.source import ModelSource, resolve_model
 from empathax.training import metrics
-from empathax.training.held_out_preferences import pair_sums
+from empathax.training.held_out import pair_sums
 from tests.benchmarks import results
 from tests.benchmarks.fixed_steps import fixed_batches, planned_steps
 from tests.benchmarks.fixed_training import Scorer, train

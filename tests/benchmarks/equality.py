@@ -15,10 +15,11 @@ from empathax.config import Config, DpoOptions
 from empathax.data.batch import Batch
 from empathax.data.row_plan import Group
 from empathax.models.weights.source import ModelSource, resolve_model
+from empathax.training.forward import make_score_step
 from empathax.training.optimizer import make_optimizer
 from empathax.training.reference import frozen_copy, precompute
 from empathax.training.state import Tree, init_state
-from empathax.training.step import make_score_step, make_train_step
+from empathax.training.step import make_train_step
 from tests.benchmarks import results
 from tests.benchmarks.fixed_steps import fixed_batches
 from tests.benchmarks.pairs import esconv_pairs

@@ -30,9 +30,9 @@ def test_mixtures_and_their_weights():
     options = _config(loss="sigmoid, bco_pair,sft", loss_weights=(0.8, 0.2, 1))
     assert options.loss == ("sigmoid", "bco_pair", "sft")
     assert loss_weights(options) == options.loss_weights == (0.8, 0.2, 1.0)
-    assert loss_weights(vars(_config(loss="sigmoid,sft"))) == (1.0, 1.0)
-    assert reference_kind(vars(_config(loss="simpo,sft"))) == "none"
-    assert reference_kind(vars(_config(reference="precomputed"))) == "precomputed"
+    assert loss_weights(_config(loss="sigmoid,sft")) == (1.0, 1.0)
+    assert reference_kind(_config(loss="simpo,sft")) == "none"
+    assert reference_kind(_config(reference="precomputed")) == "precomputed"
 
 
 MISUSE = [

@@ -52,14 +52,14 @@ def test_text_metrics_are_the_references(first_word):
     found = ReplyScorer().score(TURNS, REPLIES)
     expected = reference_metrics(REPLIES, REFERENCES)
     assert {name: found.metrics[name] for name in expected} == pytest.approx(expected, rel=1e-6)
-    assert not found.levels
+    assert found.gap is None
     assert "validation_gap" not in found.metrics
 
 
 def test_the_gap_by_hand(first_word):
     found = ReplyScorer(levels=object()).score(TURNS, REPLIES)
-    assert found.levels == (0, 3, 2, 3)
-    assert found.reference_levels == (0, 1, 2, 3)
+    assert found.gap.levels == (0, 3, 2, 3)
+    assert found.gap.reference_levels == (0, 1, 2, 3)
     # one reply a quartile; only the reply in quartile 3 differs: level 3 instead of 1, a share of 1 instead of 0
     assert found.metrics["validation_gap_reflection"] == pytest.approx(1 / 4)
     assert found.metrics["validation_gap_genuineness"] == pytest.approx(1 / 4)

@@ -15,7 +15,7 @@ from empathax.training import loop
 stops, arguments = sys.argv[1].split(","), sys.argv[2:]
 workdir = next(text.removeprefix("--workdir=") for text in arguments if text.startswith("--workdir="))
 done = Path(f"{workdir}.stops")
-push = loop._Recorder.push
+push = loop.Recorder.push
 
 
 def push_and_signal(self, now, metrics):
@@ -29,5 +29,5 @@ def push_and_signal(self, now, metrics):
             os.kill(os.getpid(), getattr(signal, name))
 
 
-loop._Recorder.push = push_and_signal
+loop.Recorder.push = push_and_signal
 sys.exit(train.main(arguments))

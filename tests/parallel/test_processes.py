@@ -52,14 +52,14 @@ def _record(workdir):
 
 
 def _stop_here(monkeypatch, step):
-    push = loop._Recorder.push
+    push = loop.Recorder.push
 
     def push_and_stop(self, now, metrics):
         push(self, now, metrics)
         if now == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(loop._Recorder, "push", push_and_stop)
+    monkeypatch.setattr(loop.Recorder, "push", push_and_stop)
 
 
 def test_a_run_cut_over_and_over_is_the_same_run(folder, data, cache, whole, monkeypatch):

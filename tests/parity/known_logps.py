@@ -11,7 +11,8 @@ from empathax.config import Config, DpoOptions
 from empathax.data.batch import Batch
 from empathax.models.architecture.presets import preset
 from empathax.objectives.logprobs import TokenLogps, sequence_logps
-from empathax.training import metrics, objective
+from empathax.training import forward, metrics
+from empathax.training.stages import dpo
 
 
 def one_row(values: object, dtype: type = np.int32) -> np.ndarray:
@@ -55,12 +56,12 @@ def our_loss(
             zeros = jnp.zeros_like(params)
             tokens = TokenLogps(params, zeros, zeros, squares if sum_squares else None)
             sums = sequence_logps(params, batch.sequence_index_BM, batch.weight_BM, len(mask))
-            return objective.Scored(tokens, *sums)
+            return forward.Scored(tokens, *sums)
 
         return score
 
-    monkeypatch.setattr(objective, "make_scorer", make_scorer)
-    loss_fn = objective.make_loss("dpo", preset("tiny-llama"), Config(dpo=options))
+    monkeypatch.setattr(dpo, "make_scorer", make_scorer)
+    loss_fn = dpo.STAGE.make_loss(preset("tiny-llama"), Config(dpo=options))
 
     def mean_loss(params, ref_params, batch):
         loss_sum, count, sums = loss_fn(params, ref_params, batch)

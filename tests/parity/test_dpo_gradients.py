@@ -27,8 +27,8 @@ from empathax.models.transformer import abstract_params, init_params
 from empathax.models.weights.locations import weights_in_package
 from empathax.models.weights.names import hf_naming, stored_parameters
 from empathax.models.weights.source import resolve_model
-from empathax.training.objective import make_loss
-from empathax.training.step import make_score_step
+from empathax.training.forward import make_score_step
+from empathax.training.stages.stage import find_stage
 
 BETA, SMOOTHING = 0.1, 0.05
 CONFIG = Config(model=ModelOptions(vocab_chunk=8192), dpo=DpoOptions(beta=BETA, label_smoothing=SMOOTHING))
@@ -111,7 +111,7 @@ def _our_loss(params, model_config, pairs):
     rows = pack([pairs], "tree")
     assert len(rows) == 1
     batch = next(iter(eval_batches(rows, 1)))
-    loss_fn = make_loss("dpo", model_config, CONFIG)
+    loss_fn = find_stage("dpo").make_loss(model_config, CONFIG)
 
     def mean_loss(params):
         loss_sum, num_pairs, _ = loss_fn(params, reference, batch)

@@ -31,7 +31,7 @@ from empathax.objectives.pairs import Pairs
 from empathax.objectives.preference import preference_loss
 from empathax.training import metrics
 from empathax.training.optimizer import make_optimizer, make_schedule
-from empathax.training.step import make_eval_step
+from empathax.training.stages.stage import find_stage
 
 MODEL = dataclasses.replace(preset("tiny-llama"), initializer_range=0.3)
 BETA = 0.2
@@ -123,7 +123,8 @@ def test_dpo_loss_and_every_metric_equal_the_dpo_trainer(tmp_path):
 
     config = Config(dpo=DpoOptions(beta=BETA))
     batch = next(iter(eval_batches(pack([pairs], "tree"), 1)))
-    ours = metrics.finalize(jax.device_get(make_eval_step("dpo", MODEL, config)(params, batch, reference)))
+    loss_fn = jax.jit(find_stage("dpo").make_loss(MODEL, config))
+    ours = metrics.finalize(jax.device_get(loss_fn(params, reference, batch)[2]))
     wanted = {
         "loss": loss.item(),
         "reward_chosen": theirs["rewards/chosen"],

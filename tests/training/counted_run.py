@@ -22,15 +22,15 @@ def main(workdir: Path, packing: str) -> None:
         lambda name, seconds, **_: compiled.append(seconds) if name == COMPILED else None
     )
     stages: list[list[int]] = []
-    profile = loop._profile  # called once before each step
+    before_step = loop.Recorder.before_step  # called once before each step
 
-    def count(config, folder, steps_done):
-        if steps_done == 1:
+    def count(recorder, number):
+        if number == 1:
             stages.append([])
         stages[-1].append(len(compiled))
-        profile(config, folder, steps_done)
+        before_step(recorder, number)
 
-    loop._profile = count
+    loop.Recorder.before_step = count
     limit = 2 if packing == "tree" else 0
     config = tiny_config(data__packing=packing, data__max_pairs_per_dialogue=limit, eval__every_steps=2)
     run(prepare({"": config}, workdir), workdir)

@@ -12,16 +12,16 @@ from empathax.training import loop
 from empathax.training.sweep import prepare, run
 
 workdir, stage, step, name, seed = sys.argv[1:]
-push = loop._Recorder.push
+push = loop.Recorder.push
 
 
 def push_and_die(self, number, metrics):
     push(self, number, metrics)
-    if self._stage == stage and number == int(step):
+    if self.stage == stage and number == int(step):
         os.kill(os.getpid(), getattr(signal, name))
 
 
 if name != "NONE":
-    loop._Recorder.push = push_and_die
+    loop.Recorder.push = push_and_die
 jobs = lambda: prepare({"": tiny_config(seed=int(seed))}, Path(workdir))  # noqa: E731
 sys.exit(exit_on_error(lambda: print(run(jobs(), Path(workdir))))())

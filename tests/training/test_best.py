@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from empathax.errors import ConfigError
-from empathax.training.best import BestEvaluation, check_best_metric
+from empathax.training.checkpoint import BestEvaluation, check_best_metric
 from empathax.training.state import TrainState
 
 

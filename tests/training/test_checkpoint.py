@@ -99,8 +99,7 @@ def test_a_step_is_replaced_by_a_later_save_of_it(tmp_path):
 def test_others_reach_the_disk_first(tmp_path):
     """The best evaluation is known wherever a stage can be resumed."""
     state, seen = _state().replace(step=jnp.int32(4)), []
-    with StageCheckpoints(tmp_path / "best") as best, StageCheckpoints(tmp_path / "stage") as checkpoints:
-        checkpoints.after = best
+    with StageCheckpoints(tmp_path / "best") as best, StageCheckpoints(tmp_path / "stage", after=best) as checkpoints:
         best.save(state, {})
         save = checkpoints._manager.save
         checkpoints._manager.save = lambda *args, **kwargs: (seen.append(best.latest_step()), save(*args, **kwargs))

@@ -8,7 +8,7 @@ from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
 from empathax.training import sweep
-from empathax.training.hparams import told_apart
+from empathax.training.sweep import differing_settings
 from empathax.training.tracking import Tracker
 from tests.training.tiny import tiny_config
 
@@ -21,11 +21,11 @@ def _sweep():
 
 
 def test_runs_are_told_apart_by_what_differs():
-    assert told_apart(_sweep()) == {
+    assert differing_settings(_sweep()) == {
         "sigmoid": {"data.unpair": False, "dpo.loss": "sigmoid", "dpo.beta": 0.1},
         "kto": {"data.unpair": True, "dpo.loss": "kto", "dpo.beta": 0.2},
     }
-    (values,) = told_apart({"": tiny_config(stages=("sft", "dpo"), dpo__beta=0.3)}).values()
+    (values,) = differing_settings({"": tiny_config(stages=("sft", "dpo"), dpo__beta=0.3)}).values()
     assert values["dpo.beta"] == 0.3
     assert values["model.path"] == "random:tiny-llama"
     assert "dpo.loss" not in values

@@ -16,18 +16,17 @@ from empathax.data.packing import pack
 from empathax.models.transformer import abstract_params, init_params, logical_axes, logits
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import batch_sharding, param_shardings
-from empathax.training import job
-from empathax.training.held_out_preferences import by_side, objective_metrics, reward_metrics
-from empathax.training.objective import make_loss
+from empathax.training import experiment
+from empathax.training.forward import make_score_step
+from empathax.training.held_out import HeldOut, Measured, by_side, objective_metrics, reward_metrics
 from empathax.training.optimizer import make_optimizer
-from empathax.training.records import model_statistics
-from empathax.training.report import Measured
+from empathax.training.stages.stage import find_stage
 from empathax.training.state import init_state
-from empathax.training.step import make_eval_step, make_score_step, make_train_step
+from empathax.training.step import make_train_step
 from empathax.training.sweep import prepare, run
 from tests.training.tiny import tiny_config
 from tests.training.tiny_rows import MODEL as TWO_LAYERS
-from tests.training.tiny_rows import dialogues, with_steps
+from tests.training.tiny_rows import dialogues, loss_sums, with_steps
 
 MODEL = dataclasses.replace(TWO_LAYERS, num_layers=1)
 BETA, LABELS = 0.5, (True, False, False, True, True, False, True, False)
@@ -90,7 +89,7 @@ def test_the_loss_of_packed_rows_is_that_of_their_sequences():
     kl = max(np.mean(mismatched), 0.0)
     sign = np.where(LABELS, 1.0, -1.0)
     wanted = np.where(LABELS, 1.2, 1.0) / (1.0 + np.exp(BETA * sign * (own - kl)))
-    loss_sum, count, sums = jax.jit(make_loss("dpo", MODEL, CONFIG))(_params(), _params(1), batch)
+    loss_sum, count, sums = jax.jit(find_stage("dpo").make_loss(MODEL, CONFIG))(_params(), _params(1), batch)
     assert float(count) == len(LABELS)
     assert float(loss_sum) == pytest.approx(wanted.sum(), rel=1e-4)
     assert float(sums["kl"] / count) == pytest.approx(kl, abs=1e-4)
@@ -111,13 +110,13 @@ def test_a_step_lowers_its_loss():
 def test_a_reference_on_disk_and_a_mesh_make_no_difference():
     """The estimate of the KL is that of all rows on all devices."""
     batch = jax.tree.map(lambda x: np.concatenate([x] * 4)[:4], _batch())
-    wanted = make_eval_step("dpo", MODEL, CONFIG)(_params(), batch, _params(1))
+    wanted = loss_sums("dpo", CONFIG, model=MODEL)(_params(), batch, _params(1))
     scores = make_score_step(MODEL, CONFIG.model)(_params(1), batch)
     cached = batch.replace(ref_logps_BS=np.asarray(scores.logps_BS))
     mesh = make_mesh(MeshOptions(data=2, fsdp=2, tensor=1), jax.devices()[:4])
     shardings = param_shardings(mesh, abstract_params(MODEL), logical_axes(MODEL))
     params = jax.device_put(_params(), shardings)
-    found = make_eval_step("dpo", MODEL, CONFIG, mesh=mesh)(params, jax.device_put(cached, batch_sharding(mesh)))
+    found = loss_sums("dpo", CONFIG, mesh, MODEL)(params, jax.device_put(cached, batch_sharding(mesh)))
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
 
@@ -155,7 +154,7 @@ def test_held_out_pairs_that_are_trained_apart_keep_their_accuracy():
 
 
 def test_a_run_on_pairs_taken_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "make_mesh", lambda options: make_mesh(options, jax.devices()[:1]))
+    monkeypatch.setattr(experiment, "make_mesh", lambda options: make_mesh(options, jax.devices()[:1]))
     changes = {
         "data__unpair": True,
         "dpo__loss": ("kto",),
@@ -177,7 +176,7 @@ def test_a_run_on_pairs_taken_apart(tmp_path, monkeypatch):
     assert held_out[1]["reward_margin"] > 0.0
     measured = json.loads((tmp_path / "run" / "evaluations.json").read_text())["measured"]
     base, after = (Measured(**measured[name]) for name in ("base", "+DPO"))
-    statistics = model_statistics(jobs[""], after, base)
+    statistics = HeldOut(jobs[""].experiment).statistics(after, base)
     order = statistics["reward_margin"].all_dialogues()
     margin = statistics["reward_margin"].estimates("reward_margin", order, np.ones((1, len(order))))["reward_margin"]
     assert margin == pytest.approx(held_out[1]["reward_margin"], rel=1e-4)

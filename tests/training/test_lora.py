@@ -24,10 +24,11 @@ from empathax.models.lora.files import write_adapter
 from empathax.models.transformer import init_params, logits
 from empathax.models.weights.source import resolve_model
 from empathax.training.checkpoint import StageCheckpoints, latest_checkpoint
+from empathax.training.forward import make_score_step
 from empathax.training.optimizer import make_optimizer
 from empathax.training.reference import precompute
 from empathax.training.state import abstract_state, init_state
-from empathax.training.step import make_score_step, make_train_step
+from empathax.training.step import make_train_step
 from empathax.training.trainable import Trainable
 from tests.training.tiny_rows import MODEL, dialogue_batch, with_steps
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from empathax.training.job import assemble
+from empathax.training.experiment import assemble
+from empathax.training.stages.stage import rows_kinds
 from tests.training.ten_steps import MESHES, ten_steps
 from tests.training.tiny import tiny_config
 
@@ -34,6 +35,6 @@ def test_ten_steps_are_those_of_one_device_and_repeat_bit_by_bit(objective, size
 
 def test_a_run_places_parameters_by_the_rules_of_its_config(tmp_path):
     config = tiny_config(mesh__data=1, mesh__fsdp=-1, mesh__tensor=2, mesh__rules="vocab=", eval__rows_per_batch=4)
-    shardings = assemble(config, tmp_path).param_shardings
+    shardings = assemble(config, rows_kinds(config)).model.param_shardings
     assert shardings["embedding"]["kernel"].spec == PartitionSpec(None, "fsdp")
     assert shardings["layers"]["mlp"]["up"]["kernel"].spec == PartitionSpec(None, "fsdp", "tensor")

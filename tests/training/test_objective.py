@@ -20,11 +20,10 @@ from empathax.models.transformer import abstract_params, init_params, logical_ax
 from empathax.objectives.preference import initial_loss
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import batch_sharding, param_shardings
-from empathax.training import job
+from empathax.training import experiment
 from empathax.training.checkpoint import StageCheckpoints
-from empathax.training.objective import make_loss
 from empathax.training.optimizer import make_optimizer
-from empathax.training.stage import _check_first_step
+from empathax.training.stages.stage import find_stage
 from empathax.training.state import abstract_state, init_state, state_shardings
 from empathax.training.step import make_train_step
 from empathax.training.sweep import prepare, run
@@ -140,7 +139,7 @@ def test_discounted_tails_and_weights_by_hand():
         ]
         weight = np.exp(sum((policy - squares)[own].mean() for own in (chosen, rejected)))
         wanted.append(weight * np.logaddexp(0.0, -0.5 * (ratio[0] - ratio[1])))
-    loss_fn = make_loss("dpo", MODEL, _config("sigmoid", ld_alpha=0.25, use_weighting=True))
+    loss_fn = find_stage("dpo").make_loss(MODEL, _config("sigmoid", ld_alpha=0.25, use_weighting=True))
     loss_sum, count, _ = jax.jit(loss_fn)(_params(), _params(1), batch)
     assert float(loss_sum / count) == pytest.approx(np.mean(wanted), rel=1e-5)
 
@@ -149,7 +148,7 @@ def test_discounted_tails_need_the_reference_itself():
     batch = dialogue_batch(ROWS)
     batch = batch.replace(ref_logps_BS=np.zeros(batch.sequence_id_BS.shape, np.float32))
     with pytest.raises(ConfigError, match="log-prob of each token"):
-        jax.eval_shape(make_loss("dpo", MODEL, _config("sigmoid", ld_alpha=0.5)), _params(), None, batch)
+        jax.eval_shape(find_stage("dpo").make_loss(MODEL, _config("sigmoid", ld_alpha=0.5)), _params(), None, batch)
 
 
 def test_a_reference_follows_the_policy_and_is_resumed(tmp_path):
@@ -176,23 +175,24 @@ def test_a_reference_follows_the_policy_and_is_resumed(tmp_path):
 
 @pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo", "sppo_hard", "aot_unpaired", "sigmoid,sft"])
 def test_the_first_step_is_known_for_each_loss(loss):
-    options = _config(loss).dpo
+    config = _config(loss)
+    options, check = config.dpo, find_stage("dpo").check_first_step(config)
     right = {"loss": initial_loss(options), "reward_margin": 0.0}
     if loss == "sigmoid,sft":
         right = {"loss_pairs": right["loss"], "loss": 5.0, "reward_margin": 0.0}
-    _check_first_step(options)(right)
+    check(right)
     key = "loss_pairs" if "loss_pairs" in right else "loss"
     for wrong in ({key: 1.01 * right[key]}, {"reward_margin": 0.1}):
         with pytest.raises(WeightsError, match="must be the same model"):
-            _check_first_step(options)(right | wrong)
+            check(right | wrong)
 
 
 def test_losses_without_a_reference_have_no_first_step_to_check():
-    _check_first_step(_config("simpo").dpo)({"loss": 3.0, "reward_margin": 2.0})
+    assert find_stage("dpo").check_first_step(_config("simpo")) is None
 
 
 def test_a_run_without_a_reference_ends_with_its_report(tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "make_mesh", lambda options: make_mesh(options, jax.devices()[:1]))
+    monkeypatch.setattr(experiment, "make_mesh", lambda options: make_mesh(options, jax.devices()[:1]))
     changes = {
         "dpo__loss": ("simpo", "sft"),
         "dpo__max_steps": 1,

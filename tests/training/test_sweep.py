@@ -20,10 +20,9 @@ from empathax.models.lora.adapters import Adapter, init_adapter
 from empathax.models.lora.files import write_adapter
 from empathax.models.weights.source import resolve_model
 from empathax.parallel.mesh import make_mesh
-from empathax.training import job as jobs_of
-from empathax.training import sweep
+from empathax.training import experiment, sweep
 from empathax.training.checkpoint import latest_checkpoint, read_meta, restore_params
-from empathax.training.run import _fingerprint
+from empathax.training.run import base_fingerprint, prepare
 from tests.evaluation.report.made_up import plain
 from tests.training.tiny import OPTIMIZED, tiny_config
 
@@ -141,7 +140,7 @@ def test_rewards_of_a_sweep_have_one_beta():
         "simpo": tiny_config(dpo__loss=("simpo",), dpo__beta=2.0),
         "own": tiny_config(eval__reward_beta=0.5),
     }
-    found = sweep.on_one_ruler(variations)
+    found = sweep.with_common_beta(variations)
     assert {name: config.reward_beta for name, config in found.items()} == {"sigmoid": 0.1, "simpo": 0.1, "own": 0.5}
     assert found["simpo"].dpo == variations["simpo"].dpo
     assert variations["simpo"].reward_beta == 2.0
@@ -149,7 +148,7 @@ def test_rewards_of_a_sweep_have_one_beta():
 
 @pytest.fixture
 def one_device(monkeypatch):
-    monkeypatch.setattr(jobs_of, "make_mesh", lambda options: make_mesh(options, jax.devices()[:1]))
+    monkeypatch.setattr(experiment, "make_mesh", lambda options: make_mesh(options, jax.devices()[:1]))
 
 
 def two(**changes):
@@ -160,7 +159,7 @@ def test_a_sweep_that_was_stopped_goes_on(one_device, monkeypatch, tmp_path):
     def stop(*args):
         raise Preempted("stopped")
 
-    monkeypatch.setattr(sweep, "run_one", stop)
+    monkeypatch.setattr(sweep, "execute", stop)
     for _ in range(2):
         with pytest.raises(Preempted):
             sweep.run(sweep.prepare(two(), tmp_path), tmp_path)
@@ -180,7 +179,7 @@ def test_nothing_is_emptied_before_all_variations_are_checked(one_device, tmp_pa
 @pytest.mark.parametrize("changes", [{"model__param_dtype": "bfloat16"}, {"model__compute_dtype": "bfloat16"}])
 def test_base_models_of_other_precision_are_measured_apart(one_device, tmp_path, changes):
     jobs = sweep.prepare(two() | {"b": tiny_config(stages=("sft",), eval__turns=-1, **changes)}, tmp_path)
-    assert _fingerprint(jobs["a"]) != _fingerprint(jobs["b"])
+    assert base_fingerprint(jobs["a"].experiment) != base_fingerprint(jobs["b"].experiment)
     assert sweep.row_labels(jobs)["b"]["base"] == "base (b)"
     assert "base" not in sweep.row_labels(sweep.prepare(two(), tmp_path))["b"]
 
@@ -195,7 +194,7 @@ def test_the_adapter_that_a_run_begins_with_is_part_of_its_weights(one_device, t
     digests = set()
     for directory in adapters:
         config = tiny_config(stages=("dpo",), eval__turns=-1, lora__rank=2, lora__path=str(directory))
-        digests.add(jobs_of.read(config, tmp_path / "run").weights_digest)
+        digests.add(prepare(config, tmp_path / "run").experiment.model.weights_digest)
     assert len(digests) == 2
 
 

@@ -9,6 +9,7 @@ from empathax.data.loader import eval_batches
 from empathax.data.packing import RowSizes, pack
 from empathax.data.prefix_tree import ScoredSequence
 from empathax.models.architecture.presets import preset
+from empathax.training.stages.stage import find_stage
 
 MODEL = preset("tiny-llama")
 SIZES = RowSizes(tokens=128, trained=128, sequences=16, pairs=8)
@@ -48,6 +49,12 @@ def one_row_batches(groups, packing):
     """Batches of one row, all of one shape."""
     rows = pack(groups, packing, row_length=SIZES.tokens)
     return list(eval_batches(dataclasses.replace(rows, sizes=SIZES), 1))
+
+
+def loss_sums(stage, config, mesh=None, model=MODEL):
+    """(params, batch, reference parameters or None) -> the metric sums of a stage's loss on one batch, compiled."""
+    loss_fn = find_stage(stage).make_loss(model, config, mesh)
+    return jax.jit(lambda params, batch, ref_params=None: loss_fn(params, ref_params, batch)[2])
 
 
 def with_steps(batch, accumulation_steps):

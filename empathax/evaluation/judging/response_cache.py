@@ -30,7 +30,6 @@ class ResponseCache:
 
     def __init__(self, directory: Path, *, now: Callable[[], float] = time.time) -> None:
         self.path = directory / FILE_NAME
-        self.num_ignored = 0
         self._now = now
         self._outcomes: dict[str, ChatOutcome] = {}
         self._times: dict[str, float] = {}
@@ -87,7 +86,6 @@ class ResponseCache:
                 try:
                     key, outcome, when = _entry(json.loads(line))
                 except (ValueError, KeyError, TypeError, RecursionError, DataError):
-                    self.num_ignored += 1
                     continue
                 if key not in self._outcomes:
                     self._outcomes[key] = outcome

@@ -27,9 +27,10 @@ from empathax.models.weights.source import resolve_model
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import batch_sharding, param_shardings
 from empathax.planning.costs import Counts, train_flops
+from empathax.training.forward import make_score_step
 from empathax.training.optimizer import make_optimizer
 from empathax.training.state import TrainState, abstract_state, init_state, state_shardings
-from empathax.training.step import make_score_step, make_train_step
+from empathax.training.step import make_train_step
 from tests.benchmarks.gpu.kernel_profile import kernel_seconds
 from tests.benchmarks.gpu.models import llama_1b
 from tests.benchmarks.gpu.part import Part, choice_from_argv, compiled_together, guarded

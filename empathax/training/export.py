@@ -19,7 +19,7 @@ from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.lora.adapters import Adapter
 from empathax.models.lora.files import adapted_params, checkpoint_adapters, joined, write_adapter
 from empathax.models.tokenizers.tokenizer import Tokenizer
-from empathax.models.transformer import abstract_params, logical_axes
+from empathax.models.transformer import abstract_params, logical_axes, placed
 from empathax.models.weights.export import export_directory, export_model, export_orbax
 from empathax.models.weights.source import ModelSource, load_tokenizer, resolve_model
 from empathax.parallel.mesh import make_mesh
@@ -84,7 +84,9 @@ def export_checkpoint(checkpoint: Checkpoint, out_dir: Path, dtype: str) -> Path
         params = adapted_params(checkpoint.base, checkpoint.step_dir, checkpoint.meta, jnp.float32)
     else:
         shapes = abstract_params(checkpoint.model_config, jnp.float32)
-        params = restore_params(checkpoint.step_dir, _on_one_device(shapes))
+        params = restore_params(
+            checkpoint.step_dir, placed(shapes, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+        )
     return export_model(params, checkpoint.model_config, checkpoint.tokenizer, out_dir, dtype=dtype)
 
 
@@ -117,11 +119,6 @@ def check_out_dir(out_dir: Path) -> None:
     """Raises a ConfigError unless `out_dir` is new or empty, before any weights are read."""
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise ConfigError(f"--out={out_dir} exists already: export to a new directory, or remove it first")
-
-
-def _on_one_device(abstract: Any) -> Any:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
 
 
 def _check_same_model(trained: Mapping[str, Any], config: ModelConfig, step_dir: Path, place: str) -> None:

@@ -1,13 +1,28 @@
-"""The before/after table of a run: base, +SFT, +SFT+DPO on the same held-out data, with sample replies."""
+"""What a run leaves in words: what was measured of each model, the before/after table with sample replies, records."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from empathax.atomic import whole_file
+from empathax.config import Config
+from empathax.evaluation.reply_metrics import ReplyScorer
+from empathax.evaluation.report.curves import read_curves
+from empathax.evaluation.report.level_plot import level_plot
+from empathax.evaluation.report.record import Curve
+from empathax.training.held_out import HeldOut, Measured
+from empathax.training.tracking import METRICS_FILE
 
 FILE = "evaluations.json"
+GENERATION = (
+    "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_samples",
+)  # fmt: skip
 # metric -> (heading, format); a column appears where any row has it.
 COLUMNS = {
     "perplexity": ("perplexity", ".2f"),
@@ -21,17 +36,6 @@ COLUMNS = {
     "distinct_2": ("Dist-2", ".2f"),
     "validation_gap": ("validation_gap (reconstruction)", ".4f"),
 }
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What held-out data say of one model. Parts that were not measured are None."""
-
-    reply_sums: Mapping[str, Sequence[float]] | None  # on the SFT data: nll, entropy, correct, tokens by sequence id
-    pair_logps: Sequence[float] | None  # of the DPO data's replies, by sequence id
-    prompts: Sequence[str]
-    replies: Sequence[str]
-    answers: Sequence[str] = ()  # a reply to each of the turns that are scored
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,8 @@ class Evaluations:
             return
         values = {name: asdict(measured) for name, measured in self.measured.items()}
         text = json.dumps({"fingerprint": self._fingerprint, "measured": values}, indent=1, ensure_ascii=False)
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(self._path)
+        with whole_file(self._path) as file:
+            file.write(text + "\n")
 
 
 def table(rows: Mapping[str, Row]) -> str:
@@ -105,3 +108,39 @@ def _cell(value: float | None, spec: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def data_of(config: Config, scorer: ReplyScorer) -> dict[str, Any]:
+    """What a record says of a config's held-out data, and of how replies to them were generated and scored."""
+    options = dataclasses.asdict(config.eval)
+    return {
+        "path": config.data.eval_path or config.data.path,
+        "split": config.data.eval_split,
+        "seed": config.seed,
+        "decoding": {
+            **{name: options[name] for name in GENERATION},
+            "stop_tokens": " ".join(options["stop_tokens"]),
+            **scorer.facts(),
+        },
+    }
+
+
+def curves_of(workdir: Path, stages: Sequence[str]) -> tuple[Curve, ...]:
+    """The learning curves of a run's stages so far."""
+    path = workdir / METRICS_FILE
+    return tuple(curve for curve in read_curves(path) if curve.stage in stages) if path.exists() else ()
+
+
+def in_loop_scores(
+    held_out: HeldOut, scorer: ReplyScorer, answers: Sequence[str], name: str
+) -> tuple[dict[str, float], bytes | None]:
+    """Metrics of the answers to the in-loop turns, and the picture of their levels (None without a classifier, or
+    without matplotlib)."""
+    turns = held_out.in_loop_turns
+    if not turns:
+        return {}, None
+    scores = scorer.score(turns, answers)
+    if scores.gap is None or find_spec("matplotlib") is None:
+        return dict(scores.metrics), None
+    model_QL, reference_QL = scores.gap.counts()
+    return dict(scores.metrics), level_plot([(name, model_QL), ("reference", reference_QL)], scorer.normalise)

@@ -8,7 +8,7 @@ from empathax.planning.compile import Subject, compile_plan
 from empathax.planning.costs import compiled_bytes
 from empathax.planning.model import find_model
 from empathax.planning.rows import find_rows
-from empathax.training import stage
+from empathax.training import run as runs
 from empathax.training.sweep import prepare, run
 from tests.planning.short_rows import short_pairs
 from tests.training.tiny import tiny_config
@@ -21,7 +21,7 @@ class Stopped(Exception):
 def _called_step(monkeypatch, config, workdir):
     """`memory_analysis()` of the step that `train` calls first, compiled with the very arrays it was given."""
     found = []
-    make_train_step = stage.make_train_step
+    make_train_step = runs.make_train_step
 
     def make(*args, **kwargs):
         step = make_train_step(*args, **kwargs)
@@ -32,7 +32,7 @@ def _called_step(monkeypatch, config, workdir):
 
         return call
 
-    monkeypatch.setattr(stage, "make_train_step", make)
+    monkeypatch.setattr(runs, "make_train_step", make)
     with pytest.raises(Stopped):
         run(prepare({"": config}, workdir), workdir)
     return found[0]

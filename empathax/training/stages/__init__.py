@@ -1,0 +1,1 @@
+"""The kinds of training stages, one file each."""
