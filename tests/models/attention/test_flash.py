@@ -41,7 +41,7 @@ def test_bfloat16_is_close_to_dense(kernel, num_tokens):
     q, k, v, layout = random_inputs(5, num_tokens, head_dim=128, dtype=jnp.bfloat16)
     results = run_interpreted(kernel, q, k, v, layout)
     assert all(result.dtype == jnp.bfloat16 for result in results)
-    exact = run_attention("dense", *(x.astype(jnp.float32) for x in (q, k, v)), **layout)
+    exact = run_attention("dense", *(x.astype(jnp.float32) for x in (q, k, v)), layout)
     for result, reference in zip(results, exact, strict=True):
         scale = float(jnp.abs(reference).max())
         np.testing.assert_allclose(result.astype(jnp.float32), reference, atol=0.03 * scale)
