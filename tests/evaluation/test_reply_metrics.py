@@ -10,6 +10,7 @@ from empathax.data.records import Message
 from empathax.errors import ConfigError, DataError
 from empathax.evaluation import reply_metrics
 from empathax.evaluation.classifiers.data import LEVEL_HEAD
+from empathax.evaluation.metrics.bootstrap import resample
 from empathax.evaluation.reply_metrics import ReplyScorer
 from empathax.evaluation.reply_record import make_record, slug
 from empathax.evaluation.reply_set import Turn
@@ -90,6 +91,17 @@ def test_statistics_give_the_metrics_they_stand_for(first_word):
     assert isinstance(record, EvaluationRecord)
     assert record.replies[1].level == 3
     assert record.level_shares.model[3] == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_a_new_metric_is_one_entry(first_word, monkeypatch):
+    def exclamations(scorer, scored):
+        return scored.means({"exclamations": np.array([float(text.count("!")) for text in scored.replies])})
+
+    monkeypatch.setitem(reply_metrics.MEASURES, "exclamations", exclamations)
+    found = ReplyScorer().score(TURNS, ["Oh!", "No!!", "", "Yes."])
+    assert found.metrics["exclamations"] == 3 / 4
+    interval = resample(found.per_example, found.metrics, seed=0)["exclamations"].interval()
+    assert interval.low < 3 / 4 < interval.high
 
 
 def test_one_reply_to_each_turn(first_word):

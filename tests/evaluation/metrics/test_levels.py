@@ -8,12 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from empathax.config import MeshOptions
 from empathax.data.files import read_values
 from empathax.data.records import Tally
 from empathax.data.support_corpora import esconv_utterances
 from empathax.errors import ConfigError
 from empathax.evaluation.classifiers.data import LEVELS, level_of_strategy
 from empathax.evaluation.metrics.levels import count_levels, most_likely, quartile, shares, validation_gap
+from empathax.parallel.mesh import make_mesh
+from empathax.parallel.rules import batch_sharding
 
 CORPORA = Path(__file__).parents[4] / "shared" / "data"
 # shares within quartile on ESConv's training split, counted apart from this code
@@ -93,7 +96,7 @@ def test_levels_and_counts_are_the_same_on_eight_devices():
     rng = np.random.default_rng(0)
     logits, quartiles, dialogues = rng.normal(size=(64, 4)), rng.integers(0, 4, 64), rng.integers(0, 5, 64)
     logits[7] = 1.0  # of equal logits the first
-    split = jax.NamedSharding(jax.make_mesh((8,), ("data",)), jax.P("data"))
+    split = batch_sharding(make_mesh(MeshOptions(8, 1, 1)))
     levels = most_likely(jax.device_put(logits, split))
     np.testing.assert_array_equal(levels, logits.argmax(axis=1))
     over_devices = count_levels(levels, *jax.device_put((quartiles, dialogues), split), 5)
