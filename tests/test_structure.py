@@ -37,7 +37,6 @@ COMMANDS = {"train", "evaluate", "score", "chat", "export", "report", "train_cla
 # Files that something below the rest of their room imports, or that import something above it. None may be added.
 OUT_OF_ORDER = {
     "models/lora/files.py",
-    "models/lora/merged_model.py",
     "models/weights/source.py",
     "models/weights/export.py",
 }
