@@ -12,12 +12,12 @@ from empathax.config.losses import PAIRED_ROWS
 from empathax.data.dataset import Dataset
 from empathax.data.loader import Loader
 from empathax.data.packing import PackedRows
+from empathax.evaluation.scoring import logps_by_sequence
 from empathax.models.weights.source import ModelSource, resolve_model
 from empathax.parallel.host import restart_with_huge_pages
 from empathax.planning.costs import train_flops, tree_counts
 from empathax.training.forward import make_score_step
 from empathax.training.optimizer import make_optimizer
-from empathax.training.reference import precompute
 from empathax.training.state import Tree, init_state
 from empathax.training.step import make_train_step
 from tests.benchmarks.corpus import work_config, work_dataset
@@ -67,7 +67,9 @@ def _loader(config: Config, rows: PackedRows, ref_logps: np.ndarray | None) -> L
 def _reference(config: Config, source: ModelSource, params: Tree, loader: Loader, steps: int) -> np.ndarray:
     """The reference's log-probs on the rows of `steps` steps, computed before the clock runs."""
     batches = (jax.tree.map(lambda leaf: leaf[0], loader.batch_at(step)) for step in range(steps))
-    return precompute(make_score_step(source.config, config.model), params, batches, loader.rows.num_sequences)
+    return logps_by_sequence(make_score_step(source.config, config.model), params, batches, loader.rows.num_sequences)[
+        0
+    ]
 
 
 def _amounts(source: ModelSource, dataset: Dataset, loader: Loader, step: int) -> dict[str, float]:
