@@ -15,6 +15,7 @@ from empathax.models.architecture.hf_fields import (
     GEMMA3_WRAPPER,
     IGNORED,
     MODEL_TYPE_OF_FAMILY,
+    TRAITS,
 )
 from empathax.models.architecture.hf_rope import LEGACY_KEYS, read_rope, write_rope
 from empathax.models.architecture.model_config import ModelConfig
@@ -149,7 +150,7 @@ def _read(family: str, fields: _Fields, source: dict[str, Any], problems: list[s
     rope, local_rope = read_rope(source, max_positions, family == "gemma3", problems)
     query_scalar = fields.number("query_pre_attn_scalar") if fields.has("query_pre_attn_scalar") else head_dim
     is_gemma = family in ("gemma", "gemma2", "gemma3")
-    return ModelConfig(
+    config = ModelConfig(
         family=family,
         vocab_size=fields.integer("vocab_size"),
         num_layers=num_layers,
@@ -165,12 +166,9 @@ def _read(family: str, fields: _Fields, source: dict[str, Any], problems: list[s
         windows=_windows(family, fields, num_layers, problems),
         rope=rope,
         local_rope=local_rope,
-        attention_bias=family == "qwen2" or fields.flag("attention_bias"),
+        attention_bias=fields.flag("attention_bias"),
         output_bias=fields.flag("attention_bias"),
         mlp_bias=fields.flag("mlp_bias"),
-        qk_norm=family in ("gemma3", "qwen3"),
-        unit_offset_norm=is_gemma,
-        post_norms=family in ("gemma2", "gemma3"),
         embedding_scale=model_dim**0.5 if is_gemma else 1.0,
         query_scale=query_scalar**-0.5,
         attention_softcap=fields.softcap("attn_logit_softcapping"),
@@ -181,6 +179,7 @@ def _read(family: str, fields: _Fields, source: dict[str, Any], problems: list[s
         file_dtype=_file_dtype(source, problems),
         initializer_range=fields.number("initializer_range"),
     )
+    return dataclasses.replace(config, **TRAITS[family])
 
 
 def _head_dim(fields: _Fields, model_dim: int, num_heads: int, problems: list[str]) -> int:

@@ -109,6 +109,17 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen3": _QWEN2 | {"head_dim": 128, "attention_bias": False},
 }
 
+# fields of ModelConfig that a family sets without a word in its files
+TRAITS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {},
+    "gemma": {"unit_offset_norm": True},
+    "gemma2": {"unit_offset_norm": True, "post_norms": True},
+    "gemma3": {"unit_offset_norm": True, "post_norms": True, "qk_norm": True},
+    "qwen2": {"attention_bias": True},
+    "qwen3": {"qk_norm": True},
+}
+
 _OFF: dict[str, Any] = {
     "add_cross_attention": False,
     "attention_bias": False,
