@@ -34,7 +34,7 @@ models/: what a decoder is, and how it gets its weights
     kv_cache.py          prefill and single decode steps
     architecture/: what a decoder looks like
         model_config.py  the fields of ModelConfig
-        presets.py       small architectures for tests; the functions that readers of ModelConfigs import
+        presets.py       small architectures for tests
         hf_config.py, hf_fields.py, hf_rope.py    config.json read and written
         gguf_config.py   GGUF metadata to ModelConfig
     attention/: attention over prefix trees
@@ -60,7 +60,6 @@ models/: what a decoder is, and how it gets its weights
         low_rank.py      their arithmetic: LoRA, DoRA, dropout
         quantized.py     kernels that are not trained, in 4 or 8 bits
         files.py         PEFT's format; a run's checkpoints
-        merged_model.py  a model with adapters merged in, as a model to load
     encoder/: encoders of the BERT family
         encoder.py       declared like the decoder; token states and sentence embeddings
         files.py, text.py    their files; texts to rows
@@ -70,12 +69,11 @@ data/: from files to rows of prefix trees
     files.py, sources.py     what data.path names, read and typed
     trl_format.py, support_corpora.py     the formats: TRL's, ESConv, EmpatheticDialogues
     records.py           typed rows
-    examples.py          rows to examples in token ids
+    examples.py          rows to examples in token ids, shortened to max_length
     labeled.py           single replies with a label, and mismatched ones for the estimate of the KL
     chat.py              messages to ids through a chat template, with the exact tokens of a reply
     templates.py         built-in templates; system prompts
     sandbox.py, template_worker.py        templates run in a limited child process
-    encoding.py          truncation to max_length
     prefix_tree.py       common beginnings laid out once
     row_plan.py, packing.py  trees into rows; what rows cost and save
     passes.py            at most n pairs of a dialogue in a step
@@ -91,8 +89,7 @@ parallel/: many devices, many processes
     host.py              where compiled programs are kept; memory in large pages
 
 objectives/: the losses, as sums that add up over any split
-    logprobs.py          chunked log-softmax with its own gradient
-    sft.py               the loss of SFT
+    logprobs.py          chunked log-softmax with its own gradient; the loss of SFT
     preference.py        the loss of a batch of pairs, as the settings say
     pair_losses.py       the formulas of the preference losses
     unpaired.py          the losses of single replies with a label
@@ -103,22 +100,22 @@ evaluation/: replies and what they are worth
     reply_metrics.py     every metric of a set of replies
     reply_record.py      scored replies as a record
     scoring.py           log-probs of a file's replies
-    output.py            result files; progress on stderr
+    output.py, progress.py    result files; progress on stderr
+    typed_json.py        JSON read into dataclasses
     generation/: replies of a model
         decoding.py, sampling.py, prompt_tree.py    generation in one compiled function
         replies.py, speaker.py, prompt_file.py      replies to prompts, in batches or in a terminal
     metrics/: what replies are measured by
-        text_metrics.py, text_statistics.py    BLEU, ROUGE-L and Distinct; reply by reply, for intervals
-        bleu.py, rouge.py, ngrams.py    what they count, in the graph
-        pair_sums.py, exact_sum.py, id_rows.py    sums over pairs, exact; rows of ids
+        text_metrics.py  BLEU, ROUGE-L and Distinct of replies
+        overlap.py, ngrams.py    what they count of each reply, in the graph
         words.py         text to word ids, as the reference implementations cut it
-        dialogue_health.py, style.py    repetition, length, questions, leaked templates; readability
+        dialogue_health.py, readability.py    repetition, length, questions, leaked templates; readability
         levels.py        validation_gap: levels of validation over the course of dialogues
         semantic.py      cosine of sentence embeddings, BERTScore
-        statistics.py, bootstrap.py    per-reply parts of metrics; confidence intervals over dialogues
+        statistics.py, bootstrap.py    a metric from its per-reply parts; confidence intervals over dialogues
     classifiers/: an encoder with heads: levels of validation, epitome-style empathy
         classifier.py    what reads a text, and its directory
-        task.py, data.py, training.py, card.py    its training and its model card
+        task.py, data.py, training.py    its training and its model card
     judging/: chat servers and LLM judges
         chat_server.py   any OpenAI-compatible server: requests in, outcomes out, asked and paid for once
         chat_requests.py, openai_client.py, response_cache.py    their types; one call; answers on disk
@@ -156,14 +153,14 @@ training/: from settings to a trained model
     results.py           what was measured of each model; the before/after table; records
 
 preferences/: preference data, made, judged and known (docs/preference_data.md)
-    contexts.py          where a supporter speaks; a pair with where everything in it comes from
-    rule_sets.py, rules.py    sets made by rules; the rules
-    llm_sets.py          sets made with a language model, which these make:
-    candidates.py        a reply per level of validation, per style, or several samples
+    pairs.py             contexts (a supporter's turns), candidates (replies) and pairs of these
+    source.py            dialogues, read into the contexts that pairs are made for
+    rules.py             sets made by rules
+    llm_run.py, llm_sets.py    sets made with a language model: from the command's flags; portion by portion
+    candidates.py        what a model is asked to write: a reply per level of validation, per style, or several samples
     backends.py          who writes and judges: a server, or a model in this process
     ranking.py           an LLM as judge, the classifier of levels; votes and their majority
     review.py            human ranks as CSV
-    flags.py, dry_run.py    the command's flags; what a run would ask and cost
     filters.py           which pairs are kept, by refusals and harm among others
     overlap.py           words shared with held-out dialogues; Jaccard similarity
     surface_cues.py      how far a bag of words and length go
@@ -171,7 +168,7 @@ preferences/: preference data, made, judged and known (docs/preference_data.md)
     set_files.py         the directory of a set; its README.md
 
 planning/: what a config needs of hardware that is not there
-    worker.py, child.py  the process that compiles, and how it is run and heard
+    child_process.py     the process that compiles, and how it is run and heard
     compile.py           a stage's functions compiled for a topology; the plan as plain values
     steps.py             those functions lowered, with the shapes and shardings of a run
     topology.py          how jax gets devices that are not there
@@ -179,5 +176,5 @@ planning/: what a config needs of hardware that is not there
     rows.py              the data's rows, or assumed ones
     costs.py             bytes of a device; least time; useful arithmetic
     hlo.py, collectives.py    compiled programs read: loops, what is sent between devices
-    search.py, report.py the largest batch, the smallest slice; a plan in words
+    search.py, plan_text.py    the largest batch, the smallest slice; a plan in words
 """

@@ -4,40 +4,75 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import math
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from empathax.config import Config
-from empathax.errors import ConfigError, Interrupted, exit_on_error
-from empathax.preferences.flags import RANKERS, RULES, make_parser, names, without_effect
+from empathax.errors import ConfigError, exit_on_error
 
 if TYPE_CHECKING:
-    from empathax.evaluation.judging.limits import Budget
-    from empathax.preferences.backends import Backend
-    from empathax.preferences.inspection import SplitFacts
-    from empathax.preferences.llm_sets import Recipe
-    from empathax.preferences.ranking import Ranker
+    from empathax.training.tracking import Tracker
+
+USAGE = """python -m empathax.build_preferences --source=PATH --out=DIR --rules=NAMES
+       python -m empathax.build_preferences --source=PATH --out=DIR --candidates=KIND (--server=URL | --model=MODEL)
+       python -m empathax.build_preferences --inspect=PATH --out=FILE.html"""
+_RULES = "premature_advice,failed_supporter,opposite_emotion,position"
+_RANKERS = "design, judge, levels, human"
+_OF_SERVERS = (
+    *("server_model", "server_key_variable", "concurrency", "timeout", "max_attempts", "first_wait"),
+    *("requests_per_minute", "tokens_per_minute", "max_failed_share", "budget"),
+)
 
 
 @exit_on_error
 def main(argv: Sequence[str]) -> int:
     """See docs/commands.md and docs/preference_data.md. Returns the exit code."""
-    parser = make_parser(__doc__)
+    flags, rest = _flags(argv)
+    config = _config(flags, rest)
+    if flags.inspect:
+        from empathax.preferences.inspection import write_page
+
+        tracker = functools.partial(_open_tracker, flags.tensorboard) if flags.tensorboard else None
+        write_page(flags.inspect, config.data, flags.levels, out=flags.out, say=_say, open_tracker=tracker)
+    elif flags.candidates:
+        from empathax.preferences.llm_run import run
+
+        run(flags, config, _say)
+    else:
+        from empathax.preferences.filters import FilterOptions
+        from empathax.preferences.rules import RULES, build_rule_sets
+
+        build_rule_sets(
+            tuple(RULES) if flags.rules == ("all",) else flags.rules,
+            config.data,
+            failed_path=flags.failed,
+            filters=FilterOptions(flags.max_length_ratio, flags.near_duplicates),
+            splits=flags.splits,
+            seed=flags.seed,
+            out=flags.out,
+            say=_say,
+        )
+    return 0
+
+
+def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The checked flags, and the arguments that are left for --config."""
+    parser = _parser()
     flags, rest = parser.parse_known_args(argv)
     if sum(map(bool, (flags.rules, flags.candidates, flags.inspect))) != 1:
         parser.error("give one of --rules and --candidates (what pairs are made of), or --inspect")
     if not flags.out and not (flags.dry_run and flags.candidates):
         parser.error("--out is missing: where the set (--inspect: the page) is to be written")
-    if idle := without_effect(flags, parser):
+    if idle := _without_effect(flags, parser):
         parser.error(f"{', '.join(idle)} would have no effect here; see --help")
     flags.source = flags.source or flags.inspect
-    config = _config(flags, rest)
-    if flags.inspect:
-        return _inspect(flags, config)
-    return _by_rules(flags, config) if flags.rules else _by_model(flags, config)
+    for name in ("rules", "splits", "rank", "reviews"):
+        setattr(flags, name, _names(getattr(flags, name)))
+    return flags, rest
 
 
 def _config(flags: argparse.Namespace, rest: Sequence[str]) -> Config:
@@ -54,175 +89,123 @@ def _config(flags: argparse.Namespace, rest: Sequence[str]) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
 
 
-def _by_rules(flags: argparse.Namespace, config: Config) -> int:
-    from empathax.preferences.filters import FilterOptions
-    from empathax.preferences.rule_sets import build_rule_sets
-
-    build_rule_sets(
-        names(RULES) if flags.rules == "all" else names(flags.rules),
-        config.data,
-        failed_path=flags.failed,
-        filters=FilterOptions(flags.max_length_ratio, flags.near_duplicates),
-        splits=names(flags.splits),
-        seed=flags.seed,
-        out=flags.out,
-        say=_say,
-    )
-    return 0
-
-
-def _by_model(flags: argparse.Namespace, config: Config) -> int:
-    from empathax.evaluation.judging.limits import Budget, Prices
-    from empathax.preferences.dry_run import describe_run
-    from empathax.preferences.llm_sets import build_llm_set, read_source
-    from empathax.preferences.ranking import check_rankers
-    from empathax.preferences.set_files import check_not_empty, in_words
-
-    recipe = _recipe(flags, config)
-    ranks = names(flags.rank)
-    source = read_source(config.data, recipe.splits, recipe.max_contexts)
-    check_rankers(ranks, recipe.kind, [context for part in source.contexts.values() for context in part])
-    budget = Budget(Prices(flags.prompt_price, flags.answer_price), flags.budget)
-    _say(source.in_words)
-    if flags.dry_run:
-        _say(describe_run(recipe, source, "judge" in ranks, budget.prices))
-        return 0
-    flags.response_cache = flags.response_cache or flags.out / "responses"
-    writer = _backend(flags, "server", flags.model, config, budget)
-    if writer is None:
-        raise ConfigError("nobody writes the replies: give --server=URL and --server-model=NAME, or --model=MODEL")
-    judge = _backend(flags, "judge", "", config, budget) or writer
-    rankers = _rankers(flags, ranks, recipe.kind, judge)
-    began = time.monotonic()
-    settings = recipe.settings(source, writer, rankers)
-    try:
-        summary = build_llm_set(
-            recipe, source, writer, rankers, facts=budget.facts, settings=settings, out=flags.out, say=_say
-        )
-    except KeyboardInterrupt:
-        kept = f"the answers so far are kept in {flags.response_cache}"
-        raise Interrupted(f"{kept}: run the same again to go on") from None
-    _say(in_words(summary, flags.out))
-    spent = f"{budget.in_words()}; " if budget.spent else ""
-    _say(f"{writer.tally.in_words()}; {spent}{time.monotonic() - began:,.1f} s")
-    if "human" in ranks and not flags.reviews:
-        _say(f"{flags.out / 'review.csv'} is for annotators; then run the same with --reviews=FILE,FILE")
-        return 0
-    check_not_empty(summary)
-    return 0
-
-
-def _inspect(flags: argparse.Namespace, config: Config) -> int:
+def _open_tracker(directory: Path) -> Tracker:
     from empathax.evaluation import output
-    from empathax.evaluation.classifiers.classifier import load_classifier
-    from empathax.preferences.inspection import in_words, inspect_set, page
-
-    output.check_writable(flags.out)
-    classifier = load_classifier(flags.levels) if flags.levels else None
-    found = inspect_set(flags.inspect, config.data, classifier)
-    output.write_text(flags.out, page(flags.inspect, found))
-    text = in_words(flags.inspect, found)
-    if flags.tensorboard:
-        _to_tensorboard(flags.tensorboard, found, text)
-    _say(text)
-    _say(f"wrote {flags.out}")
-    return 0
-
-
-def _to_tensorboard(directory: Path, found: dict[str, SplitFacts], text: str) -> None:
-    """Scalars of each split, its samples, and the words of the terminal."""
-    from empathax.evaluation import output
-    from empathax.preferences.inspection import samples_in_markdown, scalars
     from empathax.training.tracking import Tracker
 
     output.make_directory(directory)
-    with Tracker(directory, "preferences", 0, tensorboard=True) as tracker:
-        tracker.text(0, "in words", text.replace("\n", "\n\n"))
-        for split, facts in found.items():
-            tracker.scalars(0, split, scalars(facts))
-            tracker.text(0, f"{split}/samples", samples_in_markdown(facts))
+    return Tracker(directory, "preferences", 0, tensorboard=True)
 
 
-def _recipe(flags: argparse.Namespace, config: Config) -> Recipe:
-    """What is asked of the model. Raises a ConfigError for settings that cannot work."""
-    from empathax.data.templates import system_text
-    from empathax.preferences.candidates import Sampling, variants
-    from empathax.preferences.contexts import SPLITS
-    from empathax.preferences.filters import FilterOptions
-    from empathax.preferences.llm_sets import Recipe
-    from empathax.preferences.review import LETTERS
-    from empathax.preferences.rule_sets import check_names
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m empathax.build_preferences", usage=USAGE, description=__doc__)
+    add = parser.add_argument
+    add("--source", default="", help="dialogues, prompts or pairs: whatever data.path takes (else that of --config)")
+    add("--out", type=Path, help="a new directory, or one that the same command began")
+    add("--inspect", default="", metavar="PATH", help="look at any preference set: an HTML page goes to --out")
+    add("--tensorboard", type=Path, metavar="DIR", help="of --inspect: the same as scalars and text for TensorBoard")
+    add("--splits", default="", help="train, valid, test, with commas between; left out: train and, if there is, valid")
+    add("--seed", type=_at_least(0, int), default=0)
+    add("--max-length-ratio", type=float, default=3.0, help="words of one reply per word of the other; 0 = no limit")
+    add("--near-duplicates", type=float, default=0.8, help="similarity from which on a pair is dropped; 0 = never")
+    _add_rules(parser.add_argument_group("rules, which need no LLM"))
+    _add_writing(parser.add_argument_group("replies that a model writes"))
+    _add_ranking(parser.add_argument_group("ranking"))
+    _add_servers(parser.add_argument_group("servers"))
+    return parser
 
-    check_names("split", names(flags.splits) or SPLITS, SPLITS)
-    check_names("ranker", names(flags.rank), RANKERS)
-    if "human" in names(flags.rank) and flags.candidates == "samples" and flags.num_samples > len(LETTERS):
-        raise ConfigError(f"--num-samples={flags.num_samples}: people rank {len(LETTERS)} replies of a context at most")
-    if flags.candidates == "samples" and (flags.num_samples < 2 or not flags.temperature):
-        raise ConfigError(
-            "--candidates=samples needs --num-samples of 2 or more and a temperature: they would be equal"
-        )
-    sampling = Sampling(
-        seed=flags.seed,
-        temperature=flags.temperature,
-        top_p=flags.top_p,
-        max_tokens=flags.max_new_tokens,
-        history_turns=flags.history_turns,
-        opening_user_turn=config.data.opening_user_turn,
+
+def _add_rules(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--rules", default="", help=f"all, or some of {_RULES} (docs/preference_data.md)")
+    group.add_argument("--failed", default="", help="FailedESConv; left out: failed_esconv.json in --source")
+
+
+def _add_writing(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--candidates", choices=("levels", "styles", "samples"), help="a reply per level of validation, per style, or n"
     )
-    asked = variants(flags.candidates, flags.num_samples, system_text(config.data.system_prompt))
-    filters = FilterOptions(flags.max_length_ratio, flags.near_duplicates)
-    splits = names(flags.splits)
-    return Recipe(flags.candidates, tuple(asked), sampling, splits, flags.max_contexts, flags.min_margin, filters)
+    add("--model", default="", help="writes in this process: directory, .gguf, hub name, package:NAME, random:PRESET")
+    count, positive, share = _at_least(0, int), _at_least(1, int), _at_least(0.0, float, 1.0)
+    add("--max-contexts", type=count, default=0, help="of each split, evenly spread; 0 = all")
+    add("--history-turns", type=count, default=0, help="of a dialogue that the writer sees, the last ones; 0 = all")
+    add("--num-samples", type=positive, default=4, help="replies of --candidates=samples")
+    add("--temperature", type=_at_least(0.0, float), default=0.7, help="0 = the likeliest reply")
+    add("--top-p", type=share, default=1.0, help="1 = all tokens")
+    add("--max-new-tokens", type=positive, default=256, help="of a reply; those cut off there are warned of")
+    add("--dry-run", action="store_true", help="show the prompts and what they would cost, ask nobody")
 
 
-def _backend(flags: argparse.Namespace, name: str, model: str, config: Config, budget: Budget) -> Backend | None:
-    """The server of --NAME, or the model in this process; None without either."""
-    from empathax.evaluation.judging.chat_server import server_of_flags
-    from empathax.preferences.backends import LocalBackend, ServerBackend
-
-    server = server_of_flags(
-        name,
-        vars(flags),
-        budget,
-        concurrency=flags.concurrency,
-        timeout_seconds=flags.timeout,
-        max_attempts=flags.max_attempts,
-        first_wait_seconds=flags.first_wait,
-        max_failed_share=flags.max_failed_share,
-        requests_per_minute=flags.requests_per_minute,
-        tokens_per_minute=flags.tokens_per_minute,
-    )
-    if server and model:
-        raise ConfigError("--server and --model both write: give one of them")
-    if server:
-        return ServerBackend(server)
-    return LocalBackend(model, config, flags.response_cache, config.data.chat_template) if model else None
+def _add_ranking(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--rank", default="design", help=f"{_RANKERS}: one, or several with commas between, by majority")
+    add("--levels", default="", help="classifier of levels (train_classifier --task=levels), for --rank=levels")
+    add("--reviews", default="", help="filled-in copies of DIR/review.csv, with commas between, for --rank=human")
+    margin = _at_least(0.0, float, 1.0)
+    add("--min-margin", type=margin, default=0.0, help="difference in score below which a pair is dropped, 0 to 1")
+    add("--judge-max-tokens", type=_at_least(1, int), default=512, help="of a judge's answer")
 
 
-def _rankers(flags: argparse.Namespace, ranks: Sequence[str], kind: str, judge: Backend) -> list[Ranker]:
-    from empathax.evaluation.judging.judge import JudgeOptions
-    from empathax.preferences.ranking import RUBRICS, DesignRanker, JudgeRanker
-    from empathax.preferences.review import read_reviews
+def _add_servers(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    for name, what in (("server", "writes replies"), ("judge", "judges, if not the writer itself")):
+        add(f"--{name}", default="", metavar="URL", help=f"an OpenAI-compatible server, up to /v1, that {what}")
+        add(f"--{name}-model", default="", help="the model's name there")
+        add(f"--{name}-key-variable", default="OPENAI_API_KEY", help="the environment variable with its API key")
+    add("--response-cache", type=Path, help="where answers are kept; left out: DIR/responses")
+    add("--concurrency", type=int, default=8, help="requests under way at once")
+    add("--timeout", type=float, default=120.0, help="seconds of one attempt")
+    add("--max-attempts", type=int, default=6, help="of one request")
+    add("--first-wait", type=float, default=1.0, help="seconds before a second attempt; doubles from one to the next")
+    add("--requests-per-minute", type=float, default=0.0, help="0 = no limit")
+    add("--tokens-per-minute", type=float, default=0.0, help="0 = no limit")
+    add("--max-failed-share", type=float, default=0.0, help="of requests that may fail without an error")
+    cost = _at_least(0.0, float)
+    add("--prompt-price", type=cost, default=0.0, help="of a million prompt tokens, in any currency")
+    add("--answer-price", type=cost, default=0.0, help="of a million answer tokens")
+    add("--budget", type=cost, default=0.0, help="the most to spend, in the prices' currency (none given: in tokens)")
 
-    if "levels" in ranks and not flags.levels:
-        raise ConfigError("--rank=levels needs --levels=DIR, a classifier of `train_classifier --task=levels`")
-    makers: dict[str, Callable[[], Ranker]] = {
-        "design": DesignRanker,
-        "judge": lambda: JudgeRanker(judge, RUBRICS[kind], JudgeOptions(flags.judge_max_tokens, seed=flags.seed)),
-        "levels": lambda: _level_ranker(flags.levels),
-        "human": lambda: read_reviews([Path(name) for name in names(flags.reviews)]),
+
+def _at_least(low: float, kind: type, high: float = math.inf) -> Callable[[str], float]:
+    """The type of a flag that takes numbers from `low` to `high`."""
+
+    def number(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            what = "a whole number" if kind is int else "a number"
+            most = f" to {high:g}" if high < math.inf else " on"
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {what} from {low:g}{most}")
+        return value
+
+    return number
+
+
+def _without_effect(flags: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
+    """Flags that were given and that nothing would read."""
+    ranks = _names(flags.rank)
+    servers = flags.server or flags.judge
+    read = {
+        **dict.fromkeys(_OF_SERVERS, flags.candidates and servers),
+        **dict.fromkeys(("prompt_price", "answer_price"), flags.candidates and (servers or flags.dry_run)),
+        **dict.fromkeys(("source", "out", "inspect", "rules", "candidates"), True),
+        **dict.fromkeys(("judge", "judge_model", "judge_key_variable", "judge_max_tokens"), "judge" in ranks),
+        **dict.fromkeys(("splits", "seed", "max_length_ratio", "near_duplicates"), not flags.inspect),
+        "levels": flags.inspect or "levels" in ranks,
+        "reviews": "human" in ranks,
+        "tensorboard": flags.inspect,
+        "failed": flags.rules,
+        "num_samples": flags.candidates == "samples",
     }
-    return [makers[name]() for name in ranks]
+    given = [name for name, value in vars(flags).items() if value != parser.get_default(name)]
+    return [f"--{name.replace('_', '-')}" for name in given if not read.get(name, flags.candidates)]
 
 
-def _level_ranker(path: str) -> Ranker:
-    from empathax.evaluation.classifiers.classifier import CLASSIFIER_NAME, load_classifier
-    from empathax.models.weights.source import digest_of_files
-    from empathax.preferences.ranking import LevelRanker
-
-    classifier, place = load_classifier(path), Path(path).expanduser()
-    digest = digest_of_files([*sorted(place.glob("*.safetensors")), place / CLASSIFIER_NAME])
-    return LevelRanker(classifier, f"{path}@{digest[:16]}")
+def _names(text: str) -> tuple[str, ...]:
+    """What stands between commas, each once."""
+    return tuple(dict.fromkeys(name for name in text.split(",") if name))
 
 
 def _say(text: str) -> None:

@@ -61,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
     from empathax.evaluation.generation import speaker
     from empathax.evaluation.generation.prompt_file import read_prompts
     from empathax.evaluation.generation.sampling import sampling_from
+    from empathax.evaluation.progress import ProgressBar
 
     config = _config(flags)
     sampling_from(config.eval)  # refuses values that cannot work
@@ -78,8 +79,8 @@ def main(argv: Sequence[str]) -> int:
         speaker.talk(speakers, system, config, input, Console())
         return 0
     print(f"{' and '.join(paths)}: {len(rows)} prompts", file=sys.stderr, flush=True)
-    with output.bar("answering", len(rows) * flags.num_samples) as advance:
-        answers = list(speaker.answer_rows(speakers, rows, config, advance))
+    with ProgressBar("answering", len(rows) * flags.num_samples) as bar:
+        answers = list(speaker.answer_rows(speakers, rows, config, bar.update))
     if flags.out:
         output.write_json_lines(flags.out, answers)
     else:

@@ -11,9 +11,9 @@ from pathlib import Path
 from empathax.config import to_dict
 from empathax.config.flags import load_config
 from empathax.config.hardware import find_kind, parse_hardware
+from empathax.config.options import STAGES
 from empathax.errors import ConfigError, exit_on_error
-
-PARTS = ("train", "reference", "eval", "decode")
+from empathax.planning.child_process import PARTS, Request, run_plan
 
 
 @exit_on_error
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     )
     add = parser.add_argument
     add("--topology", required=True, help="v5e:4x4, 2xv5p:4x4x4 (two slices), h100:2x8, ...; a kind with --search")
-    add("--stage", choices=("sft", "dpo"), help="which of the config's stages; by default its last one")
+    add("--stage", choices=tuple(STAGES), help="which of the config's stages; by default its last one")
     add("--parts", default="train,reference,eval", help=f"steps to compile, some of {','.join(PARTS)}")
     add("--search", action="store_true", help="the most rows that fit; of a kind (v5e) the smallest slice that fits")
     add("--model-config", default="", help="a config.json that describes the model instead of model.path")
@@ -40,9 +40,7 @@ def main(argv: Sequence[str]) -> int:
     if stage not in config.stages:
         raise ConfigError(f"--stage={stage}: this config's stages are {', '.join(config.stages)}")
 
-    from empathax.planning import report
-    from empathax.planning.child import run_plan
-    from empathax.planning.worker import Request
+    from empathax.planning.plan_text import plan_text
 
     find_kind(flags.topology) if flags.search and ":" not in flags.topology else parse_hardware(flags.topology)
     request = Request(to_dict(config), stage, flags.topology, parts, flags.search, flags.model_config)
@@ -50,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     text = json.dumps(plan, indent=2)
     if flags.json and flags.json != "-":
         Path(flags.json).write_text(text + "\n", encoding="utf-8")
-    print(text if flags.json == "-" else report.text(plan))
+    print(text if flags.json == "-" else plan_text(plan))
     return 0
 
 

@@ -6,12 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from empathax.errors import exit_on_error
-
-if TYPE_CHECKING:
-    from empathax.evaluation.judging.chat_server import ChatServer
 
 
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -34,21 +30,16 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     return flags
 
 
-def _judge(flags: argparse.Namespace) -> ChatServer | None:
-    from empathax.evaluation.judging.chat_server import server_of_flags
-
-    return server_of_flags("judge", vars(flags))
-
-
 @exit_on_error
 def main(argv: Sequence[str]) -> int:
     """See docs/report.md. Returns the exit code."""
     flags = _flags(argv)
     from empathax.evaluation import output
+    from empathax.evaluation.judging.chat_server import server_of_flags
     from empathax.evaluation.report import files, text
     from empathax.evaluation.report.paper import paper_models
 
-    judge = _judge(flags)
+    judge = server_of_flags("judge", vars(flags))
     papers = paper_models([name for name in flags.paper.split(",") if name])
     records = files.read_runs([Path(name) for name in flags.runs.split(",") if name])
     output.make_directory(flags.out)

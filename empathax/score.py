@@ -45,8 +45,8 @@ def main(argv: Sequence[str]) -> int:
     import jax.numpy as jnp
 
     from empathax.evaluation import output, scoring
-    from empathax.models.lora.merged_model import adapted_model
-    from empathax.models.weights.source import load_tokenizer, resolve_model
+    from empathax.evaluation.progress import ProgressBar
+    from empathax.models.weights.source import adapted_model, load_tokenizer, resolve_model
     from empathax.training.forward import make_score_step
 
     if flags.out.resolve() == Path(flags.data).resolve():
@@ -68,8 +68,8 @@ def main(argv: Sequence[str]) -> int:
     print(f"{flags.model} scores {flags.data}: {job.describe()}", file=sys.stderr, flush=True)
     params = source.load_params(jnp.dtype(flags.dtype))
     step = make_score_step(source.config, ModelOptions(compute_dtype=flags.dtype))
-    with output.bar("scoring", len(job.packed)) as advance:
-        scores = scoring.score_replies(job, step, params, flags.rows_per_batch, advance)
+    with ProgressBar("scoring", len(job.packed)) as bar:
+        scores = scoring.score_replies(job, step, params, flags.rows_per_batch, bar.update)
     output.write_json_lines(flags.out, scoring.output_rows(job, *scores))
     print(f"wrote {flags.out}", file=sys.stderr)
     return 0

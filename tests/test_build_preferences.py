@@ -6,9 +6,10 @@ import pytest
 
 from empathax import build_preferences
 from empathax.config import DataOptions
+from empathax.config.losses import PAIRED_ROWS
 from empathax.data.records import PreferenceRow
 from empathax.data.sources import load_splits
-from empathax.preferences import flags
+from empathax.preferences.llm_run import RANKERS
 from empathax.preferences.rules import RULES
 from tests.preferences.dialogues import dialogue, write_corpus
 
@@ -39,7 +40,7 @@ def test_rules_make_sets_that_training_reads_and_that_are_the_same_again(corpus,
     }
     assert run(*command) == 0
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == first
-    splits = load_splits(DataOptions(path=str(corpus), preference_path=str(out / "position")), "dpo")
+    splits = load_splits(DataOptions(path=str(corpus), preference_path=str(out / "position")), PAIRED_ROWS)
     summary = json.loads((out / "position" / "summary.json").read_text())
     assert len(splits.train) == summary["splits"]["train"]["pairs"] > 50
     assert len(splits.eval) == summary["splits"]["valid"]["pairs"] > 5
@@ -127,18 +128,36 @@ def test_failed_dialogues_lie_beside_a_source_that_is_a_file(corpus, tmp_path):
     assert run(f"--source={corpus / 'train.jsonl'}", "--rules=failed_supporter", f"--out={tmp_path / 'out'}") == 0
 
 
-def test_a_rule_that_fails_leaves_nothing_behind(tmp_path):
+def test_a_rule_that_fails_leaves_no_files(tmp_path, capsys):
     rows = [
         {"messages": [{"role": "user", "content": f"a{n}"}, {"role": "assistant", "content": "b"}]} for n in range(9)
     ]
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out"
     assert run(f"--source={tmp_path / 'chat.jsonl'}", "--rules=opposite_emotion", f"--out={out}") == 3
+    assert (
+        "opposite_emotion: no pair can be made of 9 contexts; it needs dialogues with emotions"
+        in capsys.readouterr().err
+    )
     assert not out.exists()
 
 
-def test_the_help_names_every_rule():
-    assert flags.RULES.split(",") == list(RULES)
+def test_a_rule_needs_pairs_in_one_split_only(corpus, tmp_path):
+    flags = [f"--source={corpus}", "--rules=failed_supporter", "--splits=train,test", f"--out={tmp_path / 'out'}"]
+    failed = json.loads((corpus / "failed_esconv.json").read_text())
+    (tmp_path / "few.json").write_text(json.dumps(failed[:1]))
+    assert run(*flags, f"--failed={tmp_path / 'few.json'}") == 0
+    splits = json.loads((tmp_path / "out" / "summary.json").read_text())["splits"]
+    assert sorted(facts["pairs"] > 0 for facts in splits.values()) == [False, True]
+
+
+def test_the_help_names_every_rule_and_ranker(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit, match="0"):
+        run("--help")
+    said = capsys.readouterr().out
+    assert f"some of {','.join(RULES)} (" in said
+    assert f"{', '.join(RANKERS)}: one, or several" in said
 
 
 def test_a_directory_with_another_set_is_refused(corpus, tmp_path, capsys):

@@ -37,7 +37,6 @@ COMMANDS = {"train", "evaluate", "score", "chat", "export", "report", "train_cla
 # Files that something below the rest of their room imports, or that import something above it. None may be added.
 OUT_OF_ORDER = {
     "models/lora/files.py",
-    "models/lora/merged_model.py",
     "models/weights/source.py",
     "models/weights/export.py",
 }
@@ -51,7 +50,7 @@ LIBRARIES = {  # library -> the only places that import it
     "matplotlib": {"evaluation/report/level_plot.py"},
     "scipy": {"preferences/surface_cues.py"},
     "openai": {"evaluation/judging/openai_client.py"},
-    "pyphen": {"evaluation/metrics/style.py"},
+    "pyphen": {"evaluation/metrics/readability.py"},
     "markupsafe": {"evaluation/report/page.py"},
 }
 LATE = {"transformers", "datasets", "pyarrow"}  # imported inside functions only: they take seconds

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int32
 
+from empathax.data.prefix_tree import common_length
 from empathax.data.records import Message
 from empathax.data.sandbox import TemplateProcess
 from empathax.data.templates import template_source
@@ -86,7 +87,7 @@ class ChatTemplate:
         return (*system, Message("user", opening_user_turn), *turns)
 
     def encode_prompt(self, messages: Sequence[Message]) -> Int32[np.ndarray, " prompt"]:
-        """Token ids up to where the model's reply starts."""
+        """Token ids of the prompt, up to where the model's reply starts."""
         return np.array(self._tokenize(self.render(messages, add_generation_prompt=True)), np.int32)
 
     def encode_example(self, prompt: Sequence[Message], reply: str) -> EncodedReply:
@@ -228,11 +229,12 @@ class ChatTemplate:
 
 
 def split_prompt(prompt_ids: Sequence[int], full_ids: Sequence[int]) -> EncodedReply:
-    """Parts jointly tokenized `full_ids` where they stop agreeing with `prompt_ids` (trl PR#2209)."""
+    """Cuts jointly tokenized `full_ids` where they first differ from `prompt_ids`, as TRL does (trl PR#2209).
+
+    The reply keeps at least one token.
+    """
     prompt, full = np.array(prompt_ids, np.int32), np.array(full_ids, np.int32)
-    length = min(len(prompt), len(full) - 1)
-    different = np.flatnonzero(prompt[:length] != full[:length])
-    cut = int(different[0]) if len(different) else length
+    cut = common_length(prompt, full[:-1])
     return EncodedReply(full[:cut], full[cut:], len(prompt) - cut)
 
 

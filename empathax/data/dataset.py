@@ -1,4 +1,4 @@
-"""The one door of this package: settings in, packed rows with their examples and a report out."""
+"""From settings to packed rows: `build_dataset` reads, encodes and packs, and reports what was kept and lost."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from empathax.config import DataOptions
-from empathax.config.losses import MISMATCHED_ROWS, PAIRED_ROWS
+from empathax.config.losses import MISMATCHED_ROWS
 from empathax.data.chat import ChatTemplate
-from empathax.data.encoding import ReplyEncoder
-from empathax.data.examples import Example, encode_rows
-from empathax.data.labeled import count_labels
+from empathax.data.examples import EncodedSplit, Example, ReplyEncoder, encode_rows
 from empathax.data.packing import PackedRows, pack, packing_report
 from empathax.data.row_plan import Group
 from empathax.data.sources import load_splits
@@ -31,11 +29,11 @@ if TYPE_CHECKING:
 class Dataset:
     """Rows to train and to evaluate on. Sequence ids count from 0 in each of the two.
 
-    `report` holds figures and counts (nested dicts of plain values); `rejects` every row that could not be read;
+    `report` holds figures and counts (nested dicts of plain values), `rejects` every row that could not be read.
     `fingerprint` names what the rows depend on: a resumed run or a cached reference must find it unchanged.
     """
 
-    objective: str
+    rows_kind: str  # of config/losses.py
     train: PackedRows
     eval: PackedRows
     train_examples: tuple[Example, ...]
@@ -56,14 +54,9 @@ class Dataset:
 
 
 def build_dataset(
-    options: DataOptions,
-    objective: str,
-    tokenizer: Tokenizer,
-    model_config: ModelConfig,
-    seed: int = 0,
-    rows_kind: str = PAIRED_ROWS,
+    options: DataOptions, rows_kind: str, tokenizer: Tokenizer, model_config: ModelConfig, seed: int = 0
 ) -> Dataset:
-    """Reads, encodes and packs the data of one stage ("sft" or "dpo"); `rows_kind` is what dpo reads (losses.py).
+    """Reads, encodes and packs rows of one kind: REPLY_ROWS, PAIRED_ROWS, LABELED_ROWS or MISMATCHED_ROWS.
 
     Raises:
         DataError: see data/sources.py; also if more examples are lost than `max_dropped_fraction`.
@@ -71,63 +64,48 @@ def build_dataset(
     """
     template = ChatTemplate(tokenizer, options.chat_template, model_config.family)
     encoder = ReplyEncoder(template, options)
-    splits = load_splits(options, objective, seed, rows_kind)
-    dropped: Counter[str] = Counter(splits.tally.dropped)
-    counts: Counter[str] = Counter(splits.tally.counts)
-    encoded = [
-        encode_rows(rows, objective, encoder, dropped, counts, rows_kind) for rows in (splits.train, splits.eval)
-    ]
-    num_kept = sum(len(split.examples) for split in encoded)
+    splits = load_splits(options, rows_kind, seed)
+    dropped, counts = Counter(splits.tally.dropped), Counter(splits.tally.counts)
+    train, held_out = (encode_rows(rows, rows_kind, encoder, dropped, counts) for rows in (splits.train, splits.eval))
+    num_kept = len(train.examples) + len(held_out.examples)
     _check_dropped(dropped, num_kept, options.max_dropped_fraction)
-    for split in encoded:
+    for split in (train, held_out):
         check_token_ids(split.groups, tokenizer, model_config)
-    mismatched = objective == "dpo" and rows_kind == MISMATCHED_ROWS
-    limits = (options.max_pairs_per_dialogue, 0)  # evaluation adds up over batches, whatever is in them
-    packed = [
-        pack(
-            split.groups,
-            options.packing,
-            options.row_length,
-            options.max_length,
-            limit,
-            labels=split.labels,
-            mismatched=mismatched,
-        )
-        for split, limit in zip(encoded, limits, strict=True)
-    ]
-    counts.update(count_labels(encoded[0].labels))
-    if mismatched:
-        counts["replies without a mismatched one"] = sum(map(_count_unmatched, packed))
-    report = {
-        "rows_read": splits.tally.num_rows,
-        "rows_bad": len(splits.tally.bad),
-        "examples": num_kept,
-        "dropped": dict(dropped),
-        "counts": {name: count for name, count in counts.items() if count},
-        "chat_template": template.name,
-        "train": packing_report(packed[0], encoded[0].groups),
-        "eval": packing_report(packed[1], encoded[1].groups),
-    }
+    train_rows = _packed(train, options, rows_kind, options.max_pairs_per_dialogue)
+    eval_rows = _packed(held_out, options, rows_kind, 0)  # evaluation adds up over batches, whatever is in them
+    counts["desirable replies to train on"] = train.labels.count(True)
+    counts["undesirable replies to train on"] = train.labels.count(False)
+    if rows_kind == MISMATCHED_ROWS:
+        counts["replies without a mismatched one"] = _count_unmatched(train_rows) + _count_unmatched(eval_rows)
     return Dataset(
-        objective=objective,
-        train=packed[0],
-        eval=packed[1],
-        train_examples=encoded[0].examples,
-        eval_examples=encoded[1].examples,
+        rows_kind=rows_kind,
+        train=train_rows,
+        eval=eval_rows,
+        train_examples=train.examples,
+        eval_examples=held_out.examples,
         template=template,
-        report=report,
+        report={
+            "rows_read": splits.tally.num_rows,
+            "rows_bad": len(splits.tally.bad),
+            "examples": num_kept,
+            "dropped": dict(dropped),
+            "counts": {name: count for name, count in counts.items() if count},
+            "chat_template": template.name,
+            "train": packing_report(train_rows, train.groups),
+            "eval": packing_report(eval_rows, held_out.groups),
+        },
         rejects=tuple(splits.tally.bad),
         fingerprint={
-            "objective": objective,
+            "rows_kind": rows_kind,
             "tokenizer": tokenizer.fingerprint(),
             "chat_template": template.fingerprint(),
             "system_prompt": hashlib.sha256(options.system_prompt.encode()).hexdigest(),
             "max_length": str(options.max_length),
             "packing": options.packing,
             "max_pairs_per_dialogue": str(options.max_pairs_per_dialogue),
-            "row_length": str(packed[0].sizes.tokens),
-            "train_rows": packed[0].fingerprint(),
-            "eval_rows": packed[1].fingerprint(),
+            "row_length": str(train_rows.sizes.tokens),
+            "train_rows": train_rows.fingerprint(),
+            "eval_rows": eval_rows.fingerprint(),
         },
     )
 
@@ -145,13 +123,25 @@ def check_token_ids(groups: Sequence[Group], tokenizer: Tokenizer, model_config:
 
 
 def trained_texts(rows: PackedRows, row: int, tokenizer: Tokenizer) -> list[str]:
-    """The trained tokens of one row as text, by reply: what the loss really sees."""
+    """The trained tokens of one row as text, reply by reply."""
     texts: list[str] = []
     for index in rows.tree_indices[row]:
         tree = rows.trees[index]
         ends = np.cumsum(np.bincount(tree.sequence_index, minlength=len(tree.sequence_ids)))
         texts += [tokenizer.decode(ids.tolist()) for ids in np.split(tree.target_id, ends[:-1])]
     return texts
+
+
+def _packed(split: EncodedSplit, options: DataOptions, rows_kind: str, max_units: int) -> PackedRows:
+    return pack(
+        split.groups,
+        options.packing,
+        options.row_length,
+        options.max_length,
+        max_units,
+        labels=split.labels,
+        mismatched=rows_kind == MISMATCHED_ROWS,
+    )
 
 
 def _count_unmatched(rows: PackedRows) -> int:

@@ -1,15 +1,14 @@
-"""Single replies with a label (KTO) in packed rows, and the mismatched replies that its estimate of the KL is made of.
+"""Single replies with a label (KTO) in packed rows, and the mismatched replies for its estimate of the KL divergence.
 
-A mismatched reply is a prompt of the row with the reply to another one. TRL pairs (x_1, y_n), (x_2, y_1), ... within a
-batch; here within a packed row, so that in any batch of rows the mismatched replies are the batch's own ones. They are
-branches of the same trees. What they add to a row does not depend on who gets which reply, since each comes once more:
-room is kept while rows are planned, and replies are dealt afterwards. A truncated reply only takes less.
+A mismatched reply is the reply to another prompt, put after this prompt. TRL pairs (x_1, y_n), (x_2, y_1), ... within a
+batch. Here replies are exchanged within a packed row, so every batch of rows holds its own mismatched replies, as
+branches of the same trees. Each reply of a row comes exactly once more, whichever prompt it follows: `with_room` keeps
+this room before rows are planned, `with_mismatched` assigns the replies afterwards.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,9 +30,9 @@ def with_room(groups: Sequence[Group], num_replies: int) -> list[list[Unit]]:
 
 
 def with_mismatched(plan: RowPlan, max_length: int) -> RowPlan:
-    """The plan with replies in the places that `with_room` kept, or no place where a row has no other prompt.
+    """The plan with mismatched replies in the places that `with_room` kept; none where a row has no other prompt.
 
-    A reply is cut where it would make the sequence longer than `max_length` (0 = unlimited), as in TRL.
+    A reply is cut where the sequence would be longer than `max_length` (0 = unlimited), as in TRL.
     """
     parts: list[Group] = list(plan.parts)
     for row in plan.rows:
@@ -41,14 +40,14 @@ def with_mismatched(plan: RowPlan, max_length: int) -> RowPlan:
         units = [parts[part][number] for part, number in places]
         dealt: dict[int, list[Unit]] = {part: list(parts[part]) for part in row}
         for (part, number), unit, other in zip(places, units, partners([unit[0] for unit in units]), strict=True):
-            dealt[part][number] = _filled(unit, None if other is None else units[other][0], max_length)
+            dealt[part][number] = _with_reply(unit, None if other is None else units[other][0], max_length)
         for part, own in dealt.items():
             parts[part] = own
     return dataclasses.replace(plan, parts=parts)
 
 
 def partners(replies: Sequence[ScoredSequence]) -> list[int | None]:
-    """For each of a row's replies another one, of another prompt: a permutation, or None where no other prompt is left.
+    """For each of a row's replies the place of another one with another prompt, each once; None where none is left.
 
     A rotation by half of the replies in the order of their prompts: neighbours in this order share the most.
     """
@@ -81,14 +80,8 @@ def labeled_replies(
     )
 
 
-def count_labels(labels: Sequence[bool]) -> dict[str, int]:
-    """Desirable and undesirable replies to train on, for a report."""
-    counts = Counter(labels)
-    named = {"desirable replies to train on": counts[True], "undesirable replies to train on": counts[False]}
-    return named if labels else {}
-
-
-def _filled(unit: Unit, other: ScoredSequence | None, max_length: int) -> Unit:
+def _with_reply(unit: Unit, other: ScoredSequence | None, max_length: int) -> Unit:
+    """A unit of `with_room` with the reply of `other` in its place."""
     reply, place = unit
     if other is None:
         return (reply,)

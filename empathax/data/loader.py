@@ -1,8 +1,7 @@
 """Batches as a pure function of (seed, step): a resumed run needs the step number and nothing else.
 
-Grain's order: source, seed, shuffle, repeat with a new order in each epoch, batch (data/passes.py has the order of
-data with a limit to a dialogue's pairs in a step). A step's rows do not depend on how
-many processes read them: each takes its parts of the global batch.
+Grain shuffles the rows anew in each epoch; data/passes.py orders them where a step may hold at most n pairs of a
+dialogue. A step's rows do not depend on how many processes read them: each takes its parts of the global batch.
 """
 
 from __future__ import annotations
@@ -28,8 +27,9 @@ PREFETCH_BATCHES = 4
 
 
 class Loader:
-    """Training batches [A, B, ...]: A = accumulation_steps micro-batches of B = rows_per_batch * len(parts) / num_parts
-    rows.
+    """Training batches [A, B, ...].
+
+    A = accumulation_steps micro-batches of B = rows_per_batch * len(parts) / num_parts rows.
 
     Args:
         rows: packed rows; every step takes A * rows_per_batch of them.
@@ -82,10 +82,6 @@ class Loader:
     def row_ids(self, step: int) -> Int[np.ndarray, "A B"]:
         """The rows of step `step` over all processes."""
         return np.asarray(self._row_ids[step]).reshape(self._shape)
-
-    def sequence_ids(self, step: int) -> Int[np.ndarray, " sequences"]:
-        """Ids of all replies of step `step`."""
-        return np.concatenate([self.rows.sequence_ids(int(row)) for row in self.row_ids(step).ravel()])
 
     def batch_at(self, step: int) -> Batch:
         """This process's part of step `step`, leading dims [A, B]; numpy arrays."""

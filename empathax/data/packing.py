@@ -1,16 +1,13 @@
-"""Prefix trees into rows of one length: a dialogue's tree whole where it fits, rows filled best-fit.
+"""Prefix trees packed into rows of one length: the rows, `pack`, and a report of what a packing costs and saves.
 
-A unit is what must stay together: one reply (SFT), or the chosen and the rejected reply of a pair. A group is the units
-that may share a prefix: a dialogue. `packing` says how much is shared: "tree" lays a group out as one tree, "pair" each
-unit as one tree, "none" every reply as a chain of its own (both chains of a pair still in one row). Replies with a
-label (data/labeled.py) are units of one, to which planning may add a mismatched reply.
-
-What a packing costs and saves, in figures.
+A unit is what must lie in one row: one reply (SFT), or the chosen and the rejected reply of a pair. A group is the
+units that may share a prefix: a dialogue. `packing` says how much is shared: "tree" lays a group out as one tree,
+"pair" each unit as one tree, "none" every reply as a chain of its own (both chains of a pair in one row). Replies with
+a label (data/labeled.py) are units of one, to which planning may add a mismatched reply.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +20,7 @@ from jaxtyping import Int32
 from empathax.data.batch import Batch
 from empathax.data.labeled import labeled_replies, with_mismatched, with_room
 from empathax.data.passes import deal
-from empathax.data.prefix_tree import Tree, build_tree
+from empathax.data.prefix_tree import Tree, build_tree, joined
 from empathax.data.row_plan import Group, RowPlan, plan_rows, round_up
 
 TRAINED_MULTIPLE = 32  # M
@@ -45,11 +42,16 @@ class RowSizes:
 class PackedRows:
     """Rows as lists of trees; `rows[i]` lays row i out as arrays without the batch dimension.
 
-    Read-only and random access, so that it can be a Grain source. `num_sequences` is one more than the largest
-    sequence id. `pass_sizes` are the rows of each pass of data/passes.py, one after another; `dialogues` holds the
-    units of each dialogue in a row as (dialogue, units), where `max_units` limits them in a step (0 = no limit).
-    `labels` are those of replies by sequence id, none where replies have none; the id of a reply's mismatched one is
-    their number more.
+    Read-only with random access, so that it can be a Grain source.
+
+    Attributes:
+        trees, tree_indices: all trees, and the indices of each row's trees.
+        paired: whether the replies of a row are pairs, chosen and rejected in turn.
+        num_sequences: one more than the largest sequence id.
+        pass_sizes: rows of each pass of data/passes.py, one pass after another.
+        dialogues: (dialogue, its units) of each row, where `max_units` limits them in a step (0 = no limit).
+        labels: whether each reply is desirable, by sequence id; () without labels. The mismatched reply of reply i has
+            the id len(labels) + i.
     """
 
     trees: tuple[Tree, ...]
@@ -74,19 +76,14 @@ class PackedRows:
         return self._lay_out([])
 
     def _lay_out(self, trees: Sequence[Tree]) -> Batch:
-        batch = _lay_out(trees, self.sizes, self.paired)
-        if not self.labels:
-            return batch
-        ids = np.concatenate([np.zeros(0, np.int32), *(tree.sequence_ids for tree in trees)])
-        return dataclasses.replace(batch, replies=labeled_replies(ids, self.labels, self.sizes.labeled))
+        return _lay_out(trees, self.sizes, self.paired, self.labels)
 
     def sequence_ids(self, row: int) -> Int32[np.ndarray, " sequences"]:
         """Ids of the replies in one row."""
-        ids = [self.trees[i].sequence_ids for i in self.tree_indices[row]]
-        return np.concatenate([np.zeros(0, np.int32), *ids])
+        return joined([self.trees[i].sequence_ids for i in self.tree_indices[row]])
 
     def reply_lengths(self) -> Int32[np.ndarray, " sequences"]:
-        """Trained tokens of each reply by sequence id; 0 for ids that never come."""
+        """Trained tokens of each reply by sequence id; 0 for ids that no row holds."""
         lengths = np.zeros(self.num_sequences, np.int32)
         for tree in self.trees:
             lengths[tree.sequence_ids] = np.bincount(tree.sequence_index, minlength=len(tree.sequence_ids))
@@ -114,7 +111,7 @@ def pack(
 ) -> PackedRows:
     """Packs `groups` into rows of `row_length` tokens.
 
-    A tree larger than a row is split between units: the shared prefix is repeated, nothing is dropped.
+    A tree larger than a row is cut between units: the shared prefix is repeated, nothing is dropped.
 
     Args:
         groups: units by dialogue; all units have the same number of sequences.
@@ -159,16 +156,11 @@ def _dialogues(plan: RowPlan, groups: Sequence[Group]) -> tuple[tuple[tuple[int,
     return tuple(tuple(Counter(row).items()) for row in rows)
 
 
-def _tree(units: Group, share: bool) -> Tree:
-    return build_tree([sequence for unit in units for sequence in unit], share)
-
-
 def _trees(plan: RowPlan, share: bool, merge: bool) -> tuple[list[Tree], list[list[int]]]:
-    """The trees of a plan, and each row's indices into them."""
-    if not merge:
-        return [_tree(part, share) for part in plan.parts], plan.rows
-    trees = [_tree([unit for part in row for unit in plan.parts[part]], share) for row in plan.rows]
-    return trees, [[row] for row in range(len(trees))]
+    """The trees of a plan, and each row's indices into them: a tree for each part, or with `merge` for each row."""
+    merged = [[unit for part in row for unit in plan.parts[part]] for row in plan.rows]
+    groups, rows = (merged, [[row] for row in range(len(merged))]) if merge else (plan.parts, plan.rows)
+    return [build_tree([sequence for unit in group for sequence in unit], share) for group in groups], rows
 
 
 def _row_sizes(
@@ -186,7 +178,7 @@ def _row_sizes(
     )
 
 
-def _lay_out(trees: Sequence[Tree], sizes: RowSizes, paired: bool) -> Batch:
+def _lay_out(trees: Sequence[Tree], sizes: RowSizes, paired: bool, labels: Sequence[bool]) -> Batch:
     """One row's arrays; trees one after another, then unused slots."""
     token_offsets = np.cumsum([0, *(tree.num_tokens for tree in trees)])
     sequence_offsets = np.cumsum([0, *(len(tree.sequence_ids) for tree in trees)])
@@ -210,12 +202,15 @@ def _lay_out(trees: Sequence[Tree], sizes: RowSizes, paired: bool) -> Batch:
         "rejected_index_BP": _filled([np.arange(num_pairs) * 2 + 1], sizes.pairs),
         "pair_weight_BP": _ones(num_pairs, sizes.pairs),
     }
+    if labels:
+        ids = joined([tree.sequence_ids for tree in trees])
+        arrays["replies"] = labeled_replies(ids, labels, sizes.labeled)
     return Batch(**arrays)
 
 
 def _filled(arrays: Sequence[np.ndarray], length: int, empty: int = 0) -> Int32[np.ndarray, " length"]:
-    values = np.concatenate([np.zeros(0, np.int32), *arrays])
-    return np.concatenate([values, np.full(length - len(values), empty)]).astype(np.int32)
+    values = joined(arrays)
+    return joined([values, np.full(length - len(values), empty)])
 
 
 def _ones(count: int, length: int) -> np.ndarray:

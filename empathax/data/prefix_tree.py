@@ -87,7 +87,7 @@ class PrefixTrie:
                 node = children[key] = _Node(rest, depth)
                 self.num_tokens += len(rest)
             else:
-                _split(node, _common_length(node.token_ids, rest))
+                _split(node, common_length(node.token_ids, rest))
             depth += len(node.token_ids)
             children = node.children
 
@@ -144,19 +144,19 @@ def build_tree(sequences: Sequence[ScoredSequence], share: bool = True) -> Tree:
     indices = [trie.find(ids, root) for root, ids in enumerate(token_ids)]
     queries = [index[len(s.prompt_ids) - 1 : -1] for index, s in zip(indices, sequences, strict=True)]
     return Tree(
-        token_ids=_joined([node.token_ids for node in nodes]),
-        positions=_joined([np.arange(node.start, node.start + len(node.token_ids)) for node in nodes]),
+        token_ids=joined([node.token_ids for node in nodes]),
+        positions=joined([np.arange(node.start, node.start + len(node.token_ids)) for node in nodes]),
         # All tokens of a run end at the same place: nothing branches off before its last one.
         subtree_end=np.repeat([node.offset + node.num_below for node in nodes], lengths).astype(np.int32),
-        query_index=_joined(queries),
-        target_id=_joined([sequence.reply_ids for sequence in sequences]),
+        query_index=joined(queries),
+        target_id=joined([sequence.reply_ids for sequence in sequences]),
         sequence_index=np.repeat(np.arange(len(sequences)), [len(q) for q in queries]).astype(np.int32),
         sequence_ids=np.array([sequence.sequence_id for sequence in sequences], np.int32),
     )
 
 
-def _common_length(a: np.ndarray, b: np.ndarray) -> int:
-    """Length of the longest common prefix."""
+def common_length(a: np.ndarray, b: np.ndarray) -> int:
+    """Length of the longest common prefix of two sequences."""
     length = min(len(a), len(b))
     different = a[:length] != b[:length]
     return int(different.argmax()) if different.any() else length
@@ -171,5 +171,6 @@ def _split(node: _Node, length: int) -> None:
     node.token_ids = node.token_ids[:length]
 
 
-def _joined(arrays: Sequence[np.ndarray]) -> Int32[np.ndarray, " n"]:
+def joined(arrays: Sequence[np.ndarray]) -> Int32[np.ndarray, " n"]:
+    """The arrays one after another as int32; empty for none."""
     return np.concatenate([np.zeros(0, np.int32), *arrays]).astype(np.int32)

@@ -1,10 +1,9 @@
-"""Which units share a tree and which trees share a row: lengths of rows, splitting of large groups, best fit.
+"""Planning of packed rows: which units share a tree, which trees share a row, and how long rows are.
 
-Evens out the trained tokens of rows that are filled already, by exchanging items between them.
-
-All rows of a data set have as many slots for trained tokens as the fullest one needs (M), so every trained token that
-leaves the fullest rows saves a slot in all of them. Items change places only where both rows keep within their length:
-no row is added and no prefix repeated.
+`plan_rows` cuts groups that are larger than a row, fills rows best-fit and levels them. All rows of a data set have as
+many slots for trained tokens as the fullest row needs (M), so every trained token that leaves the fullest rows saves a
+slot in all of them. Levelling exchanges trees between rows of one pass where both keep within their length: no row is
+added and no prefix repeated.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from empathax.data.prefix_tree import PrefixTrie, ScoredSequence
+from empathax.data.prefix_tree import PrefixTrie, ScoredSequence, common_length
 from empathax.errors import ConfigError
 
 ROW_MULTIPLE = 128  # T, for attention blocks
@@ -30,6 +29,8 @@ ATTENTION_LENGTH = 4096
 # A slot for a trained token, in tokens without attention: vocabulary projection and its gradient, 6 D V of 6 x
 # parameters. 0.27 for SmolLM2 135M, 0.08 for Llama 3 8B; their geometric mean.
 TRAINED_COST = 0.15
+PARTNERS = 128  # rows tried in exchange with a full one: those with the fewest trained tokens
+MAX_VISITS = 20_000  # bounds the time on data of very many rows
 
 Unit = tuple[ScoredSequence, ...]  # (reply,) or (chosen, rejected)
 Group = Sequence[Unit]
@@ -48,14 +49,14 @@ class RowPlan:
 
     @property
     def work(self) -> float:
-        """Tokens computed, each with its share of attention, which grows with the row, and the slots for trained
-        tokens as they are once rows are levelled: what an average row needs, or the largest part."""
+        """Cost of a step over all rows, in tokens: each token with its share of attention, which grows with the row,
+        and the trained slots of levelled rows, which are what an average row needs, or the largest part."""
         trained = [num_trained(part) for part in self.parts]
         slots = max(sum(trained) / max(len(self.rows), 1), max(trained, default=0))
         return len(self.rows) * (self.length * (1 + self.length / ATTENTION_LENGTH) + TRAINED_COST * slots)
 
     def leveled(self) -> RowPlan:
-        """The same with the trained tokens of each pass's rows evened out."""
+        """The same plan with the rows of each pass levelled."""
         trained = [num_trained(part) for part in self.parts]
         starts = np.cumsum([0, *self.pass_sizes])
         rows: list[list[int]] = []
@@ -65,7 +66,7 @@ class RowPlan:
 
 
 def plan_rows(passes: Sequence[Sequence[Group]], share: bool, merge: bool, row_length: int, max_length: int) -> RowPlan:
-    """The rows of `passes` (no group empty): of `row_length` tokens, or of a length chosen as data/packing.py says.
+    """The rows of `passes` (no group empty): of `row_length` tokens, or of a length chosen as `pack` says.
 
     No row holds groups of two passes. With `merge` the trees of a row become one, where what all data begin with (BOS,
     the system text) is laid out once.
@@ -136,8 +137,10 @@ def round_up(n: int, multiple: int) -> int:
 
 
 def _plan(passes: Sequence[Sequence[Group]], sizes: Sequence[int], length: int, share: bool, common: int) -> RowPlan:
-    """Splits what is larger than a row and fills the rows of each pass best-fit. `sizes` are the groups' over all
-    passes; the first `common` tokens of every group are laid out once a row."""
+    """Cuts groups larger than a row and fills the rows of each pass best-fit.
+
+    `sizes` are the tokens of all groups; the first `common` tokens of every group are laid out once a row.
+    """
     parts: list[Group] = []
     part_sizes: list[int] = []
     rows: list[list[int]] = []
@@ -155,7 +158,7 @@ def _plan(passes: Sequence[Sequence[Group]], sizes: Sequence[int], length: int, 
 
 
 def _cut(groups: Sequence[Group], sizes: Sequence[int], length: int, share: bool) -> tuple[list[Group], list[int]]:
-    """Groups with those larger than a row in parts, and the tokens of each."""
+    """Groups, those larger than a row in parts, and the tokens of each."""
     parts: list[Group] = []
     part_sizes: list[int] = []
     for group, size in zip(groups, sizes, strict=True):
@@ -166,20 +169,16 @@ def _cut(groups: Sequence[Group], sizes: Sequence[int], length: int, share: bool
 
 
 def _common_prefix_length(parts: Sequence[Group]) -> int:
-    """Tokens that every prompt begins with."""
+    """Number of tokens that every prompt begins with."""
     prompts = [sequence.prompt_ids for part in parts for unit in part for sequence in unit]
-    if not prompts:
-        return 0
-    common = prompts[0]
+    common = prompts[0] if prompts else np.zeros(0, np.int32)
     for prompt in prompts:
-        common = common[: min(len(common), len(prompt))]
-        different = common != prompt[: len(common)]
-        common = common[: int(different.argmax())] if different.any() else common
+        common = common[: common_length(common, prompt)]
     return len(common)
 
 
 def _candidate_lengths(groups: Sequence[Group], sizes: Sequence[int], max_length: int, share: bool) -> list[int]:
-    """Row lengths worth trying: from the smallest that will do to twice that, at most CANDIDATES of them."""
+    """Row lengths to try: from the smallest possible one to twice that, at most CANDIDATES of them."""
     largest_tree = max(sizes, default=1)
     least = min(largest_tree, max(max_length, _largest_unit(groups, sizes, max_length, share)))
     lowest = round_up(least if max_length else largest_tree, ROW_MULTIPLE)
@@ -213,10 +212,6 @@ def _insert(trie: PrefixTrie, unit: Unit) -> None:
         trie.insert(sequence.token_ids())
 
 
-PARTNERS = 128  # rows tried in exchange with a full one: those with the fewest trained tokens
-MAX_VISITS = 20_000  # bounds the time on data of very many rows
-
-
 def level_rows(
     rows: Sequence[Sequence[int]], sizes: Sequence[int], trained: Sequence[int], row_length: int
 ) -> list[list[int]]:
@@ -240,7 +235,7 @@ def level_rows(
             break
         load, row = heapq.heappop(waiting)
         if -load != levels.trained[row]:
-            continue  # it has changed since, and stands in the heap with what it holds now
+            continue  # the row has changed since; its present load has an entry of its own
         changed = levels.relieve(row)
         for other in changed:
             heapq.heappush(waiting, (-int(levels.trained[other]), other))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from empathax.config import DataOptions
-from empathax.config.losses import PAIRED_ROWS
+from empathax.config.losses import LABELED_ROWS, MISMATCHED_ROWS, PAIRED_ROWS, REPLY_ROWS
 from empathax.data.files import BadRow, NoReply, Part, Values, open_source
 from empathax.data.records import CompletionRow, Dialogue, Row, Tally
 from empathax.data.support_corpora import esconv_pairs, parse_empathetic_dialogues, parse_esconv
@@ -31,72 +31,74 @@ class Splits:
     tally: Tally
 
 
-def load_splits(options: DataOptions, objective: str, seed: int = 0, rows_kind: str = PAIRED_ROWS) -> Splits:
-    """Rows for `objective` ("sft" or "dpo"); `rows_kind` is what the losses of dpo read (losses.py).
+def load_splits(options: DataOptions, rows_kind: str, seed: int = 0) -> Splits:
+    """Rows of `rows_kind`: REPLY_ROWS, PAIRED_ROWS, LABELED_ROWS or MISMATCHED_ROWS of config/losses.py.
 
-    "dpo" reads `preference_path` where that is set. Held out is: `eval_path`, which belongs to `path`; else the
-    source's own split (`eval_split`); else `eval_fraction` of the rows by a hash of `split_key`, for every seed alike.
+    All but REPLY_ROWS are read from `preference_path` where that is set. The held-out rows are those of `eval_path`,
+    which belongs to `path`; else the source's own split (`eval_split`); else a fraction `eval_fraction` of the rows,
+    chosen by a hash of their dialogue, the same for every seed. `seed` draws the rejected replies of pairs that are
+    made of dialogues.
 
     Raises:
         DataError: nothing there, not readable, no row of a known format, or more bad rows than `max_bad_fraction`.
     """
     tally = Tally()
-    own = bool(objective == "dpo" and options.preference_path)
+    own = bool(rows_kind != REPLY_ROWS and options.preference_path)
     path = options.preference_path if own else options.path
     if not path:
         raise DataError("data.path is empty: set it to a file, a directory, a hub name or 'samples'")
-    opened = open_source(path, objective, options.eval_split)
+    opened = open_source(path, rows_kind, options.eval_split)
     parts = {name: _rows(part, options, tally) for name, part in opened.items()}
     if options.eval_path and not own:
-        parts["eval"] = _held_out_file(options, objective, tally)
+        parts["eval"] = _held_out_file(options, rows_kind, tally)
         parts["train"] = parts.get("train", parts.pop("all", []))
     _check_split(path, options.eval_split, parts)
-    check_bad_rows(tally, options.max_bad_fraction)
+    _check_bad_rows(tally, options.max_bad_fraction)
     if not any(parts.values()):
         raise DataError(f"{path}: there is no row in it")
     parts = {name: _seeker_first(rows, options.seeker_first_only, tally) for name, rows in parts.items()}
     if "eval" not in parts:
         parts = _held_out(parts.get("all", parts.get("train", [])), options.eval_fraction)
     train, held = parts.get("train", parts.get("all", [])), parts["eval"]
-    if objective == "dpo" and (rows_kind == PAIRED_ROWS or options.unpair):
+    if rows_kind == PAIRED_ROWS or (options.unpair and rows_kind != REPLY_ROWS):
         train, held = (_as_pairs(rows, options, seed, path) for rows in (train, held))
-    if objective == "dpo" and rows_kind != PAIRED_ROWS:
+    if rows_kind in (LABELED_ROWS, MISMATCHED_ROWS):
         _check_labels([*train, *held], options.unpair, path)
     return Splits(_limited(train, options.max_train_dialogues), _limited(held, options.max_eval_dialogues), tally)
 
 
 def load_all(path: str, options: DataOptions) -> tuple[list[Row], Tally]:
-    """Every row of one source in its own order, splits one after another; nothing is left out.
+    """Every row of one source in its own order, one split after another.
 
     Raises:
         DataError: as `load_splits`.
     """
     tally = Tally()
-    rows = [row for part in open_source(path, "sft").values() for row in _rows(part, options, tally)]
-    check_bad_rows(tally, options.max_bad_fraction)
+    rows = [row for part in open_source(path, REPLY_ROWS).values() for row in _rows(part, options, tally)]
+    _check_bad_rows(tally, options.max_bad_fraction)
     if not rows:
         raise DataError(f"{path}: there is no row in it")
     return rows, tally
 
 
 def load_by_split(options: DataOptions) -> dict[str, list[Row]]:
-    """Every row of `path`: "train", and "valid" and "test" where there are such rows; the test split is never "valid".
+    """Every row of `path` by split: "train", and "valid" and "test" where there are such rows.
 
-    The rows of `eval_path` are "valid", before those of the source's own split. A source without splits is "train", but
-    for what `eval_fraction` holds out as "valid".
+    "valid" are the rows of `eval_path`, then those of the source's own validation split, never its test split. A source
+    without splits is "train", with a fraction `eval_fraction` as "valid".
 
     Raises:
         DataError: as `load_splits`.
     """
     tally = Tally()
-    opened = open_source(options.path, "sft", "valid alone")
-    test = open_source(options.path, "sft", "test").get("eval")
+    opened = open_source(options.path, REPLY_ROWS, "valid alone")
+    test = open_source(options.path, REPLY_ROWS, "test").get("eval")
     train = _rows(opened.get("train") or opened["all"], options, tally)
-    valid = _held_out_file(options, "sft", tally) if options.eval_path else []
+    valid = _held_out_file(options, REPLY_ROWS, tally) if options.eval_path else []
     valid += _rows(opened["eval"], options, tally) if "eval" in opened else []
     known = {_content(row) for row in valid}  # a held-out file may be one of the source's own
     rest = [row for row in _rows(test, options, tally) if _content(row) not in known] if test else []
-    check_bad_rows(tally, options.max_bad_fraction)
+    _check_bad_rows(tally, options.max_bad_fraction)
     if not (valid or rest):
         parts = _held_out(train, options.eval_fraction)
         train, valid = parts["train"], parts["eval"]
@@ -106,8 +108,8 @@ def load_by_split(options: DataOptions) -> dict[str, list[Row]]:
     return found
 
 
-def _held_out_file(options: DataOptions, objective: str, tally: Tally) -> list[Row]:
-    opened = open_source(options.eval_path, objective)
+def _held_out_file(options: DataOptions, rows_kind: str, tally: Tally) -> list[Row]:
+    opened = open_source(options.eval_path, rows_kind)
     return _rows(opened.get("eval") or opened.get("all") or opened["train"], options, tally)
 
 
@@ -115,7 +117,7 @@ def _content(row: Row) -> str:
     return repr(dataclasses.replace(row, origin=""))
 
 
-def check_bad_rows(tally: Tally, max_bad_fraction: float) -> None:
+def _check_bad_rows(tally: Tally, max_bad_fraction: float) -> None:
     """Raises a DataError with the first reasons if more rows are bad than allowed."""
     if not tally.bad or len(tally.bad) <= max_bad_fraction * tally.num_rows:
         return
@@ -125,7 +127,7 @@ def check_bad_rows(tally: Tally, max_bad_fraction: float) -> None:
 
 
 def _check_split(path: str, eval_split: str, parts: Collection[str]) -> None:
-    """A DataError for a test split that is asked for and not there: other rows in its place would go unnoticed."""
+    """Raises a DataError if a test split is asked for and there is none: nobody would notice other rows instead."""
     if eval_split == "test" and "eval" not in parts:
         raise DataError(
             f"{path}: found no test split, which data.eval_split = 'test' asks for; name the held-out file in "
@@ -133,10 +135,12 @@ def _check_split(path: str, eval_split: str, parts: Collection[str]) -> None:
         )
 
 
-def split_key(row: Row) -> str:
-    """What decides the side of the held-out split: the dialogue's name if the row has one, else how it begins; so that
-    what belongs together is on one side in every stage."""
-    if isinstance(row, Dialogue) and row.dialogue_id == messages_id(row.messages):  # named by all that is said
+def _split_key(row: Row) -> str:
+    """What the held-out split is decided by: the dialogue's name if the row has one, else how the dialogue begins.
+
+    Rows of one dialogue are then on the same side, whatever kind of rows is read.
+    """
+    if isinstance(row, Dialogue) and row.dialogue_id == messages_id(row.messages):  # named by its whole text
         return group_id(row.messages)
     return row.dialogue_id
 
@@ -204,14 +208,14 @@ def _seeker_first(rows: list[Row], only: bool, tally: Tally) -> list[Row]:
 
 def _held_out(rows: list[Row], fraction: float) -> dict[str, list[Row]]:
     """Splits off `fraction` by a hash of what rows belong to; at least one on each side where there are two."""
-    keys = sorted({split_key(row) for row in rows}, key=_hash)
+    keys = sorted({_split_key(row) for row in rows}, key=_hash)
     if fraction <= 0.0 or len(keys) < 2:
         return {"train": rows, "eval": []}
     num_held = sum(_hash(key) < fraction * 2**64 for key in keys)
     held = set(keys[: min(max(num_held, 1), len(keys) - 1)])
     return {
-        "train": [row for row in rows if split_key(row) not in held],
-        "eval": [row for row in rows if split_key(row) in held],
+        "train": [row for row in rows if _split_key(row) not in held],
+        "eval": [row for row in rows if _split_key(row) in held],
     }
 
 
@@ -220,8 +224,10 @@ def _hash(key: str) -> int:
 
 
 def _as_pairs(rows: list[Row], options: DataOptions, seed: int, path: str) -> list[Row]:
-    """Preference rows as they are; pairs made of dialogues whose turns can be replaced. Replies with a label stay only
-    where pairs are taken apart anyway."""
+    """Preference rows unchanged, and pairs made of dialogues.
+
+    Single replies with a label are kept only with `unpair`, where pairs are split into single replies anyway.
+    """
     dialogues, rejected = [row for row in rows if isinstance(row, Dialogue)], options.esconv_rejected
     single = [row for row in rows if isinstance(row, CompletionRow)]
     if not options.unpair and any(row.label is not None for row in single):
@@ -240,7 +246,7 @@ def _as_pairs(rows: list[Row], options: DataOptions, seed: int, path: str) -> li
 
 
 def _check_labels(rows: list[Row], unpair: bool, path: str) -> None:
-    """Raises a DataError unless every row is a reply with a label, or a pair that `unpair` takes apart."""
+    """Raises a DataError unless every row is a reply with a label, or a pair that `unpair` splits."""
     if not unpair and any(not isinstance(row, CompletionRow) for row in rows):
         raise DataError(
             f"{path}: the rows are pairs or dialogues, and dpo.loss takes single replies with a label: set "

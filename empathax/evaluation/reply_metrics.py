@@ -1,14 +1,19 @@
-"""Every metric of a set of replies, with the per-reply statistics behind it: what becomes a row of a table."""
+"""Every metric of a set of replies, as per-reply statistics, their values, and what scores them.
+
+A metric is what one entry of MEASURES returns: a `Statistic`, whose estimate with every dialogue once is the value and
+whose estimates on resamples are the interval, or a plain number, which has no interval. A new metric is computed in one
+place: a column of the family that it belongs to (metrics/text_metrics.py, dialogue_health.py, readability.py,
+semantic.py), or a measure of its own in MEASURES. It stands in a table of the report by a `Column` in report/table.py,
+and in docs/metrics.md.
+"""
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from empathax.config import EvalOptions
@@ -17,13 +22,13 @@ from empathax.evaluation.classifiers.classifier import Classifier, classify, loa
 from empathax.evaluation.classifiers.data import LEVEL_HEAD
 from empathax.evaluation.judging.chat_server import ChatServer
 from empathax.evaluation.judging.judge import CRITERIA, judge_replies, rubric_version
-from empathax.evaluation.metrics.dialogue_health import SCALE, health_columns, health_metrics
-from empathax.evaluation.metrics.levels import NORMALISATIONS, count_levels, validation_gap
+from empathax.evaluation.metrics.dialogue_health import health_columns, repeated_replies, top_4gram_share
+from empathax.evaluation.metrics.levels import NORMALISATIONS, most_likely
+from empathax.evaluation.metrics.readability import count_text, readability_values
 from empathax.evaluation.metrics.semantic import semantic_values
-from empathax.evaluation.metrics.statistics import MeanOfValues, ReplyLevels, Statistic
-from empathax.evaluation.metrics.style import count_text, readability_values
-from empathax.evaluation.metrics.text_metrics import REPLY_DISTINCT, score_texts
-from empathax.evaluation.metrics.text_statistics import text_statistics
+from empathax.evaluation.metrics.statistics import ReplyLevels, Statistic, mean_of_known
+from empathax.evaluation.metrics.text_metrics import text_statistics
+from empathax.evaluation.metrics.words import TokenizedPairs, tokenized
 from empathax.evaluation.reply_set import Turn
 from empathax.models.encoder.files import LoadedEncoder, load_encoder
 
@@ -32,15 +37,46 @@ EPITOME_PREFIX = "epitome_style_"
 
 @dataclass(frozen=True)
 class ReplyScores:
-    """Metrics by their names in docs/metrics.md and, reply by reply, what most of them are computed from.
-
-    Levels are 0 to 3, in the replies' order; empty where no classifier read them.
-    """
+    """Metrics by their names in docs/metrics.md and, reply by reply, what most of them are computed from."""
 
     metrics: Mapping[str, float]
     per_example: Mapping[str, Statistic]
-    levels: tuple[int, ...] = ()
-    reference_levels: tuple[int, ...] = ()
+
+    @property
+    def gap(self) -> ReplyLevels | None:
+        """The levels (0 to 3) of replies and references, in the replies' order; None where no classifier read them."""
+        gap = self.per_example.get("validation_gap")
+        return gap if isinstance(gap, ReplyLevels) else None
+
+
+@dataclass(frozen=True)
+class ScoredReplies:
+    """What measures look at: `replies`, one to each of `turns`."""
+
+    turns: tuple[Turn, ...]
+    replies: tuple[str, ...]
+
+    @property
+    def dialogues(self) -> tuple[str, ...]:
+        return tuple(turn.dialogue for turn in self.turns)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        return tuple(turn.reference for turn in self.turns)
+
+    @property
+    def seekers(self) -> tuple[str, ...]:
+        return tuple(turn.seeker for turn in self.turns)
+
+    @functools.cached_property
+    def ids_of(self) -> TokenizedPairs:
+        """The word ids of replies and references, for all measures that count words."""
+        return tokenized(self.replies, self.references)
+
+    def means(self, columns: Mapping[str, np.ndarray]) -> dict[str, Statistic | float]:
+        """The means of columns with a value for each reply, without replies that have none (NaN)."""
+        found = {name: mean_of_known(self.dialogues, values_E) for name, values_E in columns.items()}
+        return {name: statistic for name, statistic in found.items() if statistic is not None}
 
 
 @dataclass
@@ -94,76 +130,112 @@ class ReplyScorer:
             raise DataError(
                 f"found {len(replies)} replies to {len(turns)} turns: expected one to each, and at least one"
             )
-        owners = tuple(turn.dialogue for turn in turns)
-        references = [turn.reference for turn in turns]
-        metrics = score_texts(replies, references)
-        statistics: dict[str, Statistic] = text_statistics(replies, references, owners)
-        parts = [self._health(owners, turns, replies), self._readability(owners, replies)]
-        parts += [self._semantic(owners, references, replies), self._epitome(owners, turns, replies)]
-        parts += [self._judged(owners, turns, replies)]
-        for found_metrics, found in parts:
-            metrics |= found_metrics
-            statistics |= found
-        # replies that are all too short for an n-gram leave nothing to take a mean of
-        metrics = {name: value for name, value in metrics.items() if name not in REPLY_DISTINCT or name in statistics}
-        if self.levels is None or any(turn.quartile is None for turn in turns):
-            return ReplyScores(metrics, statistics)
-        levels, reference_levels = self._levels(turns, replies), self._levels_of_references(tuple(turns))
-        quartiles = tuple(turn.quartile or 0 for turn in turns)
-        gap = {name: float(value) for name, value in _gap(levels, reference_levels, quartiles, self.normalise).items()}
-        statistics["validation_gap"] = ReplyLevels(
-            owners, self.normalise, levels, quartiles, owners, reference_levels, quartiles
-        )
-        return ReplyScores(metrics | gap, statistics, levels, reference_levels)
+        scored = ScoredReplies(tuple(turns), tuple(replies))
+        metrics: dict[str, float] = {}
+        statistics: dict[str, Statistic] = {}
+        for measure in MEASURES.values():
+            for name, found in measure(self, scored).items():
+                if isinstance(found, Statistic):
+                    statistics[name] = found
+                    metrics |= found.metrics(name)
+                else:
+                    metrics[name] = found
+        return ReplyScores(metrics, statistics)
 
-    def _health(self, owners: tuple[str, ...], turns: Sequence[Turn], replies: Sequence[str]) -> _Part:
-        said: dict[str, Any] = {}
-        samples = _sample_numbers(turns)
-        dialogues = list(zip(owners, samples, strict=True))  # what one sample says is no repetition of another's
-        if len(set(dialogues)) < len(dialogues) or any(turn.supporter for turn in turns):  # dialogues are known
-            said = {"dialogue_ids": dialogues, "histories": [turn.supporter for turn in turns]}
-        columns = health_columns(replies, **said)
-        statistics = {name: MeanOfValues.of(owners, SCALE[name] * np.array(column)) for name, column in columns.items()}
-        return health_metrics(replies, columns), dict(statistics)
-
-    def _readability(self, owners: tuple[str, ...], replies: Sequence[str]) -> _Part:
-        return _means(owners, readability_values(replies) if self.readability else {})
-
-    def _semantic(self, owners: tuple[str, ...], references: Sequence[str], replies: Sequence[str]) -> _Part:
-        return _means(owners, semantic_values(self.encoder, replies, references) if self.encoder else {})
-
-    def _epitome(self, owners: tuple[str, ...], turns: Sequence[Turn], replies: Sequence[str]) -> _Part:
-        """The mean degree (none 0, weak 1, strong 2) of each head."""
-        if self.epitome is None:
-            return {}, {}
-        logits = classify(self.epitome, replies, [turn.seeker for turn in turns])
-        degrees = {f"{EPITOME_PREFIX}{name}": values.argmax(axis=1).astype(float) for name, values in logits.items()}
-        return _means(owners, degrees)
-
-    def _judged(self, owners: tuple[str, ...], turns: Sequence[Turn], replies: Sequence[str]) -> _Part:
-        if self.judge is None:
-            return {}, {}
-        print(f"{self.judge.options.model} judges {len(replies):,} replies ...", file=sys.stderr, flush=True)
-        prompts, references = [turn.prompt for turn in turns], [turn.reference for turn in turns]
-        found = judge_replies(self.judge, prompts, replies=replies, references=references, criteria=self.criteria)
-        for judgements in found.values():
-            print(judgements.in_words(), file=sys.stderr)
-        metrics = {name: value for judgements in found.values() for name, value in judgements.metrics().items()}
-        statistics = {name: judgements.statistic(owners) for name, judgements in found.items()}
-        return metrics, {name: statistic for name, statistic in statistics.items() if statistic is not None}
-
-    def _levels(self, turns: Sequence[Turn], texts: Sequence[str]) -> tuple[int, ...]:
-        assert self.levels is not None
-        logits = classify(self.levels, texts, [turn.seeker for turn in turns])[LEVEL_HEAD.name]
-        return tuple(logits.argmax(axis=1).tolist())
-
-    def _levels_of_references(self, turns: tuple[Turn, ...]) -> tuple[int, ...]:
+    def levels_of_references(self, turns: tuple[Turn, ...]) -> tuple[int, ...]:
+        """The levels of the turns' own replies, read once for all models."""
         if turns not in self._reference_levels:
-            self._reference_levels[turns] = self._levels(turns, [turn.reference for turn in turns])
+            references = ScoredReplies(turns, tuple(turn.reference for turn in turns))
+            self._reference_levels[turns] = _classes(self.levels, references)[LEVEL_HEAD.name]
         return self._reference_levels[turns]
 
 
-_Part = tuple[dict[str, float], dict[str, Statistic]]
+Measured = Mapping[str, Statistic | float]
+
+
+def _text(scorer: ReplyScorer, scored: ScoredReplies) -> Measured:
+    return text_statistics(scored.ids_of, scored.dialogues)
+
+
+def _health(scorer: ReplyScorer, scored: ScoredReplies) -> Measured:
+    words, _ = scored.ids_of("treebank")
+    columns = health_columns(scored.replies, words)
+    # what one sample says is no repetition of another's
+    dialogues = list(zip(scored.dialogues, _sample_numbers(scored.turns), strict=True))
+    histories = [turn.supporter for turn in scored.turns]
+    if len(set(dialogues)) < len(dialogues) or any(histories):  # else nobody knows which replies follow each other
+        columns["repeated_replies"] = repeated_replies(scored.replies, dialogues, histories)
+    return {**scored.means(columns), "top_4gram_share": top_4gram_share(words)}
+
+
+def _readability(scorer: ReplyScorer, scored: ScoredReplies) -> Measured:
+    return scored.means(readability_values(scored.replies)) if scorer.readability else {}
+
+
+def _semantic(scorer: ReplyScorer, scored: ScoredReplies) -> Measured:
+    if scorer.encoder is None:
+        return {}
+    return scored.means(semantic_values(scorer.encoder, scored.replies, scored.references))
+
+
+def _epitome(scorer: ReplyScorer, scored: ScoredReplies) -> Measured:
+    """The mean degree (none 0, weak 1, strong 2) of each head."""
+    if scorer.epitome is None:
+        return {}
+    degrees = _classes(scorer.epitome, scored)
+    return scored.means({f"{EPITOME_PREFIX}{name}": np.array(values, float) for name, values in degrees.items()})
+
+
+def _judged(scorer: ReplyScorer, scored: ScoredReplies) -> Measured:
+    if scorer.judge is None:
+        return {}
+    print(f"{scorer.judge.options.model} judges {len(scored.replies):,} replies ...", file=sys.stderr, flush=True)
+    prompts = [turn.prompt for turn in scored.turns]
+    judged = judge_replies(
+        scorer.judge, prompts, replies=scored.replies, references=scored.references, criteria=scorer.criteria
+    )
+    found: dict[str, Statistic | float] = {}
+    for name, judgements in judged.items():
+        print(judgements.in_words(), file=sys.stderr)
+        statistic = judgements.statistic(scored.dialogues)
+        found |= judgements.metrics() | ({name: statistic} if statistic else {})
+    return found
+
+
+def _validation_gap(scorer: ReplyScorer, scored: ScoredReplies) -> Measured:
+    quartiles = tuple(turn.quartile for turn in scored.turns if turn.quartile is not None)
+    if scorer.levels is None or len(quartiles) < len(scored.turns):
+        return {}
+    levels, references = _classes(scorer.levels, scored)[LEVEL_HEAD.name], scorer.levels_of_references(scored.turns)
+    sides = (scored.dialogues, scorer.normalise, levels, quartiles, scored.dialogues, references, quartiles)
+    return {"validation_gap": ReplyLevels(*sides)}
+
+
+# All that is measured of replies, in the order in which it is printed.
+MEASURES: dict[str, Callable[[ReplyScorer, ScoredReplies], Measured]] = {
+    "text": _text,
+    "health": _health,
+    "readability": _readability,
+    "semantic": _semantic,
+    "epitome": _epitome,
+    "judge": _judged,
+    "validation_gap": _validation_gap,
+}
+
+
+def _classes(classifier: Classifier | None, scored: ScoredReplies) -> dict[str, tuple[int, ...]]:
+    """The likeliest class of each reply for every head of a classifier, which may read the seeker's last words."""
+    assert classifier is not None
+    logits = classify(classifier, scored.replies, scored.seekers)
+    return {name: tuple(most_likely(logits_EC).tolist()) for name, logits_EC in logits.items()}
+
+
+def _sample_numbers(turns: Sequence[Turn]) -> list[int]:
+    """Of each reply, how many before it answer the same turn: samples of one turn stand side by side."""
+    found: list[int] = []
+    for number, turn in enumerate(turns):
+        found.append(found[-1] + 1 if number and turn == turns[number - 1] else 0)
+    return found
 
 
 def _classifier(path: str, setting: str, of_levels: bool) -> Classifier | None:
@@ -178,38 +250,3 @@ def _classifier(path: str, setting: str, of_levels: bool) -> Classifier | None:
             f"`python -m empathax.train_classifier --task={task}`"
         )
     return classifier
-
-
-def _means(owners: tuple[str, ...], values: Mapping[str, np.ndarray]) -> _Part:
-    """Means of columns, without the texts that have no value (NaN)."""
-    statistics: dict[str, MeanOfValues] = {}
-    for name, values_E in values.items():
-        has_value_E = np.isfinite(values_E)
-        if has_value_E.any():
-            kept = tuple(owner for owner, has_value in zip(owners, has_value_E.tolist(), strict=True) if has_value)
-            statistics[name] = MeanOfValues.of(kept, values_E[has_value_E])
-    return {name: float(np.mean(statistic.values)) for name, statistic in statistics.items()}, dict(statistics)
-
-
-def _gap(
-    levels: Sequence[int], reference_levels: Sequence[int], quartiles: Sequence[int], normalise: str
-) -> dict[str, jax.Array]:
-    levels_B, reference_B, quartiles_B = (jnp.array(values) for values in (levels, reference_levels, quartiles))
-    return _compiled_gap(levels_B, reference_B, quartiles_B, normalise=normalise)
-
-
-def _counted_gap(
-    levels_B: jax.Array, reference_B: jax.Array, quartiles_B: jax.Array, normalise: str
-) -> dict[str, jax.Array]:
-    return validation_gap(count_levels(levels_B, quartiles_B), count_levels(reference_B, quartiles_B), normalise)
-
-
-_compiled_gap = jax.jit(_counted_gap, static_argnames="normalise")
-
-
-def _sample_numbers(turns: Sequence[Turn]) -> list[int]:
-    """Of each reply, how many before it answer the same turn: samples of one turn stand side by side."""
-    found: list[int] = []
-    for number, turn in enumerate(turns):
-        found.append(found[-1] + 1 if number and turn == turns[number - 1] else 0)
-    return found

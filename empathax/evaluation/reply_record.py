@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from empathax.evaluation.metrics.statistics import ReplyLevels, Statistic
+from empathax.evaluation.metrics.statistics import Statistic
 from empathax.evaluation.reply_metrics import ReplyScores
 from empathax.evaluation.reply_set import Turn
 from empathax.evaluation.report.record import Curve, EvaluatedData, EvaluationRecord, LevelShares, Reply, Scalar
@@ -34,7 +34,7 @@ def make_record(
     `path` and `split` name the held-out data; the command is the one that is running.
     """
     statistics = {**(per_example or {}), **scores.per_example}
-    gap, pairs = statistics.get("validation_gap"), statistics.get("logp_chosen")
+    pairs = statistics.get("logp_chosen")
     return EvaluationRecord(
         label=label,
         model=model,
@@ -50,7 +50,7 @@ def make_record(
         metrics={**(metrics or {}), **scores.metrics},
         decoding=decoding or {},
         per_example=statistics,
-        level_shares=LevelShares.of(gap) if isinstance(gap, ReplyLevels) else None,
+        level_shares=LevelShares.of(scores.gap) if scores.gap else None,
         replies=_replies(turns, replies, scores),
         curves=curves,
     )
@@ -67,8 +67,8 @@ def _command() -> str:
 
 
 def _replies(turns: Sequence[Turn], replies: Sequence[str], scores: ReplyScores) -> tuple[Reply, ...]:
-    levels = scores.levels or (None,) * len(turns)
-    reference_levels = scores.reference_levels or (None,) * len(turns)
+    unknown = (None,) * len(turns)
+    levels, reference_levels = (gap.levels, gap.reference_levels) if (gap := scores.gap) else (unknown, unknown)
     return tuple(
         Reply(turn.dialogue, turn.prompt, turn.reference, reply, level, reference_level)
         for turn, reply, level, reference_level in zip(turns, replies, levels, reference_levels, strict=True)

@@ -1,6 +1,7 @@
-"""Held-out turns of dialogues, to be answered by a model and scored: what every row of a table is measured on.
+"""Turns of dialogues that a model answers and that are scored: what every row of a table is measured on.
 
-Texts that something else wrote, beside their references: two files of JSON lines, row by row.
+They come from held-out examples (`turn_of`, `pick_turns`), or from two files of JSON lines that something else wrote:
+replies and their references, row by row (`read_predictions`).
 """
 
 from __future__ import annotations
@@ -66,8 +67,6 @@ def by_dialogue(examples: Sequence[Example]) -> list[list[Example]]:
     return list(found.values())
 
 
-PLACE = ("turn", "num_turns")
-
 Parsed = TypeVar("Parsed")
 
 
@@ -114,7 +113,7 @@ def _turn(value: Any, number: int) -> Turn:
 
 
 def _quartile(value: dict[str, Any]) -> int | None:
-    given = [value.get(name) for name in PLACE]
+    given = [value.get(name) for name in ("turn", "num_turns")]
     if given == [None, None]:
         return None
     turn, num_turns = given

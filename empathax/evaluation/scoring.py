@@ -1,23 +1,24 @@
-"""Log-probabilities of the replies in a file, row by row: everything is checked first, then scored, then written."""
+"""Log-probabilities of given replies: those of a file, row by row, or those of any batches, by sequence id."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float32, Int64
 
 from empathax.config import DataOptions
+from empathax.config.losses import PAIRED_ROWS
 from empathax.data.chat import ChatTemplate
 from empathax.data.dataset import check_token_ids
-from empathax.data.encoding import ReplyEncoder, Unusable
-from empathax.data.examples import replies_of, to_sequence
+from empathax.data.examples import ReplyEncoder, Unusable, replies_of, to_sequence
 from empathax.data.loader import eval_batches
 from empathax.data.packing import PackedRows, pack
-from empathax.data.records import PreferenceRow, Row, Tally
+from empathax.data.records import Row, Tally
 from empathax.data.row_plan import Unit
 from empathax.data.sources import load_all
 from empathax.errors import DataError, NonFiniteError, raise_all
@@ -79,15 +80,34 @@ def score_replies(
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(log-prob, number of tokens) by sequence id. `on_progress` is told how many packed rows are done."""
-    logps = np.full(job.packed.num_sequences, np.nan, np.float32)
-    num_tokens = np.zeros(job.packed.num_sequences, np.int64)
+
+    def report(num_batches: int) -> None:
+        if on_progress:
+            on_progress(min(num_batches * rows_per_batch, len(job.packed)))
+
+    batches = eval_batches(job.packed, rows_per_batch)
+    return logps_by_sequence(score_step, params, batches, job.packed.num_sequences, report)
+
+
+def logps_by_sequence(
+    score_step: ScoreStep,
+    params: Any,
+    batches: Iterable[Any],
+    num_sequences: int,
+    on_progress: Callable[[int], None] | None = None,
+) -> tuple[Float32[np.ndarray, " sequences"], Int64[np.ndarray, " sequences"]]:
+    """(log-prob, number of tokens) by sequence id over one pass of `batches`; NaN and 0 for ids that never come.
+
+    Each batch is dispatched before the one before it is read. `on_progress` is told how many batches were read.
+    """
+    logps, num_tokens = np.full(num_sequences, np.nan, np.float32), np.zeros(num_sequences, np.int64)
     pending = None
-    for number, batch in enumerate(eval_batches(job.packed, rows_per_batch)):
-        scores = score_step(params, batch)  # dispatched before the one before it is read
+    for num_read, batch in enumerate(batches):
+        scores = score_step(params, batch)
         _collect(pending, logps, num_tokens)
         pending = scores
         if on_progress:
-            on_progress(min(number * rows_per_batch, len(job.packed)))
+            on_progress(num_read)
     _collect(pending, logps, num_tokens)
     return logps, num_tokens
 
@@ -118,8 +138,7 @@ def _check_complete(path: str, tally: Tally) -> None:
 
 
 def _encode(row: Row, encoder: ReplyEncoder, next_id: int, problems: list[str]) -> Iterator[Unit]:
-    objective = "dpo" if isinstance(row, PreferenceRow) else "sft"
-    for prompt, replies in replies_of(row, objective):
+    for prompt, replies in replies_of(row, PAIRED_ROWS):
         try:
             encoded = encoder.encode(prompt, replies)
         except Unusable as error:
@@ -133,6 +152,7 @@ def _collect(scores: Any, logps: np.ndarray, num_tokens: np.ndarray) -> None:
     if scores is None:
         return
     scores = jax.device_get(scores)
-    ids = np.asarray(scores.sequence_id_BS)
-    logps[ids[ids >= 0]] = np.asarray(scores.logps_BS)[ids >= 0]
-    num_tokens[ids[ids >= 0]] = np.rint(np.asarray(scores.num_tokens_BS)[ids >= 0]).astype(np.int64)
+    is_used_BS = scores.sequence_id_BS >= 0
+    ids = scores.sequence_id_BS[is_used_BS]
+    logps[ids] = scores.logps_BS[is_used_BS]
+    num_tokens[ids] = np.rint(scores.num_tokens_BS[is_used_BS]).astype(np.int64)

@@ -1,14 +1,10 @@
-"""Decoding with a key/value cache: `prefill` reads left-padded prompts, `decode_step` adds one token to every row.
+"""Decoding with a key/value cache: `decode_step` adds one token to every row.
 
-Both are pure and keep every shape, so `decode_step` runs inside `jax.lax.while_loop`:
+It is pure and keeps every shape, so it runs inside `jax.lax.while_loop`. evaluation/generation has both sides of it:
+`prefill_tree` reads prompts into a cache, `generate` is the loop.
 
-    cache = init_cache(config, batch=B, length=T + max_new_tokens, dtype=jnp.float32)
-    hidden_BD, cache = prefill(params, config, token_ids_BT, lengths_B, cache)
-    next_id_B = jnp.argmax(project_logits(params, config, hidden_BD), axis=-1)
-    hidden_BD, cache = decode_step(params, config, next_id_B, cache)
-
-Prompts are left-padded: row b's tokens are token_ids_BT[b, T - lengths_B[b]:]. All rows then write the same slot at
-the same step. Padding is never seen by a token, whatever its id.
+Prompts are left-padded: row b's tokens are in the slots from S - lengths_B[b] to S - 1. All rows then write the same
+slot at the same step. Padding is never seen by a token.
 """
 
 from __future__ import annotations
@@ -21,11 +17,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from empathax.models.architecture.model_config import ModelConfig
-from empathax.models.attention.dispatch import Window, masked_attention
+from empathax.models.attention.dispatch import masked_attention
+from empathax.models.attention.tree_layout import Window
 from empathax.models.layers import LayerKinds, Params, decoder_layer, embed, rms_norm
 from empathax.models.lora.low_rank import merged_kernel
 from empathax.models.primitives import split_kernel, split_rows
-from empathax.models.transformer import all_layers, output_projection
+from empathax.models.transformer import output_projection
 
 _EMPTY = -1
 _PART = 256  # outputs of a kernel that are worth a core of their own
@@ -46,59 +43,28 @@ class Cache:
     num_filled: Int[Array, ""]  # the slot that the next token takes
 
 
-def init_cache(config: ModelConfig, batch: int, length: int, dtype: jnp.dtype = jnp.float32) -> Cache:
-    """An empty cache of `length` slots a row: padded prompt and every token to be added."""
-    heads = (batch, config.num_kv_heads)
-    return Cache(
-        keys=tuple(jnp.zeros((*heads, config.head_dim, length), dtype) for _ in range(config.num_layers)),
-        values=tuple(jnp.zeros((*heads, length, config.head_dim), dtype) for _ in range(config.num_layers)),
-        position_BS=jnp.full((batch, length), _EMPTY, jnp.int32),
-        next_position_B=jnp.zeros((batch,), jnp.int32),
-        num_filled=jnp.zeros((), jnp.int32),
-    )
-
-
-def prefill(
-    params: Params,
-    config: ModelConfig,
-    token_ids_BT: Int[Array, "B T"],
+def filled_cache(
+    key_LBKSH: Float[Array, "L B K S H"],
+    value_LBKSH: Float[Array, "L B K S H"],
     lengths_B: Int[Array, " B"],
-    cache: Cache,
-    *,
-    compute_dtype: jnp.dtype = jnp.float32,
-    attention: str = "auto",
-) -> tuple[Float[Array, "B D"], Cache]:
-    """Reads left-padded prompts into an empty cache; returns the hidden state of each prompt's last token.
+    num_new: int,
+) -> Cache:
+    """A cache that holds left-padded prompts in its first S slots, with room for `num_new` more tokens a row.
 
-    `lengths_B` counts the tokens of each prompt, at least 1; T must not exceed the cache's slots.
+    `lengths_B` counts the tokens of each prompt, at least 1.
     """
-    T, num_slots = token_ids_BT.shape[1], cache.position_BS.shape[1]
-    if num_slots < T:
-        raise ValueError(
-            f"the prompts have {T} tokens but the cache {num_slots} slots: give init_cache a larger length"
-        )
-    offset_BT = jnp.arange(T, dtype=jnp.int32) - (T - lengths_B[:, None])
-    is_token_BT = offset_BT >= 0
-    positions_BT = jnp.maximum(offset_BT, 0)
-    # padding is a tree of one token: it sees itself only, and no token sees it
-    subtree_end_BT = jnp.where(is_token_BT, T, jnp.arange(1, T + 1, dtype=jnp.int32))
-    x_BTD, (key_LBKTH, value_LBKTH) = all_layers(
-        params,
-        config,
-        token_ids_BT,
-        positions_BT,
-        subtree_end_BT,
-        lambda new_BKTH: new_BKTH.astype(cache.keys[0].dtype),
-        compute_dtype=compute_dtype,
-        attention=attention,
-    )
-    cache = Cache(
-        **filled(cache, key_LBKTH, value_LBKTH),
-        position_BS=cache.position_BS.at[:, :T].set(jnp.where(is_token_BT, positions_BT, _EMPTY)),
+    _, B, K, S, H = key_LBKSH.shape
+    dtype, length = key_LBKSH.dtype, S + num_new
+    keys = [jnp.zeros((B, K, H, length), dtype).at[..., :S].set(new) for new in key_LBKSH.swapaxes(3, 4)]
+    values = [jnp.zeros((B, K, length, H), dtype).at[:, :, :S].set(new) for new in value_LBKSH]
+    offset_BS = jnp.arange(S, dtype=jnp.int32) - (S - lengths_B[:, None])
+    return Cache(
+        keys=tuple(keys),
+        values=tuple(values),
+        position_BS=jnp.full((B, length), _EMPTY, jnp.int32).at[:, :S].set(jnp.maximum(offset_BS, _EMPTY)),
         next_position_B=lengths_B.astype(jnp.int32),
-        num_filled=jnp.asarray(T, jnp.int32),
+        num_filled=jnp.int32(S),
     )
-    return rms_norm(params["final_norm"], config, x_BTD[:, -1]), cache
 
 
 def decode_step(
@@ -111,9 +77,8 @@ def decode_step(
 ) -> tuple[Float[Array, "B D"], Cache]:
     """Appends one token to every row; returns its hidden state after the final norm.
 
-    `params` may come from `split_layers`.
-    The caller counts steps: a step beyond the cache's last slot would overwrite it. With dynamic rope, cached keys
-    keep the rotation of the step that wrote them, as in transformers' `generate`.
+    `params` may come from `split_layers`. The caller counts steps: a step beyond the cache's last slot would overwrite
+    it. With dynamic rope, cached keys keep the rotation of the step that wrote them, as in transformers' `generate`.
     """
     slot = cache.num_filled
     positions_B1 = cache.next_position_B[:, None]
@@ -185,19 +150,6 @@ def _layer(layers: Params | tuple[Params, ...], index: int) -> Params:
     if isinstance(layers, tuple):
         return layers[index]
     return jax.tree.map(lambda stack: stack[index], layers)
-
-
-def filled(
-    empty: Cache, key_LBKTH: Float[Array, "L B K T H"], value_LBKTH: Float[Array, "L B K T H"]
-) -> dict[str, tuple[Array, ...]]:
-    """The keys and values of a cache whose first T slots hold those of a stack of all layers."""
-    T = key_LBKTH.shape[3]
-    keys = zip(empty.keys, key_LBKTH.swapaxes(3, 4), strict=True)
-    values = zip(empty.values, value_LBKTH, strict=True)
-    return {
-        "keys": tuple(slots_BKHS.at[..., :T].set(new) for slots_BKHS, new in keys),
-        "values": tuple(slots_BKSH.at[:, :, :T].set(new) for slots_BKSH, new in values),
-    }
 
 
 def _visible(position_BS: Array, position_B: Array, window: Window) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from empathax.models.architecture.model_config import ModelConfig
-from empathax.models.attention.dispatch import NO_WINDOW, Window
+from empathax.models.attention.tree_layout import NO_WINDOW, Window
 from empathax.models.lora.low_rank import add_adapters
 from empathax.models.lora.quantized import product
 from empathax.models.primitives import gated, matmul_few_rows, scaled_rms
@@ -94,7 +94,7 @@ def rms_norm(norm: Params, config: ModelConfig, x: Float[Array, "*B D"]) -> Floa
 def linear(weights: Params, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
     """x @ kernel (+ adapters, + bias) in the dtype of x.
 
-    The kernel may lie in parts, see `kv_cache.split_layers`, or in codes, see quantized.py.
+    The kernel may be in parts (`kv_cache.split_layers`) or in codes (lora/quantized.py).
     """
     out = matmul_few_rows(x, weights["parts"]) if "parts" in weights else product(weights, x)
     if "lora" in weights:

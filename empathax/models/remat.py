@@ -9,10 +9,10 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
+from empathax.config.options import REMAT_POLICIES
 from empathax.errors import ConfigError
 from empathax.models.attention.flash import SAVED_NAMES
 
-REMAT = ("none", "full", "attention", "dots", "offload", "offload_dots")
 HOST_MEMORY = "pinned_host"
 _INPUT_NAME = "layer_input"
 
@@ -25,8 +25,8 @@ def rematerialized(layer_step: Callable[..., Any], remat: str, mesh: Mesh | None
     "dots" do, in the host's memory. Raises ConfigError for another name, and for "offload..." if the devices of `mesh`
     (None: of this process) cannot reach the host's memory.
     """
-    if remat not in REMAT:
-        raise ConfigError(f"remat {remat!r} does not exist: choose one of {', '.join(map(repr, REMAT))}")
+    if remat not in REMAT_POLICIES:
+        raise ConfigError(f"remat {remat!r} does not exist: choose one of {', '.join(map(repr, REMAT_POLICIES))}")
     if remat == "none":
         return layer_step
     offloads = remat.startswith("offload")

@@ -14,10 +14,8 @@ Parameter tree (layers stacked along a leading axis L; kernels are [in, out], th
     final_norm/scale [D]
     output/kernel [V, D]    (unless tied_embeddings)
 
-Where activations lie on the mesh: rows over its axes data and fsdp, each row whole.
-
-Left to itself the compiler takes over how the embedding is split: every device then computes a part of the model's
-dimension for all rows, and passes activations, even logits, around instead of weights.
+The file declares these parameters, then computes with them: `hidden_states` for training and scoring, `all_layers`
+where keys and values are wanted too. On a mesh, rows of activations are split over the axes data and fsdp.
 """
 
 from __future__ import annotations
@@ -25,6 +23,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -34,54 +33,85 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from empathax.models.architecture.model_config import ModelConfig
-from empathax.models.attention.dispatch import attention as tree_attention
+from empathax.models.attention.dispatch import attention
 from empathax.models.attention.flash import BATCH_AXES
+from empathax.models.attention.tree_layout import TreeLayout
 from empathax.models.layers import LayerKinds, Params, decoder_layer, embed, rms_norm
 from empathax.models.primitives import matmul_few_rows
 from empathax.models.remat import rematerialized
 
 
+@dataclass(frozen=True)
+class ComputeOptions:
+    """How a forward pass is computed. Hashable, so it can be a static argument of a jitted function."""
+
+    dtype: Any = jnp.float32  # of activations and of the kernels' copies in products
+    remat: str = "none"  # what the backward pass keeps of each layer, one of REMAT_POLICIES: see remat.py
+    attention: str = "auto"  # one of ATTENTION_IMPLEMENTATIONS: see attention/dispatch.py
+    mesh: Mesh | None = None  # where rows and heads are split; None: XLA decides
+
+
+FLOAT32 = ComputeOptions()
+
+
+Declare = Callable[[tuple[int, ...], tuple[str, ...], str], nnx.Param]  # (shape, logical axes, initializer)
+
+
+def declarer(initializer_range: float, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> Declare:
+    """What makes parameters: normal with `initializer_range` for standard deviation, "zeros" or "ones"."""
+
+    def declare(shape: tuple[int, ...], axes: tuple[str, ...], init: str) -> nnx.Param:
+        if init == "normal":
+            # in float32 first: the same model in every dtype
+            value = (jax.random.normal(rngs.params(), shape) * initializer_range).astype(param_dtype)
+        else:
+            value = jnp.full(shape, float(init == "ones"), param_dtype)
+        return nnx.Param(value, logical_axes=axes)
+
+    return declare
+
+
 class Linear(nnx.Module):
     """One kernel per layer, [L, in, out], and perhaps a bias, [L, out]."""
 
-    def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], use_bias: bool, declare: _Declare):
+    def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], use_bias: bool, declare: Declare):
         self.kernel = declare(shape, axes, "normal")
         if use_bias:
             self.bias = declare((shape[0], shape[-1]), (axes[0], axes[-1]), "zeros")
 
 
 class RmsNorm(nnx.Module):
-    """The scale of an RMS norm."""
+    """The scale of an RMS norm; at first it changes nothing."""
 
-    def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], declare: _Declare):
-        self.scale = declare(shape, axes, "norm")
+    def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], config: ModelConfig, declare: Declare):
+        self.scale = declare(shape, axes, "zeros" if config.unit_offset_norm else "ones")
 
 
 class Table(nnx.Module):
-    """A vocabulary kernel, [V, D]."""
+    """A kernel whose rows are looked up, [V, D] for a vocabulary."""
 
-    def __init__(self, shape: tuple[int, ...], declare: _Declare):
-        self.kernel = declare(shape, ("vocab", "embed"), "normal")
+    def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], declare: Declare):
+        self.kernel = declare(shape, axes, "normal")
 
 
 class Attention(nnx.Module):
     """Query, key, value and output projections of all layers."""
 
-    def __init__(self, config: ModelConfig, declare: _Declare):
+    def __init__(self, config: ModelConfig, declare: Declare):
         L, D, query, kv = config.num_layers, config.model_dim, config.query_dim, config.kv_dim
         self.query = Linear((L, D, query), ("layer", "embed", "heads"), config.attention_bias, declare)
         self.key = Linear((L, D, kv), ("layer", "embed", "kv_heads"), config.attention_bias, declare)
         self.value = Linear((L, D, kv), ("layer", "embed", "kv_heads"), config.attention_bias, declare)
         self.output = Linear((L, query, D), ("layer", "heads", "embed"), config.output_bias, declare)
         if config.qk_norm:
-            self.query_norm = RmsNorm((L, config.head_dim), ("layer", "head_dim"), declare)
-            self.key_norm = RmsNorm((L, config.head_dim), ("layer", "head_dim"), declare)
+            self.query_norm = RmsNorm((L, config.head_dim), ("layer", "head_dim"), config, declare)
+            self.key_norm = RmsNorm((L, config.head_dim), ("layer", "head_dim"), config, declare)
 
 
 class Mlp(nnx.Module):
     """Gate, up and down projections of all layers."""
 
-    def __init__(self, config: ModelConfig, declare: _Declare):
+    def __init__(self, config: ModelConfig, declare: Declare):
         L, D, F = config.num_layers, config.model_dim, config.ff_dim
         self.gate = Linear((L, D, F), ("layer", "embed", "ff"), config.mlp_bias, declare)
         self.up = Linear((L, D, F), ("layer", "embed", "ff"), config.mlp_bias, declare)
@@ -91,61 +121,40 @@ class Mlp(nnx.Module):
 class Layers(nnx.Module):
     """All decoder layers, stacked."""
 
-    def __init__(self, config: ModelConfig, declare: _Declare):
+    def __init__(self, config: ModelConfig, declare: Declare):
         shape, axes = (config.num_layers, config.model_dim), ("layer", "embed")
-        self.attention_norm = RmsNorm(shape, axes, declare)
+        self.attention_norm = RmsNorm(shape, axes, config, declare)
         self.attention = Attention(config, declare)
-        self.mlp_norm = RmsNorm(shape, axes, declare)
+        self.mlp_norm = RmsNorm(shape, axes, config, declare)
         self.mlp = Mlp(config, declare)
         if config.post_norms:
-            self.post_attention_norm = RmsNorm(shape, axes, declare)
-            self.post_mlp_norm = RmsNorm(shape, axes, declare)
+            self.post_attention_norm = RmsNorm(shape, axes, config, declare)
+            self.post_mlp_norm = RmsNorm(shape, axes, config, declare)
 
 
 class Transformer(nnx.Module):
     """Every parameter of a model, each declared once with shape, initializer and logical axes."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype = jnp.float32):
-        declare = functools.partial(_declare, config=config, rngs=rngs, param_dtype=param_dtype)
-        vocabulary = (config.vocab_size, config.model_dim)
+        declare = declarer(config.initializer_range, rngs, param_dtype)
+        vocabulary = (config.vocab_size, config.model_dim), ("vocab", "embed")
         self.config = config
-        self.embedding = Table(vocabulary, declare)
+        self.embedding = Table(*vocabulary, declare)
         self.layers = Layers(config, declare)
-        self.final_norm = RmsNorm((config.model_dim,), ("embed",), declare)
+        self.final_norm = RmsNorm((config.model_dim,), ("embed",), config, declare)
         if not config.tied_embeddings:
-            self.output = Table(vocabulary, declare)
+            self.output = Table(*vocabulary, declare)
 
     def __call__(
         self,
         token_ids_BT: Int[Array, "B T"],
         positions_BT: Int[Array, "B T"],
         subtree_end_BT: Int[Array, "B T"],
-        **options: Any,
+        compute: ComputeOptions = FLOAT32,
     ) -> Float[Array, "B T V"]:
-        """Float32 logits; the options are those of `hidden_states`."""
+        """Float32 logits: see `logits`."""
         params = nnx.to_pure_dict(nnx.state(self, nnx.Param))
-        return logits(params, self.config, token_ids_BT, positions_BT, subtree_end_BT, **options)
-
-
-_Declare = Callable[[tuple[int, ...], tuple[str, ...], str], nnx.Param]
-
-
-def _declare(
-    shape: tuple[int, ...],
-    axes: tuple[str, ...],
-    init: str,
-    *,
-    config: ModelConfig,
-    rngs: nnx.Rngs,
-    param_dtype: jnp.dtype,
-) -> nnx.Param:
-    if init == "normal":
-        # in float32 first: the same model in every dtype
-        value = (jax.random.normal(rngs.params(), shape) * config.initializer_range).astype(param_dtype)
-    else:
-        is_one = init == "norm" and not config.unit_offset_norm
-        value = jnp.full(shape, float(is_one), param_dtype)
-    return nnx.Param(value, logical_axes=axes)
+        return logits(params, self.config, token_ids_BT, positions_BT, subtree_end_BT, compute)
 
 
 def init_params(
@@ -170,7 +179,7 @@ def abstract_params(config: ModelConfig, param_dtype: jnp.dtype = jnp.float32) -
 
 
 def placed(abstract: Any, shardings: Any) -> Any:
-    """Shapes and dtypes with where they lie: `shardings` is a tree of the same structure, or one sharding for all."""
+    """Shapes and dtypes with their shardings: a tree of the same structure, or one sharding for all."""
     if isinstance(shardings, jax.sharding.Sharding):
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings), abstract)
     return jax.tree.map(
@@ -184,35 +193,22 @@ def logical_axes(config: ModelConfig) -> Params:
     return nnx.to_pure_dict(state, extract_fn=lambda variable: variable.get_metadata("logical_axes"))
 
 
+def _abstract_state(config: ModelConfig, param_dtype: jnp.dtype) -> nnx.State:
+    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0), param_dtype=param_dtype))
+    return nnx.state(model, nnx.Param)
+
+
 def hidden_states(
     params: Params,
     config: ModelConfig,
     token_ids_BT: Int[Array, "B T"],
     positions_BT: Int[Array, "B T"],
     subtree_end_BT: Int[Array, "B T"],
-    *,
-    compute_dtype: jnp.dtype = jnp.float32,
-    remat: str = "none",
-    attention: str = "auto",
-    mesh: Mesh | None = None,
+    compute: ComputeOptions = FLOAT32,
 ) -> Float[Array, "B T D"]:
-    """Hidden states after the final norm, of rows laid out as prefix trees (see data/batch.py).
-
-    `remat` names what the backward pass keeps of each layer (models/remat.py), `attention` is an implementation of
-    models/attention/dispatch.py, `mesh` where rows and heads are split (None: XLA decides).
-    """
-    x_BTD, _ = all_layers(
-        params,
-        config,
-        token_ids_BT,
-        positions_BT,
-        subtree_end_BT,
-        lambda new_BKTH: None,
-        compute_dtype=compute_dtype,
-        remat=remat,
-        attention=attention,
-        mesh=mesh,
-    )
+    """Hidden states after the final norm, of rows laid out as prefix trees (see data/batch.py), in `compute.dtype`."""
+    nothing = lambda new_BKTH: None  # noqa: E731
+    x_BTD, _ = all_layers(params, config, token_ids_BT, positions_BT, subtree_end_BT, compute, nothing)
     return rms_norm(params["final_norm"], config, x_BTD)
 
 
@@ -222,15 +218,13 @@ def all_layers(
     token_ids_BT: Int[Array, "B T"],
     positions_BT: Int[Array, "B T"],
     subtree_end_BT: Int[Array, "B T"],
+    compute: ComputeOptions,
     keep: Callable[[Array], Array | None],
-    *,
-    compute_dtype: jnp.dtype,
-    remat: str = "none",
-    attention: str = "auto",
-    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "B T D"], tuple[Any, Any]]:
-    """What `hidden_states` has before the final norm; and the rotated keys and the values of all layers, stacked, each
-    as `keep` makes it of [B, K, T, H] (None keeps nothing)."""
+    """Hidden states before the final norm, and the rotated keys and the values of all layers, stacked.
+
+    `keep` makes of each layer's keys and of its values, both [B, K, T, H], what is stacked; None keeps nothing.
+    """
     kinds = LayerKinds(config, positions_BT)
 
     def layer_step(x_BTD: Array, scanned: tuple[Params, Array | None]) -> tuple[Array, tuple[Any, Any]]:
@@ -238,25 +232,24 @@ def all_layers(
         window, tables = kinds.window_and_tables(scanned_window)
 
         def attend(q_BNTH: Array, k_BKTH: Array, v_BKTH: Array) -> tuple[Array, tuple[Any, Any]]:
-            out_BNTH = tree_attention(
+            out_BNTH = attention(
                 q_BNTH,
                 k_BKTH,
                 v_BKTH,
-                positions_BT=positions_BT,
-                subtree_end_BT=subtree_end_BT,
-                window=window,
+                TreeLayout(positions_BT, subtree_end_BT, window),
                 softcap=config.attention_softcap,
                 scale=config.query_scale,
-                implementation=attention,
-                mesh=mesh,
+                implementation=compute.attention,
+                mesh=compute.mesh,
             )
             return out_BNTH, (keep(k_BKTH), keep(v_BKTH))
 
         x_BTD, kept = decoder_layer(layer, config, x_BTD, tables, attend)
-        return split_rows(x_BTD, mesh), kept
+        return split_rows(x_BTD, compute.mesh), kept
 
-    x_BTD = split_embedded(embed(params, config, token_ids_BT, compute_dtype), mesh)
-    return jax.lax.scan(rematerialized(layer_step, remat, mesh), x_BTD, (params["layers"], kinds.windows_L))
+    x_BTD = split_embedded(embed(params, config, token_ids_BT, compute.dtype), compute.mesh)
+    run_layer = rematerialized(layer_step, compute.remat, compute.mesh)
+    return jax.lax.scan(run_layer, x_BTD, (params["layers"], kinds.windows_L))
 
 
 def output_projection(params: Params, config: ModelConfig) -> Float[Array, "V D"]:
@@ -280,28 +273,27 @@ def logits(
     token_ids_BT: Int[Array, "B T"],
     positions_BT: Int[Array, "B T"],
     subtree_end_BT: Int[Array, "B T"],
-    **options: Any,
+    compute: ComputeOptions = FLOAT32,
 ) -> Float[Array, "B T V"]:
-    """Float32 logits at every token: for tests and small inputs. Options as in `hidden_states`."""
-    hidden_BTD = hidden_states(params, config, token_ids_BT, positions_BT, subtree_end_BT, **options)
+    """Float32 logits at every token: for small inputs, they are [B, T, V]."""
+    hidden_BTD = hidden_states(params, config, token_ids_BT, positions_BT, subtree_end_BT, compute)
     return project_logits(params, config, hidden_BTD)
 
 
-def _abstract_state(config: ModelConfig, param_dtype: jnp.dtype) -> nnx.State:
-    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0), param_dtype=param_dtype))
-    return nnx.state(model, nnx.Param)
-
-
 def split_rows(x_BTD: Float[Array, "B T D"], mesh: Mesh | None) -> Float[Array, "B T D"]:
-    """`x_BTD` with its rows split over the mesh, if they divide; as it is without a mesh."""
+    """`x_BTD` with its rows split over the mesh, if they divide; unchanged without a mesh.
+
+    Left to itself the compiler takes over how the embedding is split: every device then computes a part of the model's
+    dimension for all rows, and passes activations, even logits, around instead of weights.
+    """
     return _constrained(x_BTD, mesh, (BATCH_AXES, (), ()))
 
 
 def split_embedded(x_BTD: Float[Array, "B T D"], mesh: Mesh | None) -> Float[Array, "B T D"]:
     """What was just looked up in the embedding, with its rows split over the mesh.
 
-    First as the embedding's own split gives it, a part of D for the rows of all devices along fsdp, from where one
-    all-to-all leads to rows; the compiler does not find that way and would gather every row on every device.
+    It comes as the embedding is split: a part of D, for the rows of all devices along fsdp. One all-to-all then splits
+    rows instead. The compiler does not find that way by itself and would gather every row on every device.
     """
     data, fsdp = BATCH_AXES
     return split_rows(_constrained(x_BTD, mesh, ((data,), (), (fsdp,))), mesh)

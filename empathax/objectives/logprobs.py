@@ -1,4 +1,5 @@
-"""Log-probabilities of target tokens in float32, without ever holding an array of tokens x vocabulary.
+"""Log-probabilities of target tokens in float32, without ever holding an array of tokens x vocabulary; their sums over
+replies, and over all tokens, which is the loss of supervised fine-tuning.
 
 The vocabulary is read in chunks: one pass keeps a running log-sum-exp, the backward pass recomputes each chunk's
 logits from it. Memory is tokens x chunk, forward and backward.
@@ -18,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
+
+Sums = dict[str, jax.Array]  # metric sums by name, which add up over any split of the data
 
 _LOWEST = float(np.finfo(np.float32).min)
 _NO_ID = int(np.iinfo(np.int32).max)
@@ -103,6 +106,25 @@ def sequence_logps(
         return jnp.vectorize(segment_sum, signature="(m),(m)->(s)")(value_BM * weight_BM, sequence_index_BM)
 
     return add(logps_BM), add(jnp.ones_like(weight_BM))
+
+
+def sft_loss(tokens: TokenLogps, weight_BM: Float[Array, "*b M"]) -> tuple[Float[Array, ""], Float[Array, ""], Sums]:
+    """The negative log-likelihood of the trained tokens.
+
+    Returns (loss sum, number of tokens, metric sums), which add up over any split; the loss is their quotient.
+    """
+    sums = token_sums(tokens, weight_BM)
+    return sums["nll"], sums["tokens"], sums
+
+
+def token_sums(tokens: TokenLogps, weight_BM: Float[Array, "*b M"]) -> Sums:
+    """Weighted sums over tokens: nll and entropy in nats, correct predictions, tokens."""
+    return {
+        "nll": -(tokens.logps_BM * weight_BM).sum(),
+        "entropy": (tokens.entropy_BM * weight_BM).sum(),
+        "correct": (tokens.correct_BM * weight_BM).sum(),
+        "tokens": weight_BM.sum(),
+    }
 
 
 def _layout(vocab_size: int, vocab_chunk: int) -> _Layout:

@@ -1,11 +1,22 @@
-"""Preference pairs as the losses take them: the log-probs of both replies, out of a batch's log-probs of replies."""
+"""Preference pairs as the losses take them: both replies' log-probs out of a batch, and what losses make of them.
+
+The first functions take pairs, token weights and discounted tails out of a batch's arrays. The last two turn a
+log-ratio or a log-prob into the value that a loss compares.
+"""
 
 from __future__ import annotations
+
+import math
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from empathax.config.losses import DIVERGENCES
+from empathax.errors import ConfigError
+
+_LARGEST_EXPONENT = 80.0  # float32 ends at exp(88.7); as in TRL
 
 
 class Pairs(flax.struct.PyTreeNode):
@@ -81,7 +92,7 @@ def importance_weights(
     chosen_index_BP: Int[Array, "*b P"],
     rejected_index_BP: Int[Array, "*b P"],
 ) -> Float[Array, "*b P"]:
-    """WPO (Zhou et al. 2024, eq. 2, with its sampled alignment): how readily the policy itself would say both replies.
+    """WPO (Zhou et al. 2024, eq. 2, with its sampled alignment): how likely the policy itself is to write both replies.
 
     exp of the mean over a reply's tokens of log p(token) - log sum_v p(v)^2, multiplied over the two replies; without
     a gradient. `log_weight_BS` holds the sums of these differences.
@@ -89,3 +100,30 @@ def importance_weights(
     weight_BS = jnp.exp(jax.lax.stop_gradient(log_weight_BS) / jnp.maximum(num_tokens_BS, 1.0))
     chosen_BP, rejected_BP = take_pairs(weight_BS, chosen_index_BP, rejected_index_BP)
     return chosen_BP * rejected_BP
+
+
+def divergence_score(log_ratio: Float[Array, "*p"], divergence: str, alpha: float) -> Float[Array, "*p"]:
+    """f-DPO (Wang et al. 2024, arXiv 2309.16240): the implicit reward under another divergence than the reverse KL.
+
+    f'(u) of u = exp(log_ratio), up to a constant, which cancels only in the difference of two replies to one prompt:
+    reverse_kl: log u; forward_kl: 1 - 1/u; js: log(2u / (1 + u)); alpha: (u^(alpha - 1) - 1) / (alpha - 1), which is
+    forward_kl at alpha 0 and reverse_kl at 1. Exponents stop at 80. Raises ConfigError for another divergence.
+    """
+    if divergence == "reverse_kl" or (divergence == "alpha" and abs(alpha - 1.0) < 1e-6):
+        return log_ratio
+    if divergence == "forward_kl":
+        return -jnp.expm1(jnp.minimum(-log_ratio, _LARGEST_EXPONENT))
+    if divergence == "js":
+        return math.log(2.0) + jax.nn.log_sigmoid(log_ratio)
+    if divergence == "alpha":
+        power = alpha - 1.0
+        return jnp.expm1(jnp.minimum(power * log_ratio, _LARGEST_EXPONENT)) / power
+    raise ConfigError(f"dpo.f_divergence = {divergence!r} does not exist; expected one of {', '.join(DIVERGENCES)}")
+
+
+def alphapo_reward(logps: Float[Array, "*p"], alpha: float) -> Float[Array, "*p"]:
+    """AlphaPO's reward (Gupta et al. 2025, arXiv 2501.03884): (1 - exp(-alpha logp)) / alpha; the log-prob itself at
+    alpha 0, its limit. The exponent stops at 80."""
+    if alpha == 0.0:
+        return logps
+    return -jnp.expm1(jnp.minimum(-alpha * logps, _LARGEST_EXPONENT)) / alpha

@@ -1,14 +1,12 @@
-"""The door to the preference losses: what a config names, as sums over pairs that add up over any split of the data.
+"""The losses that a config names, as sums over pairs that add up over any split of the data.
 
-Every loss is a short pure function in a file of its family; losses.py declares in which form it takes log-probs and
-which settings. This file joins the two, so that a caller has nothing to get wrong; unpaired.py does for single replies.
-docs/objectives.md is the table.
+A loss is the function of its name in pair_losses.py; config/losses.py declares in which form it takes log-probs and
+which settings. This file joins the two. unpaired.py does the same for single replies; docs/objectives.md is the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,32 +16,9 @@ from empathax.config import DpoOptions, losses
 from empathax.config.losses import LOSSES, Loss
 from empathax.errors import ConfigError, raise_all
 from empathax.objectives import pair_losses
-from empathax.objectives.pairs import Pairs
-from empathax.objectives.sft import Sums
+from empathax.objectives.logprobs import Sums
+from empathax.objectives.pairs import Pairs, alphapo_reward, divergence_score
 from empathax.objectives.unpaired import Replies, unpaired_loss
-
-FUNCTIONS: Mapping[str, Callable[..., Any]] = {
-    "sigmoid": pair_losses.sigmoid,
-    "robust": pair_losses.robust,
-    "hinge": pair_losses.hinge,
-    "ipo": pair_losses.ipo,
-    "exo_pair": pair_losses.exo_pair,
-    "discopop": pair_losses.discopop,
-    "sigmoid_norm": pair_losses.sigmoid_norm,
-    "nca_pair": pair_losses.nca_pair,
-    "bco_pair": pair_losses.bco_pair,
-    "sppo_hard": pair_losses.sppo_hard,
-    "apo_zero": pair_losses.apo_zero,
-    "apo_down": pair_losses.apo_down,
-    "aot": pair_losses.aot,
-    "aot_unpaired": pair_losses.aot_unpaired,
-    "cpo": pair_losses.cpo,
-    "cpo_hinge": pair_losses.cpo_hinge,
-    "cpo_ipo": pair_losses.cpo_ipo,
-    "simpo": pair_losses.simpo,
-    "alphapo": pair_losses.alphapo,
-    "orpo": pair_losses.orpo,
-}
 
 
 def check_options(options: DpoOptions) -> None:
@@ -72,9 +47,8 @@ def preference_loss(
     Returns (loss sum, number of pairs, metric sums): the loss is their quotient; metrics.py turns the sums of any split
     into the same number. Raises ConfigError where `pairs` lack the lengths that a loss needs.
     """
-    weights = dict(zip(options.loss, losses.loss_weights(options), strict=True))
     pair_loss = jnp.zeros((), jnp.float32)
-    for name, weight in weights.items():
+    for name, weight in zip(options.loss, losses.loss_weights(options), strict=True):
         pair_loss += weight * _loss_sum(LOSSES[name], pairs, options)
     num_pairs, weighted_nll = pairs.weight.sum(), nll_weight(options)
     sums = {"loss": pair_loss, **_metric_sums(pairs, options)}
@@ -119,30 +93,22 @@ def initial_loss(options: DpoOptions) -> float | None:
 
 def _loss_sum(loss: Loss, pairs: Pairs, options: DpoOptions) -> jax.Array:
     """One loss, summed over pairs; without its likelihood term."""
-    settings = {name: getattr(options, name) for name in loss.options}
     if loss.takes == losses.NOTHING:
         return jnp.zeros((), jnp.float32)
     if loss.takes == losses.REPLIES:
         raise ConfigError(f"dpo.loss = {loss.name!r} takes single replies with a label, not pairs: see unpaired_loss")
-    function = FUNCTIONS[loss.name]
+    function = partial(getattr(pair_losses, loss.name), **{name: getattr(options, name) for name in loss.options})
     if loss.takes == losses.SORTED:
-        values, weight = function(pairs, **settings)
+        values, weight = function(pairs)
         return (values * weight).sum()
-    if loss.takes == losses.LOGPS:
-        inputs = _reduced((pairs.chosen, pairs.rejected), loss, pairs)
-    else:
-        inputs = _reduced(_scores(pairs, options), loss, pairs)
-    values = (
-        function(inputs[0] - inputs[1], **settings) if loss.takes == losses.MARGIN else function(*inputs, **settings)
-    )
+    chosen, rejected = pairs.chosen, pairs.rejected
+    if loss.takes != losses.LOGPS:
+        ratios = (chosen - pairs.ref_chosen, rejected - pairs.ref_rejected)
+        chosen, rejected = (divergence_score(ratio, options.f_divergence, options.f_alpha) for ratio in ratios)
+    chosen, rejected = _reduced((chosen, rejected), loss, pairs)
+    values = function(chosen - rejected) if loss.takes == losses.MARGIN else function(chosen, rejected)
     weight = pairs.weight if pairs.importance is None else pairs.weight * pairs.importance
     return (values * weight).sum()
-
-
-def _scores(pairs: Pairs, options: DpoOptions) -> tuple[jax.Array, jax.Array]:
-    ratios = (pairs.chosen - pairs.ref_chosen, pairs.rejected - pairs.ref_rejected)
-    chosen, rejected = (pair_losses.score(ratio, options.f_divergence, options.f_alpha) for ratio in ratios)
-    return chosen, rejected
 
 
 def _reduced(values: tuple[jax.Array, jax.Array], loss: Loss, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
@@ -181,6 +147,5 @@ def _rewards(pairs: Pairs, options: DpoOptions) -> tuple[jax.Array, jax.Array]:
         return options.beta * (pairs.chosen - pairs.ref_chosen), options.beta * (pairs.rejected - pairs.ref_rejected)
     chosen, rejected = _reduced((pairs.chosen, pairs.rejected), free[0], pairs)
     if "alphapo_alpha" in free[0].options:
-        shape = pair_losses.alphapo_reward
-        chosen, rejected = shape(chosen, options.alphapo_alpha), shape(rejected, options.alphapo_alpha)
+        chosen, rejected = (alphapo_reward(logps, options.alphapo_alpha) for logps in (chosen, rejected))
     return options.beta * chosen, options.beta * rejected

@@ -1,13 +1,11 @@
 """Losses of single replies with a label, desirable or not: KTO and the unpaired APO-zero, as sums over replies.
 
-`ratio` is a reply's log-ratio log pi(y|x) - log pi_ref(y|x), summed over the reply; `sign` is 1 where it is desirable,
--1 where not; `kl` is one number for all. Each function gives one value per reply, before the label's weight.
+A loss is the function here that has its name in config/losses.py. `ratio` is a reply's log-ratio
+log pi(y|x) - log pi_ref(y|x), summed over the reply; `sign` is 1 where the reply is desirable, else -1; `kl` is one
+number for all. Each gives one value per reply, before the label's weight.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import flax.struct
 import jax
@@ -15,9 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from empathax.config import DpoOptions, losses
-from empathax.objectives.sft import Sums
+from empathax.objectives.logprobs import Sums
 
 Ratios = Float[Array, "*r"]
+
+LABEL_WEIGHTS = ("desirable_weight", "undesirable_weight")  # settings of every loss here, which no function takes
 
 
 class Replies(flax.struct.PyTreeNode):
@@ -33,18 +33,15 @@ class Replies(flax.struct.PyTreeNode):
 
 
 def kto(ratio: Ratios, sign: Ratios, kl: Float[Array, ""], *, beta: float) -> Ratios:
-    """KTO (Ethayarajh et al. 2024, eq. 7, less its constant): 1 - s(beta (ratio - kl)) of a desirable reply,
-    1 - s(beta (kl - ratio)) of an undesirable one."""
+    """KTO (Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7, without its constant): 1 - s(beta (ratio - kl)) of a
+    desirable reply, 1 - s(beta (kl - ratio)) of an undesirable one."""
     return jax.nn.sigmoid(-beta * sign * (ratio - kl))
 
 
 def apo_zero_unpaired(ratio: Ratios, sign: Ratios, kl: Float[Array, ""], *, beta: float) -> Ratios:
-    """APO-zero (D'Oosterlinck et al. 2024, eq. 7), its two halves apart: 1 - s(beta ratio) of a desirable reply,
-    s(beta ratio) of an undesirable one. It has no `kl`."""
+    """APO-zero (D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 7), each half alone: 1 - s(beta ratio) of a desirable
+    reply, s(beta ratio) of an undesirable one. `kl` is not used."""
     return jax.nn.sigmoid(-beta * sign * ratio)
-
-
-FUNCTIONS: Mapping[str, Callable[..., Any]] = {"kto": kto, "apo_zero_unpaired": apo_zero_unpaired}
 
 
 def kl_estimate(replies: Replies) -> Float[Array, ""]:
@@ -61,14 +58,15 @@ def unpaired_loss(replies: Replies, options: DpoOptions) -> tuple[Float[Array, "
     """The weighted sum of the losses that `options` name, each reply's times `desirable_weight` or
     `undesirable_weight`.
 
-    Returns (loss sum, number of replies, metric sums): the loss is their quotient. The estimate of the KL divergence is
-    that of all `replies`, so that sums of several batches add up to the mean of each batch's own loss.
+    Returns (loss sum, number of replies, metric sums): the loss is their quotient. The KL divergence is estimated from
+    all `replies`, so the sums of several batches add up to the mean of the batches' own losses.
     """
     kl, ratio = kl_estimate(replies), replies.logps - replies.ref_logps
     label_weight = jnp.where(replies.desirable > 0.0, options.desirable_weight, options.undesirable_weight)
     total = jnp.zeros_like(ratio)
     for name, weight in zip(options.loss, losses.loss_weights(options), strict=True):
-        total += weight * FUNCTIONS[name](ratio, 2.0 * replies.desirable - 1.0, kl, beta=options.beta)
+        settings = {key: getattr(options, key) for key in losses.LOSSES[name].options if key not in LABEL_WEIGHTS}
+        total += weight * globals()[name](ratio, 2.0 * replies.desirable - 1.0, kl, **settings)
     loss, num_replies = (total * label_weight * replies.weight).sum(), replies.weight.sum()
     sums = {"loss": loss, "replies": num_replies, **_metric_sums(replies, options.beta * ratio)}
     if losses.rows_kind(options) == losses.MISMATCHED_ROWS:

@@ -1,4 +1,7 @@
-"""What the processes of a job tell each other, and what they must have in common before they start."""
+"""What the processes of a job send each other, errors that all of them raise, and what they must have in common.
+
+Messages go through the coordinator's store, so that processes can talk before jax looks for devices.
+"""
 
 from __future__ import annotations
 
@@ -14,40 +17,35 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax._src import distributed as _jax_distributed  # the coordinator's store has no public door
 
 import empathax
 from empathax import errors
 from empathax.config import Config, to_dict
+from empathax.config.fields import flat
 from empathax.errors import ConfigError, EmpathaxError, raise_all
+from empathax.parallel.processes import COORDINATOR_TIMEOUT_MS, coordinator, is_leader, num_processes, process_number
 
-Judge = Callable[[Sequence[str]], str]  # the words of all processes, in their order -> the answer to all of them
-PATIENCE_MS = 24 * 3600 * 1000  # a live process may read its data for long; a dead one is noticed by its heartbeat
-_rounds = itertools.count()
-
-
-def process_number() -> int:
-    """This process's number, known before jax looks for devices; 0 for one alone."""
-    return _state().process_id
+_HEADING = "the processes of this job differ; start all of them with the same code, settings and files"
+_VISIBLE_SECONDS = 60.0  # network file systems show a new file to other hosts after a while
+_exchanges = itertools.count()  # the same number on every process, as all of them exchange in the same order
 
 
-def num_processes() -> int:
-    """How many processes the job has, known before jax looks for devices."""
-    return _state().num_processes if _state().client else 1
+def exchange_via_leader(message: str, decide: Callable[[Sequence[str]], str]) -> str:
+    """What `decide` returns for the messages of all processes, in their order; the same on every process.
 
-
-def exchange_via_leader(word: str, judge: Judge) -> str:
-    """What `judge`, asked on process 0 only, answers to the words of all processes; the same answer everywhere."""
+    It runs on process 0 only.
+    """
     if num_processes() == 1:
-        return judge([word])
-    client, key = _state().client, f"empathax/{next(_rounds)}"
-    if process_number() == 0:
-        others = [client.blocking_key_value_get(f"{key}/{i}", PATIENCE_MS) for i in range(1, num_processes())]
-        answer = judge([word, *others])
+        return decide([message])
+    client, key = coordinator(), f"empathax/{next(_exchanges)}"
+    if is_leader():
+        timeout = COORDINATOR_TIMEOUT_MS
+        others = [client.blocking_key_value_get(f"{key}/{i}", timeout) for i in range(1, num_processes())]
+        answer = decide([message, *others])
         client.key_value_set(f"{key}/answer", answer)
         return answer
-    client.key_value_set(f"{key}/{process_number()}", word)
-    return client.blocking_key_value_get(f"{key}/answer", PATIENCE_MS)
+    client.key_value_set(f"{key}/{process_number()}", message)
+    return client.blocking_key_value_get(f"{key}/answer", COORDINATOR_TIMEOUT_MS)
 
 
 @contextmanager
@@ -68,48 +66,23 @@ def fail_together() -> Iterator[None]:
 
 
 def from_leader(compute: Callable[[], Any]) -> Any:
-    """What `compute` returns on process 0, where alone it runs, on all of them. It must be JSON, and not large.
+    """What `compute` returns on process 0, the only one that runs it, on all processes. A small JSON value.
 
-    An EmpathaxError of it is raised by all.
+    An EmpathaxError that it raises is raised by all.
     """
     if num_processes() == 1:
         return compute()
-    word = ""
+    message = ""
     with fail_together():
-        if process_number() == 0:
-            word = json.dumps(compute())
-    return json.loads(exchange_via_leader(word, lambda words: words[0]))
-
-
-def _kind(error: EmpathaxError) -> str:
-    """The name in errors.py that an error can be raised by again: its own, or that of the class it is a kind of."""
-    return next(kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
-
-
-def _first_error(words: Sequence[str]) -> str:
-    failed = [number for number, word in enumerate(words) if word]
-    if not failed:
-        return ""
-    first = words[failed[0]]
-    alike = [number for number in failed if words[number] == first]
-    if len(alike) == len(words):
-        return first
-    kind, message = json.loads(first)
-    return json.dumps([kind, f"process {', '.join(map(str, alike))} of {len(words)}: {message}"])
-
-
-def _state() -> Any:
-    return _jax_distributed.global_state
-
-
-HEADING = "the processes of this job differ; start all of them with the same code, settings and files"
-_SIGHT_SECONDS = 60.0  # network file systems show a new file to other hosts after a while
+        if is_leader():
+            message = json.dumps(compute())
+    return json.loads(exchange_via_leader(message, lambda messages: messages[0]))
 
 
 def check_agreement(facts: Mapping[str, Any]) -> None:
     """Raises one ConfigError, on every process, that says which process differs from process 0 and in what."""
     problems = json.loads(exchange_via_leader(json.dumps(facts, sort_keys=True, default=str), _differences))
-    raise_all(ConfigError, HEADING, problems)
+    raise_all(ConfigError, _HEADING, problems)
 
 
 def check_code_and_settings(configs: Mapping[str, Config]) -> None:
@@ -118,46 +91,19 @@ def check_code_and_settings(configs: Mapping[str, Config]) -> None:
         return
     settings = {name: to_dict(config) for name, config in configs.items()}
     text = json.dumps(settings, sort_keys=True, default=str)
-    check_agreement(
-        {
-            **code_facts(),
-            "digest of the settings": hashlib.sha256(text.encode()).hexdigest()[:16],
-            **dict(_flat(settings)),
-        }
-    )
-    # now, not before: jax finds its devices together with the other processes
-    devices = jax.local_devices()
-    check_agreement({"number of devices": len(devices), "kind of devices": devices[0].device_kind})
-
-
-def check_shared_directory(directory: Path) -> None:
-    """Raises a ConfigError, on every process, unless all of them see the same directory."""
-    if num_processes() == 1:
-        return
-    mark = directory / str(from_leader(lambda: _leave_mark(directory)))
-    deadline = time.monotonic() + _SIGHT_SECONDS
-    try:
-        with fail_together():
-            while mark.name not in {path.name for path in directory.glob(".seen_*")}:
-                if time.monotonic() > deadline:
-                    raise ConfigError(
-                        f"{directory} is not the directory that process 0 has under this name: it must lie on a file "
-                        "system that all processes share"
-                    )
-                time.sleep(0.2)
-    finally:
-        if process_number() == 0:
-            mark.unlink()
-
-
-def code_facts() -> dict[str, str]:
-    """What code this process runs."""
-    return {
+    facts: dict[str, Any] = {
         "empathax version": _version("empathax"),
         "digest of empathax's source": source_digest(Path(empathax.__path__[0])),
         "jax version": _version("jax"),
         "jaxlib version": _version("jaxlib"),
+        "digest of the settings": hashlib.sha256(text.encode()).hexdigest()[:16],
     }
+    for name, values in settings.items():
+        facts |= flat(values, f"{name}." if name else "")
+    check_agreement(facts)
+    # now, not before: jax finds its devices together with the other processes
+    devices = jax.local_devices()
+    check_agreement({"number of devices": len(devices), "kind of devices": devices[0].device_kind})
 
 
 def source_digest(package: Path) -> str:
@@ -169,9 +115,47 @@ def source_digest(package: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _differences(words: Sequence[str]) -> str:
+def check_shared_directory(directory: Path) -> None:
+    """Raises a ConfigError, on every process, unless all of them see the same directory."""
+    if num_processes() == 1:
+        return
+    mark = directory / str(from_leader(lambda: _new_file(directory)))
+    deadline = time.monotonic() + _VISIBLE_SECONDS
+    try:
+        with fail_together():
+            while mark.name not in {path.name for path in directory.glob(".seen_*")}:
+                if time.monotonic() > deadline:
+                    raise ConfigError(
+                        f"{directory} is not the directory that process 0 has under this name: it must lie on a file "
+                        "system that all processes share"
+                    )
+                time.sleep(0.2)
+    finally:
+        if is_leader():
+            mark.unlink()
+
+
+def _kind(error: EmpathaxError) -> str:
+    """The name of the class in errors.py to raise an error by again: its own, or the nearest base class's."""
+    return next(kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
+
+
+def _first_error(messages: Sequence[str]) -> str:
+    """The first error among `messages` ("" from a process without one), with the numbers of those that met it."""
+    failed = [number for number, message in enumerate(messages) if message]
+    if not failed:
+        return ""
+    first = messages[failed[0]]
+    alike = [number for number in failed if messages[number] == first]
+    if len(alike) == len(messages):
+        return first
+    kind, text = json.loads(first)
+    return json.dumps([kind, f"process {', '.join(map(str, alike))} of {len(messages)}: {text}"])
+
+
+def _differences(messages: Sequence[str]) -> str:
     """One line for each process and fact that is not process 0's."""
-    leader, *others = (json.loads(word) for word in words)
+    leader, *others = (json.loads(message) for message in messages)
     return json.dumps(
         [
             f"process {number}: {name} is {facts.get(name)!r}, process 0 has {leader.get(name)!r}"
@@ -182,18 +166,10 @@ def _differences(words: Sequence[str]) -> str:
     )
 
 
-def _leave_mark(directory: Path) -> str:
+def _new_file(directory: Path) -> str:
     name = f".seen_{secrets.token_hex(8)}"
     (directory / name).touch()
     return name
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}." if key else prefix)
-        else:
-            yield prefix + key, value
 
 
 def _version(package: str) -> str:

@@ -1,4 +1,4 @@
-"""One process or many: finding each other, leaving together, who leads, host arrays to global arrays."""
+"""One process or many: joining a job and leaving it, which process this is, and host arrays as global arrays."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any, cast
 
 import jax
 import numpy as np
-from jax._src import distributed as _jax_distributed
+from jax._src import distributed as _jax_distributed  # the coordinator's client is not public
 from jax.sharding import Mesh, NamedSharding
 
 from empathax.errors import ConfigError, EmpathaxError, exit_code
-from empathax.parallel.agreement import PATIENCE_MS, num_processes, process_number
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+COORDINATOR_TIMEOUT_MS = 24 * 3600 * 1000  # a live process may read its data for long; a dead one is noticed anyway
 _GOODBYE_MS = 10_000  # how long a process that fails waits to hear that all others fail too
 
 
 @contextmanager
 def joined(is_multihost: bool) -> Iterator[None]:
-    """A command's work, as one process of a job if `is_multihost`.
+    """Runs a command's work as one process of a job if `is_multihost`.
 
-    Whoever fails does not wait for the others: processes that wait for this one in a collective operation would wait
-    for ever. They are ended by jax when this one is gone.
+    A process that fails does not wait for the others: one that waits for it in a collective operation would wait for
+    ever. jax ends them when this one is gone.
     """
     if not is_multihost:
         yield
@@ -34,7 +34,9 @@ def joined(is_multihost: bool) -> Iterator[None]:
     initialize()
     try:
         yield
-        _meet("done", PATIENCE_MS)  # jax itself waits five minutes here, and the leader may still be writing
+        _barrier(
+            "done", COORDINATOR_TIMEOUT_MS
+        )  # jax itself waits five minutes here, and the leader may still be writing
     except BaseException as error:
         if isinstance(error, EmpathaxError | SystemExit) and _all_fail():
             jax.distributed.shutdown()
@@ -64,16 +66,31 @@ def initialize() -> None:
         ) from error
 
 
+def process_number() -> int:
+    """This process's number, known before jax looks for devices; 0 for one alone."""
+    return _jax_distributed.global_state.process_id
+
+
+def num_processes() -> int:
+    """How many processes the job has, known before jax looks for devices."""
+    return _jax_distributed.global_state.num_processes if coordinator() else 1
+
+
 def is_leader() -> bool:
-    """True on the one process that writes logs and reports."""
+    """True on process 0, the one that writes logs and reports."""
     return process_number() == 0
+
+
+def coordinator() -> Any:
+    """jax's client of the job's coordinator, which has a key-value store and barriers; None for a process alone."""
+    return _jax_distributed.global_state.client
 
 
 def rows_of_process(mesh: Mesh) -> tuple[tuple[int, ...], int]:
     """(parts, number of parts): which of the equal parts of a batch's rows this process's devices hold, in order.
 
-    They need not follow each other: a mesh is laid out as the network is. Processes that share a tensor axis hold the
-    same parts.
+    They need not be adjacent: a mesh is laid out as the network is. Processes that share a tensor axis hold the same
+    parts.
     """
     num_parts = mesh.shape["data"] * mesh.shape["fsdp"]
     devices = mesh.devices.reshape(num_parts, -1)
@@ -102,16 +119,15 @@ def put_batch(batch: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(put, batch)
 
 
-def _meet(name: str, timeout_ms: int) -> None:
-    client: Any = _jax_distributed.global_state.client
+def _barrier(name: str, timeout_ms: int) -> None:
     if num_processes() > 1:
-        client.wait_at_barrier(f"empathax/{name}", timeout_ms)
+        coordinator().wait_at_barrier(f"empathax/{name}", timeout_ms)
 
 
 def _all_fail() -> bool:
-    """True if every process comes here in time."""
+    """True if every process fails too, before the time is over."""
     try:
-        _meet("failed", _GOODBYE_MS)
+        _barrier("failed", _GOODBYE_MS)
     except RuntimeError:
         return False
     return True

@@ -26,7 +26,7 @@ def spec_for(axes: tuple[str | None, ...], rules: Rules = DEFAULT_RULES) -> Part
 def param_shardings(
     mesh: Mesh | AbstractMesh, abstract_params: Any, logical_axes: Any, rules: Rules = DEFAULT_RULES
 ) -> Any:
-    """A NamedSharding for every parameter, by `rules` (`mesh_settings.parse_rules` of config.mesh.rules).
+    """A NamedSharding for every parameter, by `rules` (`config.mesh.parse_rules` of the setting mesh.rules).
 
     Raises one ConfigError that names each parameter, dimension, size and mesh axis that do not divide, or that two
     dimensions of one parameter share.

@@ -1,4 +1,4 @@
-"""SIGTERM as a wish that a run grants between two steps: all processes at the same step, whichever of them got it."""
+"""Graceful stop on SIGTERM: all processes of a job agree on the step, whichever of them got the signal."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from empathax.errors import Preempted
+
 STOP_SECONDS = 600.0  # from SIGTERM until a process of several gives up waiting for the others
-STOPPED = 75
 _requested = threading.Event()
 _is_listening = False
 
@@ -32,8 +33,8 @@ def listening(give_up_seconds: float | None = None) -> Iterator[None]:
     """Inside, the first SIGTERM is noted (`is_requested`) and a second one ends the process at once.
 
     If a process of several is still there `give_up_seconds` (STOP_SECONDS) after the first, a thread prints where all
-    threads are and ends it with exit code 75: one that is stuck must not hold up the job. It takes a thread because a
-    main thread that waits for a device runs no signal handler. Inside another `listening` this does nothing.
+    threads are and ends the process with exit code 75: a stuck process must not hold up the job. It takes a thread
+    because a main thread that waits for a device runs no signal handler. A `listening` inside another does nothing.
     """
     global _is_listening
     if _is_listening:
@@ -63,8 +64,8 @@ class StopVote:
     """Whether any process of the job was asked to stop, in answers that all processes get at the same step.
 
     Signals reach processes at different moments, and a process that saves while another trains on waits for ever. So
-    every process votes at every step, and the votes are counted by the devices, in the order of the steps. Of several
-    processes the answer is that of the vote before: the devices never wait for the host.
+    every process votes at every step, and the devices count the votes, in the order of the steps. With several
+    processes each answer is that of the vote before, so that the devices never wait for the host.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -115,4 +116,4 @@ def _give_up(limit: float) -> None:
     print(f"not stopped within {limit:g} s of SIGTERM; another process may be stuck or gone:", file=sys.stderr)
     faulthandler.dump_traceback(all_threads=True)
     sys.stderr.flush()
-    os._exit(STOPPED)
+    os._exit(Preempted.exit_code)

@@ -22,7 +22,6 @@ from empathax.planning.costs import (
     Memory,
     Roofline,
     adapter_flops,
-    as_dtype,
     device_bytes,
     forward_flops,
     memory_of,
@@ -42,7 +41,7 @@ _KERNELS = re.compile(r"custom_call @(?:tpu_custom_call|__gpu\$xla\.gpu\.triton)
 
 @dataclass(frozen=True)
 class Subject:
-    """What is planned, but for the topology."""
+    """What is planned, without the topology."""
 
     config: Config
     stage: str
@@ -58,6 +57,8 @@ class Subject:
 
 @dataclass(frozen=True)
 class _Program:
+    """What a compiled part says of itself; `kernels` is the number of calls of hand-written attention kernels."""
+
     memory: Memory
     result_bytes: int
     collectives: list[Collective]
@@ -69,26 +70,17 @@ class _Program:
 def compile_plan(
     subject: Subject, topology: Topology, parts: tuple[str, ...], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The plan as plain values, the object that `plan --json` prints; `say` hears what is being done.
+    """The plan as plain values, the object that `plan --json` prints; `say` gets a line before and after each compile.
 
     Raises ConfigError for a topology that does not exist, and for a mesh that does not divide model or rows.
     """
-    config, stage = subject.config, subject.stage
+    config, stage, rows = subject.config, subject.stage, subject.rows
     mesh = make_mesh(config.mesh, topology_devices(topology))
-    setup = Setup(config, stage, subject.model.config, mesh, subject.rows.sizes)
-    start = time.perf_counter()
-    lowered = lower_parts(setup, parts)
-    lower_seconds = (time.perf_counter() - start) / len(lowered)
-    nodes = _nodes(topology, mesh)
+    setup = Setup(config, stage, subject.model.config, mesh, rows.sizes)
     hbm_bytes = topology.kind.hbm_bytes or _host_memory() // topology.num_devices
-    compiled = {}
-    for name, part in lowered.items():
-        say(f"compiling {stage}'s {name} step for {topology}")
-        program = _compile(part, lower_seconds, nodes)
-        compiled[name] = _part(setup, subject.rows, topology, name, part, program, hbm_bytes)
-        say(f"  {compiled[name]['compile_seconds']} s: {'fits' if compiled[name]['fits'] else 'does not fit'}")
+    compiled = _compiled_parts(setup, rows, topology, parts, hbm_bytes, say)
     first = next(iter(compiled.values()))
-    options, sizes = config.stage(stage), subject.rows.sizes
+    options = config.stage(stage)
     num_rows = options.rows_per_batch * options.accumulation_steps
     return {
         "name": config.name,
@@ -103,17 +95,17 @@ def compile_plan(
         "reference": setup.reference,
         "rows_per_batch": options.rows_per_batch,
         "accumulation_steps": options.accumulation_steps,
-        "row_length": sizes.tokens,
-        "trained_slots": sizes.trained,
+        "row_length": rows.sizes.tokens,
+        "trained_slots": rows.sizes.trained,
         "rows_from": subject.rows_origin,
-        "tokens_per_step": round(subject.rows.tokens * num_rows),
-        "units_per_step": round(subject.rows.units * num_rows),
+        "tokens_per_step": round(rows.tokens * num_rows),
+        "units_per_step": round(rows.units * num_rows),
         "fits": all(part["fits"] for part in compiled.values()),
         "hbm_bytes": hbm_bytes,
         "missing_bytes": max(part["missing_bytes"] for part in compiled.values()),
         "bytes_per_device": first["bytes_per_device"],
         "collectives": first["collectives"],
-        "model_flops_per_step": _train_flops(setup, subject.rows, num_rows),
+        "model_flops_per_step": _train_flops(setup, rows, num_rows),
         "roofline": first["roofline"],
         "compile_seconds": round(sum(part["compile_seconds"] for part in compiled.values()), 1),
         "compiler_flags": {
@@ -123,8 +115,25 @@ def compile_plan(
     }
 
 
+def _compiled_parts(
+    setup: Setup, rows: Rows, topology: Topology, parts: tuple[str, ...], hbm_bytes: int, say: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """What the report says of each part, by name."""
+    start = time.perf_counter()
+    lowered = lower_parts(setup, parts)
+    lower_seconds = (time.perf_counter() - start) / len(lowered)
+    compiled = {}
+    for name, part in lowered.items():
+        say(f"compiling {setup.stage}'s {name} step for {topology}")
+        program = _compile(part, lower_seconds, _nodes(topology, setup.mesh))
+        compiled[name] = _part(setup, rows, topology, name, part, program, hbm_bytes)
+        say(f"  {compiled[name]['compile_seconds']} s: {'fits' if compiled[name]['fits'] else 'does not fit'}")
+    return compiled
+
+
 def _nodes(topology: Topology, mesh: Mesh) -> list[int]:
-    """The GPU node of each device of a program, in its order; of TPUs the program itself says what leaves a slice."""
+    """The GPU node of each device of a program, in its order. Empty for one node, and for TPUs, whose programs
+    themselves say what leaves a slice."""
     is_several = topology.num_slices > 1 and topology.kind.platform == "cuda"
     return [device.process_index for device in mesh.devices.flat] if is_several else []
 
@@ -220,9 +229,8 @@ def _read_again(setup: Setup, part: Lowered) -> int:
     """Bytes of the parameters, in the compute dtype, that the rounds of a decode loop read after the first one."""
     if part.unknown_trips == 1:
         return 0
-    dtype = compute_dtype(setup.config.model, setup.mesh)
     model = [part.arguments[kind] for kind in ("frozen", "parameters")]
-    return part.unknown_trips * device_bytes(as_dtype(model, dtype))
+    return part.unknown_trips * device_bytes(model, compute_dtype(setup.config.model, setup.mesh))
 
 
 def _host_memory() -> int:

@@ -6,7 +6,6 @@ is read from the loop's condition (counter < constant), the counter's start and 
 
 from __future__ import annotations
 
-import functools
 import re
 from dataclasses import dataclass
 
@@ -44,13 +43,9 @@ class Computation:
     root: str
     callers: tuple[str, ...]
 
-    @functools.cache  # noqa: B019  a handful of lines, and the text is dropped soon
     def __getitem__(self, name: str) -> Instruction | None:
         line = self.lines.get(name)
         return parse_instruction(line) if line else None
-
-    def __hash__(self) -> int:
-        return id(self)
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from empathax.config import Config
-from empathax.config.losses import PAIRED_ROWS, rows_kind
+from empathax.config.losses import LABELED_ROWS, MISMATCHED_ROWS, PAIRED_ROWS, REPLY_ROWS
 from empathax.data.dataset import build_dataset
 from empathax.data.packing import SEQUENCE_MULTIPLE, TRAINED_MULTIPLE, PackedRows, RowSizes
 from empathax.data.row_plan import ROW_MULTIPLE, round_up
 from empathax.errors import DataError, WeightsError
 from empathax.planning.costs import tree_counts
 from empathax.planning.model import PlannedModel
+from empathax.training.stages.stage import find_stage
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class Rows:
 # Rows of 2,048 tokens of ESConv, printed by `python -m tests.benchmarks.row_figures --data=ESCONV`
 _MEASURED_LENGTH = 2048
 _ESCONV = {
-    ("dpo", "tree"): Rows(RowSizes(2048, 1408, 56, 32), 1978.8, 1048.4, 888359, 17.69),
-    ("dpo", "pair"): Rows(RowSizes(2048, 384, 24, 16), 2025.8, 231.3, 625748, 3.90),
-    ("dpo", "none"): Rows(RowSizes(2048, 384, 16, 8), 2017.1, 122.1, 600254, 2.06),
-    ("sft", "tree"): Rows(RowSizes(2048, 800, 48, 0), 1954.0, 715.1, 872907, 27.10),
-    ("sft", "pair"): Rows(RowSizes(2048, 320, 16, 0), 2027.9, 109.8, 604971, 4.16),
-    ("sft", "none"): Rows(RowSizes(2048, 320, 16, 0), 2027.9, 109.8, 604971, 4.16),
+    (PAIRED_ROWS, "tree"): Rows(RowSizes(2048, 1408, 56, 32), 1978.8, 1048.4, 888359, 17.69),
+    (PAIRED_ROWS, "pair"): Rows(RowSizes(2048, 384, 24, 16), 2025.8, 231.3, 625748, 3.90),
+    (PAIRED_ROWS, "none"): Rows(RowSizes(2048, 384, 16, 8), 2017.1, 122.1, 600254, 2.06),
+    (REPLY_ROWS, "tree"): Rows(RowSizes(2048, 800, 48, 0), 1954.0, 715.1, 872907, 27.10),
+    (REPLY_ROWS, "pair"): Rows(RowSizes(2048, 320, 16, 0), 2027.9, 109.8, 604971, 4.16),
+    (REPLY_ROWS, "none"): Rows(RowSizes(2048, 320, 16, 0), 2027.9, 109.8, 604971, 4.16),
 }
 
 
@@ -49,7 +50,7 @@ def find_rows(config: Config, stage: str, model: PlannedModel) -> tuple[Rows, st
             return _from_data(config, stage, model), f"rows of {config.data.path}"
     except (DataError, WeightsError) as error:  # not here, or not to be read; wrong settings are errors of the plan too
         reason = str(error).splitlines()[0]
-    if stage == "dpo" and rows_kind(config.dpo) != PAIRED_ROWS:
+    if find_stage(stage).rows_kind(config) in (LABELED_ROWS, MISMATCHED_ROWS):
         raise DataError(f"{reason}; there are no figures to assume for replies with a label: plan with the data")
     return assumed_rows(config, stage), f"rows assumed to be like ESConv's, see docs/plan.md ({reason})"
 
@@ -84,7 +85,7 @@ def assumed_rows(config: Config, stage: str) -> Rows:
 
     `data.row_length` = 0 is taken as twice `data.max_length`, the most that packing chooses.
     """
-    measured = _ESCONV[stage, config.data.packing]
+    measured = _ESCONV[find_stage(stage).rows_kind(config), config.data.packing]
     tokens = round_up(config.data.row_length or 2 * config.data.max_length, ROW_MULTIPLE)
     ratio = tokens / _MEASURED_LENGTH
 
@@ -112,5 +113,5 @@ def _from_data(config: Config, stage: str, model: PlannedModel) -> Rows:
     path = config.model.tokenizer_path
     tokenizer = load_tokenizer(path) if path or model.tokenizer is None else model.tokenizer()
     tokenizer = tokenizer.fitted_to(model.config.vocab_size)
-    kind = rows_kind(config.dpo)
-    return measured_rows(build_dataset(config.data, stage, tokenizer, model.config, config.seed, kind).train)
+    kind = find_stage(stage).rows_kind(config)
+    return measured_rows(build_dataset(config.data, kind, tokenizer, model.config, config.seed).train)

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from empathax.config import Config
 from empathax.config.lora import LoraSpec, spec_of
-from empathax.config.losses import reference_kind
 from empathax.config.mesh import parse_rules
 from empathax.data.batch import Batch, LabeledReplies
 from empathax.data.packing import RowSizes
 from empathax.errors import ConfigError
-from empathax.evaluation.generation.decoding import generate
+from empathax.evaluation.generation.decoding import DecodeOptions, generate
 from empathax.evaluation.generation.prompt_tree import PromptTree, rounded_up
-from empathax.evaluation.generation.sampling import sampling_from
 from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.lora.adapters import abstract_adapter, overlay
 from empathax.models.lora.quantized import abstract_quantized
-from empathax.models.transformer import abstract_params, logical_axes
-from empathax.parallel.mesh import compute_dtype, platform_of
+from empathax.models.transformer import abstract_params, logical_axes, placed
 from empathax.parallel.rules import batch_sharding, check_batches, param_shardings, replicated
 from empathax.training.forward import make_reply_step, make_score_step
+from empathax.training.held_out import REPLIES
 from empathax.training.optimizer import make_optimizer
+from empathax.training.stages.stage import find_stage
 from empathax.training.state import TrainState, Tree, abstract_state, state_shardings
 from empathax.training.step import make_train_step
 
-PARTS = ("train", "reference", "eval", "decode")
 _ANY_NUM_STEPS = 1000  # of the learning rate's schedule: constants of the program, no shapes
 _FLOATS = {"weight_BM", "pair_weight_BP", "ref_logps_BS", "desirable_BR", "weight_BR", "mismatched_weight_BR"}
 
@@ -49,11 +45,10 @@ class Setup:
 
     @property
     def reference(self) -> str:
-        """Where the stage's reference is: as `dpo.reference` says or, where it moves, "in the state"."""
-        if self.stage != "dpo":
-            return "none"
-        kind = reference_kind(self.config.dpo, self.config.lora)
-        return "in the state" if kind != "none" and self.config.dpo.ref_sync_steps else kind
+        """Where the stage's reference is: as the stage says or, where it moves, "in the state"."""
+        stage = find_stage(self.stage)
+        kind = stage.reference_kind(self.config)
+        return "in the state" if kind != "none" and stage.moves_reference(self.config) else kind
 
     @property
     def passes_reference(self) -> bool:
@@ -102,11 +97,11 @@ def params_of(setup: Setup) -> Tree:
     """The base model's parameters, abstract, with their shardings."""
     abstract = abstract_params(setup.model, jnp.dtype(setup.config.model.param_dtype))
     rules = parse_rules(setup.config.mesh.rules)
-    return _placed(abstract, param_shardings(setup.mesh, abstract, logical_axes(setup.model), rules))
+    return placed(abstract, param_shardings(setup.mesh, abstract, logical_axes(setup.model), rules))
 
 
 def base_of(setup: Setup) -> Tree:
-    """The same as it is held below an adapter."""
+    """The same in the form that is kept below an adapter: perhaps quantized."""
     kind = setup.config.model.quantization
     return params_of(setup) if kind == "none" else abstract_quantized(params_of(setup), kind)
 
@@ -126,7 +121,7 @@ def state_of(setup: Setup) -> TrainState:
         moving_reference=setup.reference == "in the state",
         running_mean=setup.config.stage(setup.stage).ema_decay > 0.0,
     )
-    return _placed(abstract, state_shardings(abstract, jax.tree.map(lambda leaf: leaf.sharding, params)))
+    return placed(abstract, state_shardings(abstract, jax.tree.map(lambda leaf: leaf.sharding, params)))
 
 
 def batch_of(setup: Setup, rows: int, micro_batches: int = 0, with_reference: bool = False) -> Batch:
@@ -139,17 +134,17 @@ def batch_of(setup: Setup, rows: int, micro_batches: int = 0, with_reference: bo
         "R": setup.sizes.labeled,
     }
     leading = (micro_batches,) if micro_batches else ()
-    sharding = batch_sharding(setup.mesh, num_leading=len(leading))
 
     def array(name: str) -> jax.ShapeDtypeStruct | None:
         if name == "ref_logps_BS" and not with_reference:
             return None
         dtype = jnp.float32 if name in _FLOATS else jnp.int32
-        return jax.ShapeDtypeStruct((*leading, rows, sizes[name[-1]]), dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct((*leading, rows, sizes[name[-1]]), dtype)
 
     replies = LabeledReplies(**{name: array(name) for name in LabeledReplies.__dataclass_fields__})
     arrays = {name: array(name) for name in Batch.__dataclass_fields__ if name != "replies"}
-    return Batch(**arrays, replies=replies if setup.sizes.labeled else None)
+    batch = Batch(**arrays, replies=replies if setup.sizes.labeled else None)
+    return placed(batch, batch_sharding(setup.mesh, num_leading=len(leading)))
 
 
 def _train(setup: Setup) -> Lowered:
@@ -183,7 +178,7 @@ def _reference(setup: Setup) -> Lowered:
 
 def _eval(setup: Setup) -> Lowered:
     """Held-out replies or pairs, in mid-training."""
-    make_step = make_reply_step if setup.stage == "sft" else make_score_step
+    make_step = make_reply_step if find_stage(setup.stage).measures == REPLIES else make_score_step
     step: Any = make_step(setup.model, setup.config.model, mesh=setup.mesh)
     model, batch = _model_of(setup), batch_of(setup, setup.config.eval.rows_per_batch)
     return Lowered(step.lower(model, batch), {**_by_kind(setup), "batch": batch}, _held(setup))
@@ -196,28 +191,23 @@ def _decode(setup: Setup) -> Lowered:
     num_prompts = -(-options.generation_batch // num_rows) * num_rows
     num_slots = rounded_up(setup.config.data.max_length)
     num_tokens = rounded_up(num_prompts // num_rows * num_slots)
-    array = partial(_array, NamedSharding(mesh, PartitionSpec("data")))
-    row_ids = array(num_prompts)
+    tokens_RT, row_ids = _ints(num_rows, num_tokens), _ints(num_prompts)
     prompts = PromptTree(
-        token_ids_RT=array(num_rows, num_tokens),
-        positions_RT=array(num_rows, num_tokens),
-        subtree_end_RT=array(num_rows, num_tokens),
-        path_BS=array(num_prompts, num_slots),
-        lengths_B=array(num_prompts),
+        token_ids_RT=tokens_RT,
+        positions_RT=tokens_RT,
+        subtree_end_RT=tokens_RT,
+        path_BS=_ints(num_prompts, num_slots),
+        lengths_B=row_ids,
     )
+    prompts, row_ids = placed((prompts, row_ids), NamedSharding(mesh, PartitionSpec("data")))
     lowered = generate.lower(
         _model_of(setup),
         setup.model,
         prompts,
         row_ids,
-        _array(replicated(mesh)),
+        placed(_ints(), replicated(mesh)),
         row_ids,
-        max_new_tokens=options.max_new_tokens,
-        stop_ids=(0,),
-        sampling=sampling_from(options),
-        compute_dtype=compute_dtype(setup.config.model, mesh),
-        platform=platform_of(mesh),
-        attention="dense" if setup.config.model.attention == "dense" else "auto",
+        options=DecodeOptions.of(setup.config, stop_ids=(0,), mesh=mesh),
     )
     arguments = {**_by_kind(setup), "batch": prompts}
     return Lowered(lowered, arguments, _held(setup), unknown_trips=options.max_new_tokens - 1)
@@ -245,11 +235,5 @@ def _optimizer(setup: Setup) -> Any:
     return make_optimizer(setup.config.stage(setup.stage), _ANY_NUM_STEPS)
 
 
-def _array(sharding: NamedSharding, *shape: int) -> Any:
-    return jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
-
-
-def _placed(abstract: Tree, shardings: Tree) -> Tree:
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
-    )
+def _ints(*shape: int) -> Any:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)

@@ -1,16 +1,11 @@
-"""Devices of hardware that is not there, and the environment of the process that compiles for it.
-
-GPUs as XLA describes them to itself (stream_executor.GpuTargetConfigProto, as text), to compile for them from afar.
-
-Figures: openxla/xla, xla/backends/gpu/target_config/specs; of the L40S: CUDA's device properties, NVIDIA's data sheet.
-"""
+"""Devices of hardware that is not there, to compile for, and the environment of the process that does it."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -18,8 +13,8 @@ from typing import Any
 from empathax.config.hardware import Kind, Topology, smaller_to_larger
 from empathax.errors import ConfigError
 
-TPU_INSTALL = "pip install -e '.[plan]', or 'jax[tpu]'"
-GPU_INSTALL = (
+_TPU_INSTALL = "pip install -e '.[plan]', or 'jax[tpu]'"
+_GPU_INSTALL = (
     "pip install -e '.[plan]', or 'jax[cuda12-local]' nvidia-cuda-nvcc-cu12 (the plugin without CUDA's libraries, and "
     "their assembler)"
 )
@@ -36,15 +31,14 @@ def child_environment(kind: Kind, num_devices: int, base: Mapping[str, str]) -> 
     if kind.platform == "cpu":
         environment["JAX_NUM_CPU_DEVICES"] = str(num_devices)
     elif kind.platform == "tpu":
-        _require("libtpu", TPU_INSTALL)
+        _require("libtpu", _TPU_INSTALL)
         environment["TPU_SKIP_MDS_QUERY"] = "1"
         environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # beside others that compile, or a run: no chip is touched
     elif kind.platform == "cuda":
-        _require("jax_plugins.xla_cuda12", GPU_INSTALL)
-        places = _require("nvidia.cuda_nvcc", GPU_INSTALL).submodule_search_locations
-        nvcc = Path(next(iter(places or [])))
+        _require("jax_plugins.xla_cuda12", _GPU_INSTALL)
+        nvcc = Path((_require("nvidia.cuda_nvcc", _GPU_INSTALL).submodule_search_locations or [])[0])
         environment["PATH"] = f"{nvcc / 'bin'}{os.pathsep}{environment.get('PATH', '')}"  # ptxas
-        # nothing can be tuned by running it; and where the device code libraries lie
+        # nothing can be tuned by running it; and the place of the device code libraries
         ours = f"--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={nvcc}"
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {ours}".strip()
     return environment
@@ -69,10 +63,10 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
 
 
 def _description(topology: Topology) -> dict[str, Any]:
-    """The topology as the compiler's plugin wants it told."""
+    """The arguments by which a compiler's plugin knows the topology."""
     kind = topology.kind
     if kind.platform == "cuda":
-        description: dict[str, Any] = {"topology_name": kind.name, "target_config": target_config(kind.name)}
+        description: dict[str, Any] = {"topology_name": kind.name, "target_config": _target_config(kind.name)}
         return description | {"topology": f"1x{topology.num_slices}x{topology.slice_size}"}
     description = {"topology_name": topology.slice_name, "num_slices": topology.num_slices}
     if kind.name == "v4":
@@ -93,7 +87,10 @@ def _require(module: str, install: str) -> ModuleSpec:
 
 
 @dataclass(frozen=True)
-class _Spec:
+class _Gpu:
+    """A GPU's properties. Sources: openxla/xla, xla/backends/gpu/target_config/specs; of the L40S CUDA's device
+    properties and NVIDIA's data sheet."""
+
     name: str
     capability: tuple[int, int]
     cores: int
@@ -107,30 +104,23 @@ class _Spec:
     memory_bandwidth: int
 
 
-_HOPPER = {
-    "capability": (9, 0),
-    "cores": 132,
-    "fpus_per_core": 128,
-    "threads_per_core": 2048,
-    "shared_per_core": 233472,
-    "shared_per_block_optin": 232448,
-    "l2_bytes": 52428800,
-    "clock_ghz": 1.98,
-}
-_SPECS = {
-    "h100": _Spec(
-        name="NVIDIA H100 80GB HBM3",
-        memory_bytes=84942979072,
-        memory_bandwidth=3352320000000,
-        **_HOPPER,  # type: ignore[arg-type]
-    ),
-    "h200": _Spec(
-        name="NVIDIA H200 141GB HBM3e",
-        memory_bytes=151397597184,
-        memory_bandwidth=4800000000000,
-        **_HOPPER,  # type: ignore[arg-type]
-    ),
-    "a100": _Spec(
+_H100 = _Gpu(
+    name="NVIDIA H100 80GB HBM3",
+    capability=(9, 0),
+    cores=132,
+    fpus_per_core=128,
+    threads_per_core=2048,
+    shared_per_core=233472,
+    shared_per_block_optin=232448,
+    l2_bytes=52428800,
+    clock_ghz=1.98,
+    memory_bytes=84942979072,
+    memory_bandwidth=3352320000000,
+)
+_GPUS = {
+    "h100": _H100,
+    "h200": replace(_H100, name="NVIDIA H200 141GB HBM3e", memory_bytes=151397597184, memory_bandwidth=4800000000000),
+    "a100": _Gpu(
         name="NVIDIA A100-SXM4-80GB",
         capability=(8, 0),
         cores=108,
@@ -143,7 +133,7 @@ _SPECS = {
         memory_bytes=85100068864,
         memory_bandwidth=2039040000000,
     ),
-    "l40s": _Spec(
+    "l40s": _Gpu(
         name="NVIDIA L40S",
         capability=(8, 9),
         cores=142,
@@ -159,22 +149,22 @@ _SPECS = {
 }
 
 
-def target_config(kind: str) -> str:
-    """The text that `get_topology_desc(target_config=...)` takes for a GPU."""
-    spec = _SPECS[kind]
-    major, minor = spec.capability
+def _target_config(kind: str) -> str:
+    """A GPU as XLA describes it to itself (stream_executor.GpuTargetConfigProto, as text)."""
+    gpu = _GPUS[kind]
+    major, minor = gpu.capability
     return f"""
 gpu_device_info {{
-  threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: {spec.threads_per_core}
-  shared_memory_per_block: 49152  shared_memory_per_core: {spec.shared_per_core}
-  shared_memory_per_block_optin: {spec.shared_per_block_optin}
+  threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: {gpu.threads_per_core}
+  shared_memory_per_block: 49152  shared_memory_per_core: {gpu.shared_per_core}
+  shared_memory_per_block_optin: {gpu.shared_per_block_optin}
   registers_per_core_limit: 65536  registers_per_block_limit: 65536
-  core_count: {spec.cores}  fpus_per_core: {spec.fpus_per_core}  clock_rate_ghz: {spec.clock_ghz}
+  core_count: {gpu.cores}  fpus_per_core: {gpu.fpus_per_core}  clock_rate_ghz: {gpu.clock_ghz}
   block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
-  memory_bandwidth: {spec.memory_bandwidth}  l2_cache_size: {spec.l2_bytes}  device_memory_size: {spec.memory_bytes}
+  memory_bandwidth: {gpu.memory_bandwidth}  l2_cache_size: {gpu.l2_bytes}  device_memory_size: {gpu.memory_bytes}
   cuda_compute_capability {{ major: {major} minor: {minor} }}
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 8 }}
-device_description_str: "{spec.name}"
+device_description_str: "{gpu.name}"
 """

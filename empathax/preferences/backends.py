@@ -1,7 +1,4 @@
-"""Who writes and judges: any OpenAI-compatible server, or a model in this process (local_backend.py).
-
-A model in this process that answers chat requests as a server would, with the same cache of answers.
-"""
+"""Who writes and judges: any OpenAI-compatible server, or a model in this process with the same cache of answers."""
 
 from __future__ import annotations
 
@@ -17,6 +14,8 @@ from empathax.evaluation.judging.chat_requests import ANSWERED, EMPTY, ChatOutco
 from empathax.evaluation.judging.chat_server import ChatServer
 from empathax.evaluation.judging.response_cache import ResponseCache
 from empathax.models.weights.source import resolve_model
+
+_URL = "in-process"  # in place of a server's
 
 
 class Backend(Protocol):
@@ -71,9 +70,6 @@ class ServerBackend:
         self, requests: Sequence[ChatRequest], on_progress: Callable[[int], None] | None = None
     ) -> list[ChatOutcome]:
         return self.server.complete(requests, on_progress)
-
-
-_URL = "in-process"
 
 
 class LocalBackend:

@@ -1,7 +1,4 @@
-"""What a model is asked to write for a context: a reply per level of validation, one per style, or several samples.
-
-What was written and how it was ranked, as files: candidates.jsonl, and review.csv where people rank.
-"""
+"""What a model is asked to write for a context: a reply per level of validation, one per style, or several samples."""
 
 from __future__ import annotations
 
@@ -10,21 +7,16 @@ import hashlib
 import importlib.resources
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from empathax.data.records import Message
-from empathax.evaluation import output
 from empathax.evaluation.judging.chat_requests import ANSWERED, ChatOutcome, ChatRequest
 from empathax.evaluation.judging.server_replies import opened
 from empathax.evaluation.metrics.levels import LEVELS
 from empathax.preferences.backends import Backend
-from empathax.preferences.contexts import Candidate, Context
 from empathax.preferences.filters import is_leaked, is_refusal
-from empathax.preferences.ranking import Ranker, Ranking, Task
-from empathax.preferences.review import HumanRanker, write_review
+from empathax.preferences.pairs import Candidate, Context
 
-KINDS = ("levels", "styles", "samples")
 STYLES = ("supportive", "prescriptive")
 
 
@@ -36,7 +28,7 @@ class Variant:
         name: "listening", ..., "supportive", ..., "sample 0", ...
         system: the system message; None for none.
         prompt: the prompt's name for provenance.
-        sample: tells several answers to the same request apart.
+        sample: the number of the answer, where the same request is made several times.
     """
 
     name: str
@@ -51,7 +43,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class ReplyOptions:
     """How replies are asked for. `history_turns`: turns of the dialogue that are shown, the last ones; 0 = all."""
 
     seed: int = 0
@@ -76,6 +68,13 @@ class Written:
     left_out: tuple[tuple[str, Candidate], ...]
     statuses: tuple[str, ...]
 
+    @property
+    def replies(self) -> Iterator[Candidate]:
+        """All replies, also those that were left out."""
+        yield from self.candidates
+        for _, reply in self.left_out:
+            yield reply
+
 
 def variants(kind: str, num_samples: int = 4, system: str | None = None) -> list[Variant]:
     """The replies that are asked for in each context; `num_samples` and `system` are those of "samples"."""
@@ -96,16 +95,16 @@ def prompt_text(name: str) -> str:
     return " ".join(place.read_text(encoding="utf-8").replace("\n\n", "\0").split()).replace("\0", "\n\n")
 
 
-def candidate_request(context: Context, variant: Variant, sampling: Sampling) -> ChatRequest:
+def candidate_request(context: Context, variant: Variant, options: ReplyOptions) -> ChatRequest:
     """The request for one reply: the variant's system message, then the dialogue so far as chat turns."""
-    turns = context.prompt[-sampling.history_turns or None :]
+    turns = context.prompt[-options.history_turns or None :]
     system = (Message("system", variant.system),) if variant.system else ()
     return ChatRequest(
-        messages=opened((*system, *turns), sampling.opening_user_turn),
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        seed=sampling.seed + variant.sample,
+        messages=opened((*system, *turns), options.opening_user_turn),
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed + variant.sample,
         sample=variant.sample,
     )
 
@@ -114,14 +113,14 @@ def write_candidates(
     backend: Backend,
     contexts: Sequence[Context],
     asked: Sequence[Variant],
-    sampling: Sampling,
+    options: ReplyOptions,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Written]:
-    """For each context what was written for it; `on_progress` is told how many requests are done.
+    """For each context what was written for it; `on_progress` gets the number of requests done.
 
     Raises ConfigError and DataError as `ChatServer.complete`.
     """
-    requests = [candidate_request(context, variant, sampling) for context in contexts for variant in asked]
+    requests = [candidate_request(context, variant, options) for context in contexts for variant in asked]
     outcomes = backend.complete(requests, on_progress)
     found = []
     for number in range(len(contexts)):
@@ -164,44 +163,4 @@ def _source(backend: Backend, variant: Variant, request: ChatRequest, outcome: C
         "completion_tokens": outcome.completion_tokens,
         "response": key,
         "time": backend.time_of(key),
-    }
-
-
-CANDIDATES, REVIEW = "candidates.jsonl", "review.csv"
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A context with what was written for it, and every ranker's view of the candidates. `is_ranked`: whether all
-    rankers have one; people may not have come to it yet."""
-
-    task: Task
-    written: Written
-    rankings: tuple[Ranking, ...]
-    is_ranked: bool
-
-    @property
-    def replies(self) -> Iterator[Candidate]:
-        """All replies, also those that were left out."""
-        yield from self.written.candidates
-        for _, reply in self.written.left_out:
-            yield reply
-
-
-def write_files(out: Path, judged: Mapping[str, Sequence[Judged]], rankers: Sequence[Ranker]) -> None:
-    """Writes the files of all splits. Raises a ConfigError if `out` has a review.csv with ranks of other replies."""
-    if any(isinstance(ranker, HumanRanker) for ranker in rankers):
-        write_review(out / REVIEW, [one.task for part in judged.values() for one in part])
-    output.write_json_lines(out / CANDIDATES, (_row(split, one) for split, part in judged.items() for one in part))
-
-
-def _row(split: str, one: Judged) -> dict[str, Any]:
-    context = one.task.context
-    return {
-        "split": split,
-        "context_id": context.context_id,
-        "prompt": [{"role": turn.role, "content": turn.content} for turn in context.prompt],
-        "candidates": [{"text": reply.text, **reply.source} for reply in one.written.candidates],
-        "left_out": [{"reason": why, "text": reply.text, **reply.source} for why, reply in one.written.left_out],
-        "rankings": [{"ranker": found.ranker, "scores": found.scores, **found.facts} for found in one.rankings],
     }

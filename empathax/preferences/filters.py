@@ -1,7 +1,6 @@
 """Which pairs are kept, and why the others are not: every pair that is dropped has one reason and a detail.
 
-What gives a reply away as none: refusals, leaked frames of a prompt, and advice that can harm. English only.
-
+Patterns of unusable replies are English only: refusals, words of a prompt around the reply, and advice that can harm.
 The list of harmful advice is a coarse net for training data, not a safety system.
 """
 
@@ -15,8 +14,8 @@ from typing import Any
 
 from empathax.errors import ConfigError, raise_all
 from empathax.evaluation.metrics.dialogue_health import leaks_template
-from empathax.preferences.contexts import Pair
 from empathax.preferences.overlap import HeldOutTexts, NearDuplicates, num_words, plain
+from empathax.preferences.pairs import Pair
 
 REASONS = {
     "empty": "a reply without words",
@@ -76,25 +75,25 @@ class Filtered:
 
 def filter_pairs(pairs: Iterable[Pair], held_out: HeldOutTexts, options: FilterOptions) -> Filtered:
     """Pairs that pass all filters, in order; of duplicates the first is kept."""
-    result, state = Filtered(), _State(held_out, options)
+    result, filters = Filtered(), _Filters(held_out, options)
     for pair in pairs:
-        reason, detail = state.verdict(pair)
+        reason, detail = filters.verdict(pair)
         if not reason:
             result.kept.append(pair)
-            state.keep(pair)
+            filters.keep(pair)
             continue
         result.drop(pair, reason, detail)
     links = Counter(pair.link for pair in result.kept if pair.link)
-    together, result.kept = result.kept, []
-    for pair in together:
+    for pair in result.kept:
         if links[pair.link] == 1:
             result.drop(pair, "link", pair.link)
-        else:
-            result.kept.append(pair)
+    result.kept = [pair for pair in result.kept if links[pair.link] != 1]
     return result
 
 
-class _State:
+class _Filters:
+    """All filters, with the pairs kept so far."""
+
     def __init__(self, held_out: HeldOutTexts, options: FilterOptions) -> None:
         self._held_out, self._options = held_out, options
         self._near = NearDuplicates(options.near_duplicate_threshold or 1.0)
@@ -104,13 +103,13 @@ class _State:
     def verdict(self, pair: Pair) -> tuple[str, str]:
         """(reason, detail); two empty texts for a pair to keep."""
         checks: tuple[tuple[str, Callable[[Pair], str | None]], ...] = (
-            ("empty", _empty),
-            ("same_reply", lambda pair: "" if _replies(pair)[0] == _replies(pair)[1] else None),
+            ("empty", lambda pair: _which(pair, lambda text: not num_words(text))),
+            ("same_reply", lambda pair: "" if len(set(_replies(pair))) == 1 else None),
             ("length_ratio", self._length_ratio),
             ("template", lambda pair: _which(pair, is_leaked)),
             ("refusal", lambda pair: _which(pair, is_refusal)),
-            ("unsafe", lambda pair: unsafe_words(pair.chosen.text) or None),
-            ("overlap", lambda pair: self._held_out.of_pair(pair) or None),
+            ("unsafe", lambda pair: _unsafe_words(pair.chosen.text)),
+            ("overlap", self._overlap),
             ("duplicate", lambda pair: self._exact.get(_replies(pair))),
             ("near_duplicate", self._near_one),
         )
@@ -130,6 +129,13 @@ class _State:
         limit = self._options.max_length_ratio
         return f"{high} words against {low}" if limit and high > limit * low else None
 
+    def _overlap(self, pair: Pair) -> str | None:
+        """Words of the seeker's turns and of both replies. The supporter's earlier turns do not count by themselves:
+        supporters greet in many dialogues with the same sentences."""
+        texts = [message.content for message in pair.context.prompt if message.role == "user"]
+        texts += [pair.chosen.text, pair.rejected.text]
+        return next((run for text in texts if (run := self._held_out.shared(text))), None)
+
     def _near_one(self, pair: Pair) -> str | None:
         if not self._options.near_duplicate_threshold:
             return None
@@ -148,11 +154,8 @@ def _replies(pair: Pair) -> tuple[str, str]:
     return plain(pair.chosen.text), plain(pair.rejected.text)
 
 
-def _empty(pair: Pair) -> str | None:
-    return next((name for name in ("chosen", "rejected") if not num_words(getattr(pair, name).text)), None)
-
-
 def _which(pair: Pair, finds: Callable[[str], bool]) -> str | None:
+    """The side whose text is found; None if neither is."""
     return next((name for name in ("chosen", "rejected") if finds(getattr(pair, name).text)), None)
 
 
@@ -191,19 +194,19 @@ _UNSAFE = re.compile(
 
 def is_refusal(text: str) -> bool:
     """Whether a model declines, or speaks of itself as a model."""
-    return _REFUSAL.search(_plain(text)) is not None
+    return _REFUSAL.search(_lower(text)) is not None
 
 
 def is_leaked(text: str) -> bool:
     """Whether control tokens of a chat template, or the words of a prompt around a reply, stand in the text."""
-    return leaks_template(text) or _FRAME.search(_plain(text)) is not None
+    return leaks_template(text) or _FRAME.search(_lower(text)) is not None
 
 
-def unsafe_words(text: str) -> str:
-    """The words of `text` that advise something harmful; "" if there are none."""
-    found = _UNSAFE.search(_plain(text))
-    return found[0] if found else ""
+def _unsafe_words(text: str) -> str | None:
+    """The words of `text` that advise something harmful; None if there are none."""
+    found = _UNSAFE.search(_lower(text))
+    return found[0] if found else None
 
 
-def _plain(text: str) -> str:
+def _lower(text: str) -> str:
     return text.lower().replace("’", "'")

@@ -1,23 +1,26 @@
-"""Any preference set looked at: surface cues, levels and places in the dialogue, duplicates, samples.
+"""A look at any preference set: surface cues, levels and places in the dialogue, duplicates, samples.
 
-The page of --inspect: one self-contained HTML file that loads nothing.
+The result is one self-contained HTML page that loads nothing, a few lines for the terminal, and TensorBoard if asked.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from empathax.config import DataOptions
+from empathax.config.losses import PAIRED_ROWS
 from empathax.data.records import Message, PreferenceRow
 from empathax.data.sources import load_splits
 from empathax.errors import DataError
-from empathax.evaluation.classifiers.classifier import Classifier, classify
+from empathax.evaluation import output
+from empathax.evaluation.classifiers.classifier import Classifier, classify, load_classifier
 from empathax.evaluation.classifiers.data import LEVEL_HEAD, level_of_strategy
 from empathax.evaluation.metrics.levels import LEVELS
 from empathax.evaluation.report.page import environment
@@ -71,6 +74,40 @@ class SplitFacts:
     samples: tuple[Sample, ...]
 
 
+class FactsTracker(Protocol):
+    """What the numbers and samples of a set go to: TensorBoard."""
+
+    def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None: ...
+
+    def text(self, step: int, tag: str, markdown: str) -> None: ...
+
+
+def write_page(
+    path: str,
+    options: DataOptions,
+    levels: str,
+    *,
+    out: Path,
+    say: Callable[[str], None],
+    open_tracker: Callable[[], AbstractContextManager[FactsTracker]] | None = None,
+) -> None:
+    """Writes the page of the set at `path` to `out`, and its numbers and samples to the tracker, if there is one.
+
+    `levels` is the directory of a classifier, or "". Raises a ConfigError if `out` cannot be written, a DataError as
+    `inspect_set`.
+    """
+    output.check_writable(out)
+    classifier = load_classifier(levels) if levels else None
+    found = inspect_set(path, options, classifier)
+    output.write_text(out, page(path, found))
+    text = _in_words(path, found)
+    if open_tracker:
+        with open_tracker() as tracker:
+            _track(tracker, found, text)
+    say(text)
+    say(f"wrote {out}")
+
+
 def inspect_set(path: str, options: DataOptions, classifier: Classifier | None = None) -> dict[str, SplitFacts]:
     """The facts of each split of the set at `path`: a file, a directory, a hub name or "samples".
 
@@ -81,10 +118,10 @@ def inspect_set(path: str, options: DataOptions, classifier: Classifier | None =
         DataError: the set cannot be read, or has no pairs.
     """
     _check_is_one(Path(path))
-    splits = load_splits(_for(path, options), "dpo")
+    splits = load_splits(_for(path, options), PAIRED_ROWS)
     parts = {"train": splits.train, "held out": splits.eval}
     found = {
-        split: split_facts([row for row in rows if isinstance(row, PreferenceRow)], classifier)
+        split: _split_facts([row for row in rows if isinstance(row, PreferenceRow)], classifier)
         for split, rows in parts.items()
         if rows
     }
@@ -93,7 +130,7 @@ def inspect_set(path: str, options: DataOptions, classifier: Classifier | None =
     return found
 
 
-def split_facts(rows: Sequence[PreferenceRow], classifier: Classifier | None = None) -> SplitFacts:
+def _split_facts(rows: Sequence[PreferenceRow], classifier: Classifier | None = None) -> SplitFacts:
     """The facts of some pairs."""
     replies = [(row.chosen, row.rejected) for row in rows]
     by_side = dict(zip(SIDES, zip(*replies, strict=True), strict=True))
@@ -112,42 +149,6 @@ def split_facts(rows: Sequence[PreferenceRow], classifier: Classifier | None = N
         near_duplicates=near,
         samples=tuple(Sample(rows[number], _provenance(rows[number])) for number in picked),
     )
-
-
-def in_words(path: str, found: dict[str, SplitFacts]) -> str:
-    """A few lines for the terminal."""
-    lines = []
-    for split, facts in found.items():
-        cues = facts.cues
-        lines.append(
-            f"{path}, {split}: {facts.num_pairs:,} pairs; {cues.words_alone}, length alone "
-            f"{cues.length_accuracy:.1%}; {facts.duplicates:,} duplicates, {facts.near_duplicates:,} "
-            "near-duplicates"
-        )
-        lines += [f"  warning: {text}" for text in cues.warnings()]
-    return "\n".join(lines)
-
-
-def scalars(facts: SplitFacts) -> dict[str, float]:
-    """The numbers of a split by name."""
-    cues = facts.cues
-    return {
-        "pairs": facts.num_pairs,
-        "words_alone_accuracy": cues.bag_accuracy,
-        "words_alone_accuracy_with_repeats": cues.bag_accuracy_with_repeats,
-        "length_alone_accuracy": cues.length_accuracy,
-        "chosen_words": cues.chosen_words,
-        "rejected_words": cues.rejected_words,
-        "duplicates": facts.duplicates,
-        "near_duplicates": facts.near_duplicates,
-    }
-
-
-def samples_in_markdown(facts: SplitFacts) -> str:
-    """The samples as a table: the last turn before the reply, and both replies."""
-    rows = [(sample.last_words, sample.row.chosen, sample.row.rejected) for sample in facts.samples]
-    lines = [" | ".join(" ".join(cell.replace("|", "/").split()) for cell in row) for row in rows]
-    return "\n".join(["| seeker | chosen | rejected |", "|---|---|---|", *(f"| {line} |" for line in lines)])
 
 
 def _check_is_one(path: Path) -> None:
@@ -228,3 +229,46 @@ def page(path: str, splits: Mapping[str, SplitFacts]) -> str:
         .get_template("inspect.html")
         .render(path=path, splits=splits, sides=SIDES, levels=(*LEVELS, UNKNOWN), quartiles=quartiles)
     )
+
+
+def _in_words(path: str, found: dict[str, SplitFacts]) -> str:
+    """A few lines for the terminal."""
+    lines = []
+    for split, facts in found.items():
+        cues = facts.cues
+        lines.append(
+            f"{path}, {split}: {facts.num_pairs:,} pairs; {cues.words_alone}, length alone "
+            f"{cues.length_accuracy:.1%}; {facts.duplicates:,} duplicates, {facts.near_duplicates:,} "
+            "near-duplicates"
+        )
+        lines += [f"  warning: {text}" for text in cues.warnings()]
+    return "\n".join(lines)
+
+
+def _track(tracker: FactsTracker, found: Mapping[str, SplitFacts], text: str) -> None:
+    tracker.text(0, "in words", text.replace("\n", "\n\n"))
+    for split, facts in found.items():
+        tracker.scalars(0, split, _scalars(facts))
+        tracker.text(0, f"{split}/samples", _samples_in_markdown(facts))
+
+
+def _scalars(facts: SplitFacts) -> dict[str, float]:
+    """The numbers of a split by name."""
+    cues = facts.cues
+    return {
+        "pairs": facts.num_pairs,
+        "words_alone_accuracy": cues.bag_accuracy,
+        "words_alone_accuracy_with_repeats": cues.bag_accuracy_with_repeats,
+        "length_alone_accuracy": cues.length_accuracy,
+        "chosen_words": cues.chosen_words,
+        "rejected_words": cues.rejected_words,
+        "duplicates": facts.duplicates,
+        "near_duplicates": facts.near_duplicates,
+    }
+
+
+def _samples_in_markdown(facts: SplitFacts) -> str:
+    """The samples as a table: the last turn before the reply, and both replies."""
+    rows = [(sample.last_words, sample.row.chosen, sample.row.rejected) for sample in facts.samples]
+    lines = [" | ".join(" ".join(cell.replace("|", "/").split()) for cell in row) for row in rows]
+    return "\n".join(["| seeker | chosen | rejected |", "|---|---|---|", *(f"| {line} |" for line in lines)])

@@ -3,8 +3,6 @@
 Contexts are worked on in portions, one after another. What a model said is in the cache of answers before anything else
 is done with it, and everything after that is computed from it: a run that was killed, or stopped by its budget, goes on
 with the same command and ends with the files it would have written at once.
-
-The contexts that a model writes replies for: by split, clean of words of later splits, evenly spread.
 """
 
 from __future__ import annotations
@@ -16,31 +14,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from empathax.config import DataOptions
-from empathax.data.sources import load_by_split
 from empathax.errors import ConfigError, DataError, EmpathaxError
+from empathax.evaluation import output
 from empathax.preferences.backends import Backend
-from empathax.preferences.candidates import Judged, Sampling, Variant, Written, write_candidates, write_files
-from empathax.preferences.contexts import (
-    Context,
-    Pair,
-    counts_in_words,
-    data_settings,
-    digest,
-    in_splits,
-    load_contexts,
-)
+from empathax.preferences.candidates import ReplyOptions, Variant, Written, write_candidates
 from empathax.preferences.filters import Filtered, FilterOptions, filter_pairs
-from empathax.preferences.overlap import HeldOutTexts, held_out_texts
-from empathax.preferences.ranking import UNREADABLE, Ranker, Task, choose
-from empathax.preferences.review import agreement, check_all_used, is_unranked
+from empathax.preferences.pairs import Context, Pair
+from empathax.preferences.ranking import UNREADABLE, Ranker, Ranking, RankingTask, choose
+from empathax.preferences.review import HumanRanker, agreement, check_all_used, is_unranked, write_review
 from empathax.preferences.set_files import PreferenceSet, done_before, start, write_set
+from empathax.preferences.source import Source
 
 PORTION = 32  # contexts
 CUT = 0.05  # share of replies cut at the token limit from which on a set is warned of
 _SECONDS_A_LINE = 30.0  # of progress within a portion
+_TOKEN_COUNTS = ("prompt_tokens", "completion_tokens")
+_CANDIDATES, REVIEW = "candidates.jsonl", "review.csv"
+_ORIGIN = {
+    "levels": "Replies were written by a language model, one for each of the four levels of validation, and ranked.",
+    "styles": "Replies were written by a language model in a supportive and in a prescriptive style, and ranked.",
+    "samples": "Several replies of one language model were ranked.",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class Recipe:
 
     Attributes:
         kind: "levels", "styles" or "samples".
-        variants: the replies asked for in each context.
+        variants, options: the replies asked for in each context, and how.
         splits: those wanted; empty = train and valid, where there are such.
         max_contexts: of each split, evenly spread; 0 = all.
         min_margin: pairs found to differ by less are dropped.
@@ -57,7 +51,7 @@ class Recipe:
 
     kind: str
     variants: tuple[Variant, ...]
-    sampling: Sampling
+    options: ReplyOptions
     splits: tuple[str, ...]
     max_contexts: int = 0
     min_margin: float = 0.0
@@ -71,18 +65,29 @@ class Recipe:
             "data": source.settings,
             "splits": list(source.contexts),
             "max_contexts": self.max_contexts,
-            "contexts": digest(source.contexts.items()),
+            "contexts": source.digest(),
             "writer": dict(writer.identity),
             "prompts": {variant.name: variant.version for variant in self.variants},
-            "sampling": vars(self.sampling),
+            "sampling": vars(self.options),
             "rankers": {ranker.name: dict(ranker.settings) for ranker in rankers},
             "min_margin": self.min_margin,
             **vars(self.filters),
         }
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A context with what was written for it, and every ranker's view of the candidates. `is_ranked`: whether all
+    rankers have one; people may not have come to it yet."""
+
+    task: RankingTask
+    written: Written
+    rankings: tuple[Ranking, ...]
+    is_ranked: bool
+
+
 @dataclass
-class _Progress:
+class _Done:
     """What was done so far, by split."""
 
     judged: dict[str, list[Judged]] = field(default_factory=dict)
@@ -100,10 +105,8 @@ def build_llm_set(
     rankers: Sequence[Ranker],
     *,
     facts: Callable[[], Mapping[str, Any]],
-    settings: Mapping[str, Any],
     out: Path,
     say: Callable[[str], None],
-    now: Callable[[], float] = time.time,
 ) -> dict[str, Any]:
     """Makes the set in `out` and returns its summary. `facts` tells of servers and costs at the end. Contexts that
     people are to rank and have not yet make no pairs, but candidates and lines of the file for annotators.
@@ -115,36 +118,30 @@ def build_llm_set(
             written with what was done, if that is more than they held.
         DataError: ranks that belong to none of the candidates, before any file is written.
     """
-    started = start(out, settings, now)
+    settings = recipe.settings(source, writer, rankers)
+    started = start(out, settings)
     contexts_before, pairs_before = done_before(out)
     if pairs_before and any(map(is_unranked, rankers)):
         raise ConfigError(f"{out} has {pairs_before:,} pairs by people's ranks: name these with --reviews again")
-    progress = _Progress()
+    done = _Done()
     for split, contexts in source.contexts.items():
-        _work(split, contexts, recipe, writer, rankers, progress, say)
-    if progress.error and contexts_before > len(progress.every):
+        _work(split, contexts, recipe, writer, rankers, done, say)
+    if done.error and contexts_before > len(done.every):
         say(f"{out} keeps the set of {contexts_before:,} contexts that was made before")
-        raise progress.error
-    if not progress.error:
-        check_all_used(rankers, [one.task for one in progress.every])
-    pairs, unused = _pairs(progress, recipe)
+        raise done.error
+    if not done.error:
+        check_all_used(rankers, [one.task for one in done.every])
+    pairs, unused = _pairs(done, recipe)
     splits = {split: filter_pairs(made, source.held_out[split], recipe.filters) for split, made in pairs.items()}
-    notes = {
-        "contexts": {split: len(part) for split, part in progress.judged.items()},
-        "contexts_in_all": {split: len(part) for split, part in source.contexts.items()},
-        "contexts_left_out_for_overlap": source.num_overlapping,
-        "contexts_without_a_pair": dict(unused),
-        **_replies(progress.every),
-        **_agreed(progress.every),
-        **facts(),
-    }
+    notes = {**_notes(done, source, unused), **facts()}
     held_out = {split: len(source.held_out[split]) for split in splits}
-    warnings = [*_incomplete(progress, source), *_cut(splits.values(), recipe.sampling.max_tokens)]
-    write_files(out, progress.judged, rankers)
-    summary = write_set(out, PreferenceSet(recipe.kind, settings, splits, held_out, notes, warnings), started)
-    if progress.error:
+    warnings = [*_incomplete(done, source), *_cut(splits.values(), recipe.options.max_tokens)]
+    _write_candidate_files(out, done.judged, rankers)
+    made = PreferenceSet(recipe.kind, _ORIGIN[recipe.kind], settings, splits, held_out, notes, warnings)
+    summary = write_set(out, made, started)
+    if done.error:
         say(f"{out} holds what was done before the error")
-        raise progress.error
+        raise done.error
     return summary
 
 
@@ -154,25 +151,25 @@ def _work(
     recipe: Recipe,
     writer: Backend,
     rankers: Sequence[Ranker],
-    progress: _Progress,
+    done: _Done,
     say: Callable[[str], None],
 ) -> None:
     """Candidates and ranks of one split, portion by portion; after an error nothing more is begun."""
-    progress.judged[split] = []
+    done.judged[split] = []
     for portion in _portions(contexts):
-        if progress.error:
+        if done.error:
             return
         try:
             written = write_candidates(
-                writer, portion, recipe.variants, recipe.sampling, _ticking(say, f"{split}: replies")
+                writer, portion, recipe.variants, recipe.options, _ticking(say, f"{split}: replies")
             )
-            progress.judged[split] += _judged(portion, written, rankers, _ticking(say, f"{split}: verdicts"))
+            done.judged[split] += _judged(portion, written, rankers, _ticking(say, f"{split}: verdicts"))
         except EmpathaxError as error:
-            if not (progress.every or isinstance(error, DataError)):
+            if not (done.every or isinstance(error, DataError)):
                 raise  # a wrong key or name: nothing has begun
-            progress.error = error
+            done.error = error
             return
-        say(f"{split}: {len(progress.judged[split]):,} of {len(contexts):,} contexts; {writer.tally.in_words()}")
+        say(f"{split}: {len(done.judged[split]):,} of {len(contexts):,} contexts; {writer.tally.in_words()}")
 
 
 def _judged(
@@ -181,7 +178,7 @@ def _judged(
     rankers: Sequence[Ranker],
     on_progress: Callable[[int], None],
 ) -> list[Judged]:
-    tasks = [Task(context, one.candidates) for context, one in zip(contexts, written, strict=True)]
+    tasks = [RankingTask(context, one.candidates) for context, one in zip(contexts, written, strict=True)]
     ranked = [ranker.rank(tasks, on_progress) for ranker in rankers]
     return [
         Judged(
@@ -207,11 +204,11 @@ def _ticking(say: Callable[[str], None], what: str) -> Callable[[int], None]:
     return tick
 
 
-def _pairs(progress: _Progress, recipe: Recipe) -> tuple[dict[str, list[Pair]], Counter[str]]:
+def _pairs(done: _Done, recipe: Recipe) -> tuple[dict[str, list[Pair]], Counter[str]]:
     """The pairs of each split, and why contexts have none."""
     pairs: dict[str, list[Pair]] = {}
     unused: Counter[str] = Counter()
-    for split, part in progress.judged.items():
+    for split, part in done.judged.items():
         pairs[split] = []
         for one in part:
             found = choose(one.task, one.rankings if one.is_ranked else (), recipe.kind, recipe.min_margin)
@@ -222,32 +219,33 @@ def _pairs(progress: _Progress, recipe: Recipe) -> tuple[dict[str, list[Pair]], 
     return pairs, unused
 
 
-def _replies(judged: Sequence[Judged]) -> dict[str, Any]:
-    """What became of the requests, what was left out and why, what the judge said that could not be read, tokens."""
+def _notes(done: _Done, source: Source, unused: Mapping[str, int]) -> dict[str, Any]:
+    """Contexts; what became of the requests, what was left out and why, what the judge said that could not be read,
+    tokens; Fleiss' kappa, where several people ranked."""
+    judged = done.every
     left_out = Counter(why for one in judged for why, _ in one.written.left_out)
     unreadable = sum(ranking.facts.get(UNREADABLE, 0) for one in judged for ranking in one.rankings)
-    sources = [reply.source for one in judged for reply in one.replies]
-    names = ("prompt_tokens", "completion_tokens")
+    sources = [reply.source for one in judged for reply in one.written.replies]
+    agreed = agreement([one.task for one in judged], [one.rankings for one in judged])
     return {
+        "contexts": {split: len(part) for split, part in done.judged.items()},
+        "contexts_in_all": {split: len(part) for split, part in source.contexts.items()},
+        "contexts_left_out_for_overlap": source.num_overlapping,
+        "contexts_without_a_pair": dict(unused),
         "replies_asked_for": dict(Counter(status for one in judged for status in one.written.statuses)),
         **({"replies_left_out": dict(left_out)} if left_out else {}),
         **({UNREADABLE: unreadable} if unreadable else {}),
-        "tokens_of_replies": {name: sum(source.get(name) or 0 for source in sources) for name in names},
+        "tokens_of_replies": {name: sum(source.get(name) or 0 for source in sources) for name in _TOKEN_COUNTS},
+        **({"agreement": agreed._asdict()} if agreed.num_annotators > 1 else {}),
     }
 
 
-def _agreed(judged: Sequence[Judged]) -> dict[str, Any]:
-    """Fleiss' kappa, where several people ranked."""
-    found = agreement([one.task for one in judged], [one.rankings for one in judged])
-    return {"agreement": found._asdict()} if found.num_annotators > 1 else {}
-
-
-def _incomplete(progress: _Progress, source: Source) -> list[str]:
-    if not progress.error:
+def _incomplete(done: _Done, source: Source) -> list[str]:
+    if not done.error:
         return []
     total = sum(map(len, source.contexts.values()))
-    why = " ".join(str(progress.error).split())
-    return [f"Incomplete: {len(progress.every):,} of {total:,} contexts. It was stopped: {why}"]
+    why = " ".join(str(done.error).split())
+    return [f"Incomplete: {len(done.every):,} of {total:,} contexts. It was stopped: {why}"]
 
 
 def _cut(splits: Iterable[Filtered], limit: int) -> list[str]:
@@ -267,40 +265,20 @@ def _portions(contexts: Sequence[Context]) -> Iterator[Sequence[Context]]:
         yield contexts[start_at : start_at + PORTION]
 
 
-@dataclass(frozen=True)
-class Source:
-    """Contexts by split, those whose prompts show words of a later split left out, and these words.
-
-    Attributes:
-        path, settings: where they come from, and the settings that picked them.
-        in_words: how many there are, before any limit.
-    """
-
-    path: str
-    settings: dict[str, Any]
-    in_words: str
-    contexts: dict[str, list[Context]]
-    held_out: dict[str, HeldOutTexts]
-    num_overlapping: int
+def _write_candidate_files(out: Path, judged: Mapping[str, Sequence[Judged]], rankers: Sequence[Ranker]) -> None:
+    """candidates.jsonl, and review.csv where people rank. Raises a ConfigError if that holds ranks of other replies."""
+    if any(isinstance(ranker, HumanRanker) for ranker in rankers):
+        write_review(out / REVIEW, [one.task for part in judged.values() for one in part])
+    output.write_json_lines(out / _CANDIDATES, (_row(split, one) for split, part in judged.items() for one in part))
 
 
-def read_source(options: DataOptions, splits: Sequence[str], max_contexts: int) -> Source:
-    """The contexts to write replies for. Raises a DataError if the source cannot be read or a split has none."""
-    rows = load_by_split(options)
-    found = in_splits(load_contexts(rows, options), splits, options.path)
-    held_out = {split: held_out_texts(rows, split) for split in found}
-    clean = {
-        split: [one for one in part if not any(held_out[split].shared(turn.content) for turn in one.prompt)]
-        for split, part in found.items()
+def _row(split: str, one: Judged) -> dict[str, Any]:
+    context = one.task.context
+    return {
+        "split": split,
+        "context_id": context.context_id,
+        "prompt": [{"role": turn.role, "content": turn.content} for turn in context.prompt],
+        "candidates": [{"text": reply.text, **reply.source} for reply in one.written.candidates],
+        "left_out": [{"reason": why, "text": reply.text, **reply.source} for why, reply in one.written.left_out],
+        "rankings": [{"ranker": found.ranker, "scores": found.scores, **found.facts} for found in one.rankings],
     }
-    lost = sum(map(len, found.values())) - sum(map(len, clean.values()))
-    picked = {split: _spread(part, max_contexts) for split, part in clean.items()}
-    in_words = counts_in_words(options.path, rows, found)
-    return Source(options.path, data_settings(options), in_words, picked, held_out, lost)
-
-
-def _spread(contexts: Sequence[Context], most: int) -> list[Context]:
-    """At most `most` contexts (0 = all), evenly over the whole."""
-    if not most or most >= len(contexts):
-        return list(contexts)
-    return [contexts[place] for place in np.linspace(0, len(contexts) - 1, most).round().astype(int).tolist()]

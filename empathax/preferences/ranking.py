@@ -1,9 +1,7 @@
-"""Which of several replies fits its context most and which least: a vote for each ranker, and the majority's choice.
+"""Which of several replies fits its context most and which least: the majority's choice, and the rankers that vote.
 
-Fleiss' kappa: how far several annotators agree beyond chance (Fleiss 1971, "Measuring nominal scale agreement among
-many raters", Psychological Bulletin 76).
-
-Rankers that read the replies: an LLM as judge, and the classifier of levels.
+Rankers are the design (what a reply was asked to be), an LLM as judge and the classifier of levels; people's ranks are
+in review.py.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from empathax.evaluation.judging.judge import DEFAULT_OPTIONS, JudgeOptions, rub
 from empathax.evaluation.judging.judge_pairs import LOSS, TIE, WIN, compare_replies, comparison_requests
 from empathax.evaluation.metrics.levels import LEVELS
 from empathax.preferences.backends import Backend
-from empathax.preferences.contexts import Candidate, Context, Pair
+from empathax.preferences.pairs import Candidate, Context, Pair
 
 NO_MAJORITY_MOST = "no majority for the most fitting reply"
 NO_MAJORITY_LEAST = "no majority for the least fitting reply"
@@ -32,11 +30,15 @@ SAME = "the same reply is most and least fitting"
 SMALL_MARGIN = "the margin is too small"
 TOO_FEW = "fewer than two candidates"
 UNRANKED = "nobody ranked it"
+RUBRICS = {"levels": "better_validation", "styles": "better_support", "samples": "better_support"}
+UNREADABLE = "unreadable_verdicts"  # a fact of a ranking
+_POINTS = {WIN: 1.0, TIE: 0.5, LOSS: 0.0}
+_REVERSED = {WIN: LOSS, TIE: TIE, LOSS: WIN, None: None}
 
 
 @dataclass(frozen=True)
-class Task:
-    """A context with its candidates."""
+class RankingTask:
+    """A context whose candidates are to be ranked."""
 
     context: Context
     candidates: tuple[Candidate, ...]
@@ -85,13 +87,15 @@ class Ranker(Protocol):
         """What decides its ranks, beside the replies; plain values."""
         ...
 
-    def rank(self, tasks: Sequence[Task], on_progress: Callable[[int], None] | None = None) -> list[list[Ranking]]:
-        """For each task a ranking, or several (one for each annotator), or none. `on_progress` is told how many
-        requests are done, where any are made."""
+    def rank(
+        self, tasks: Sequence[RankingTask], on_progress: Callable[[int], None] | None = None
+    ) -> list[list[Ranking]]:
+        """For each task a ranking, or several (one for each annotator), or none. `on_progress` gets the
+        number of requests done, where any are made."""
         ...
 
 
-def choose(task: Task, rankings: Sequence[Ranking], method: str, min_margin: float = 0.0) -> Pair | str:
+def choose(task: RankingTask, rankings: Sequence[Ranking], method: str, min_margin: float = 0.0) -> Pair | str:
     """The pair of most and least fitting reply, or why there is none, by EVA's rule: a reply is chosen (rejected) if
     more than half of the rankers find that it fits most (least), and the context is dropped otherwise.
 
@@ -159,7 +163,9 @@ class DesignRanker:
     name = "design"
     settings: Mapping[str, Any] = {}
 
-    def rank(self, tasks: Sequence[Task], on_progress: Callable[[int], None] | None = None) -> list[list[Ranking]]:
+    def rank(
+        self, tasks: Sequence[RankingTask], on_progress: Callable[[int], None] | None = None
+    ) -> list[list[Ranking]]:
         """See Ranker."""
         return [
             [Ranking(self.name, tuple(self._score(task.context, one) for one in task.candidates))] for task in tasks
@@ -170,39 +176,6 @@ class DesignRanker:
         if variant in LEVELS:
             return 1.0 - abs(LEVELS.index(variant) - target_level(context)) / (len(LEVELS) - 1)
         return {"supportive": 1.0, "prescriptive": 0.0}.get(str(variant))
-
-
-def fleiss_kappa(labels: Sequence[Sequence[str]]) -> float | None:
-    """Kappa of `labels`: for each subject the category that each of n raters gave it (who rated may differ).
-
-        p_j = share of all labels that are category j          Pe = sum p_j^2
-        P_i = (sum_j n_ij^2 - n) / (n (n - 1))                  kappa = (mean P_i - Pe) / (1 - Pe)
-
-    1 is full agreement, 0 what chance gives. None without subjects, or where all labels are one category (0/0).
-
-    Raises:
-        DataError: not the same number of raters, at least two, for every subject.
-    """
-    if not labels:
-        return None
-    sizes = {len(subject) for subject in labels}
-    if len(sizes) > 1 or min(sizes) < 2:
-        found = ", ".join(map(str, sorted(sizes)))
-        raise DataError(
-            f"found subjects with {found} raters: Fleiss' kappa needs the same number, at least 2, for each"
-        )
-    categories = sorted({label for subject in labels for label in subject})
-    counts_NJ = np.array([[list(subject).count(name) for name in categories] for subject in labels], float)
-    num_raters = sizes.pop()
-    agreed_N = ((counts_NJ**2).sum(axis=1) - num_raters) / (num_raters * (num_raters - 1))
-    by_chance = float(((counts_NJ.sum(axis=0) / counts_NJ.sum()) ** 2).sum())
-    return None if by_chance == 1.0 else (float(agreed_N.mean()) - by_chance) / (1.0 - by_chance)
-
-
-_POINTS = {WIN: 1.0, TIE: 0.5, LOSS: 0.0}
-_TURNED = {WIN: LOSS, TIE: TIE, LOSS: WIN, None: None}
-UNREADABLE = "unreadable_verdicts"  # a fact of a ranking
-RUBRICS = {"levels": "better_validation", "styles": "better_support", "samples": "better_support"}
 
 
 class JudgeRanker:
@@ -221,7 +194,9 @@ class JudgeRanker:
         version = rubric_version(self.rubric)
         return {**self._backend.identity, "rubric": self.rubric, "rubric_version": version, **vars(self._options)}
 
-    def rank(self, tasks: Sequence[Task], on_progress: Callable[[int], None] | None = None) -> list[list[Ranking]]:
+    def rank(
+        self, tasks: Sequence[RankingTask], on_progress: Callable[[int], None] | None = None
+    ) -> list[list[Ranking]]:
         """See Ranker. Raises ConfigError and DataError as `ChatServer.complete`."""
         duels = [
             (number, first, second)
@@ -240,11 +215,20 @@ class JudgeRanker:
         results: list[list[list[str | None]]] = [[[] for _ in task.candidates] for task in tasks]
         for (number, first, second), result in zip(duels, comparison.results, strict=True):
             results[number][first].append(result)
-            results[number][second].append(_TURNED[result])
+            results[number][second].append(_REVERSED[result])
         return [[Ranking(self.name, tuple(map(_score, found)), _unreadable(found))] for found in results]
 
 
-def judge_requests(task: Task, rubric: str, options: JudgeOptions = DEFAULT_OPTIONS) -> list[ChatRequest]:
+def _score(results: Sequence[str | None]) -> float | None:
+    return sum(_POINTS[result or TIE] for result in results) / len(results) if any(results) else None
+
+
+def _unreadable(results: Sequence[Sequence[str | None]]) -> Mapping[str, int]:
+    count = sum(own.count(None) for own in results) // 2  # each is in the list of two candidates
+    return {UNREADABLE: count} if count else {}
+
+
+def judge_requests(task: RankingTask, rubric: str, options: JudgeOptions = DEFAULT_OPTIONS) -> list[ChatRequest]:
     """What a JudgeRanker asks about a task."""
     texts = [candidate.text for candidate in task.candidates]
     return [
@@ -269,7 +253,9 @@ class LevelRanker:
         """See Ranker."""
         return {"classifier": self._path}
 
-    def rank(self, tasks: Sequence[Task], on_progress: Callable[[int], None] | None = None) -> list[list[Ranking]]:
+    def rank(
+        self, tasks: Sequence[RankingTask], on_progress: Callable[[int], None] | None = None
+    ) -> list[list[Ranking]]:
         """See Ranker. Raises a DataError for a context whose place in a dialogue is not known."""
         targets = [target_level(task.context) for task in tasks]
         rows = [(one.text, task.context.seeker) for task in tasks for one in task.candidates]
@@ -286,12 +272,3 @@ class LevelRanker:
             seen = [LEVEL_HEAD.labels[int(level)] for level in own_CL.argmax(axis=-1)]
             found.append([Ranking(self.name, scores, {"level_seen": seen, "target": LEVEL_HEAD.labels[target]})])
         return found
-
-
-def _score(results: Sequence[str | None]) -> float | None:
-    return sum(_POINTS[result or TIE] for result in results) / len(results) if any(results) else None
-
-
-def _unreadable(results: Sequence[Sequence[str | None]]) -> Mapping[str, int]:
-    count = sum(own.count(None) for own in results) // 2  # each is in the list of two candidates
-    return {UNREADABLE: count} if count else {}

@@ -1,4 +1,4 @@
-"""Human ranks: candidates out as a CSV file for annotators, their ranks in again.
+"""Human ranks: candidates out as a CSV file for annotators, their ranks in again, and how far these agree.
 
 A line for each candidate: context_id, conversation, candidate (a letter), reply, rank. Letters are dealt by a hash, so
 that they say nothing about how a reply was made. An annotator fills in `rank` (1 = fits most), in a copy of their own,
@@ -15,10 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from empathax.errors import ConfigError, DataError, raise_all
 from empathax.evaluation import output
 from empathax.preferences.overlap import plain
-from empathax.preferences.ranking import Ranker, Ranking, Task, fleiss_kappa
+from empathax.preferences.ranking import Ranker, Ranking, RankingTask
 
 COLUMNS = ("context_id", "conversation", "candidate", "reply", "rank")
 LETTERS = string.ascii_uppercase
@@ -26,7 +28,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run
 
 
 class Agreement(NamedTuple):
-    """Fleiss' kappa of the annotators on which candidate fits most and which least; None where it cannot be told.
+    """Fleiss' kappa of the annotators on which candidate fits most and which least; None where kappa is undefined.
 
     Of the `num_contexts` that all ranked, kappa is over those where nobody put two candidates in that place:
     `num_most` and `num_least`.
@@ -64,7 +66,9 @@ class HumanRanker:
             for context_id, ranks in by_context.items()
         }
 
-    def rank(self, tasks: Sequence[Task], on_progress: Callable[[int], None] | None = None) -> list[list[Ranking]]:
+    def rank(
+        self, tasks: Sequence[RankingTask], on_progress: Callable[[int], None] | None = None
+    ) -> list[list[Ranking]]:
         """See Ranker. A candidate with rank r of n scores (n - r) / (n - 1).
 
         Raises a DataError for ranks that were given to other replies than the tasks', to some of them only, or that
@@ -80,7 +84,7 @@ class HumanRanker:
         ]
 
 
-def check_all_used(rankers: Sequence[Ranker], tasks: Sequence[Task]) -> None:
+def check_all_used(rankers: Sequence[Ranker], tasks: Sequence[RankingTask]) -> None:
     """Raises a DataError for people's ranks of contexts that are none of `tasks`."""
     known = {task.context.context_id for task in tasks}
     problems = [
@@ -98,8 +102,8 @@ def is_unranked(ranker: Ranker) -> bool:
     return isinstance(ranker, HumanRanker) and not ranker.context_ids
 
 
-def write_review(path: Path, tasks: Sequence[Task]) -> None:
-    """Writes the file for annotators. One that holds ranks is left as it is.
+def write_review(path: Path, tasks: Sequence[RankingTask]) -> None:
+    """Writes the file for annotators. One that holds ranks is not touched.
 
     Raises a ConfigError if those are ranks of other replies, or nothing can be written.
     """
@@ -120,7 +124,7 @@ def write_review(path: Path, tasks: Sequence[Task]) -> None:
         raise ConfigError(f"{path} holds ranks of other replies than this set's: move it away, or name another --out")
 
 
-def letters(task: Task) -> dict[str, int]:
+def letters(task: RankingTask) -> dict[str, int]:
     """Letter -> number of the candidate: as many letters as candidates, dealt by a hash of context and reply."""
     context_id = task.context.context_id
     keys = [_hash(f"{context_id}\n{number}\n{one.text}") for number, one in enumerate(task.candidates)]
@@ -154,7 +158,7 @@ def read_reviews(paths: Sequence[Path]) -> HumanRanker:
     return HumanRanker(ranks)
 
 
-def agreement(tasks: Sequence[Task], rankings: Sequence[Sequence[Ranking]]) -> Agreement:
+def agreement(tasks: Sequence[RankingTask], rankings: Sequence[Sequence[Ranking]]) -> Agreement:
     """How far annotators agree. A category is what was asked for (a level, a style, a sample's number)."""
     names = sorted({one.ranker for found in rankings for one in found if one.ranker.startswith("human:")})
     votes: dict[str, list[list[str]]] = {"most": [], "least": []}
@@ -170,6 +174,34 @@ def agreement(tasks: Sequence[Task], rankings: Sequence[Sequence[Ranking]]) -> A
                 side_votes.append([str(task.candidates[number].source.get("variant", number)) for number in picked])
     most, least = votes["most"], votes["least"]
     return Agreement(num_contexts, len(names), fleiss_kappa(most), fleiss_kappa(least), len(most), len(least))
+
+
+def fleiss_kappa(labels: Sequence[Sequence[str]]) -> float | None:
+    """Kappa of `labels`: for each subject the category that each of n raters gave it (who rated may differ).
+    Fleiss 1971, "Measuring nominal scale agreement among many raters", Psychological Bulletin 76.
+
+        p_j = share of all labels that are category j          Pe = sum p_j^2
+        P_i = (sum_j n_ij^2 - n) / (n (n - 1))                  kappa = (mean P_i - Pe) / (1 - Pe)
+
+    1 is full agreement, 0 what chance gives. None without subjects, or where all labels are one category (0/0).
+
+    Raises:
+        DataError: not the same number of raters, at least two, for every subject.
+    """
+    if not labels:
+        return None
+    sizes = {len(subject) for subject in labels}
+    if len(sizes) > 1 or min(sizes) < 2:
+        found = ", ".join(map(str, sorted(sizes)))
+        raise DataError(
+            f"found subjects with {found} raters: Fleiss' kappa needs the same number, at least 2, for each"
+        )
+    categories = sorted({label for subject in labels for label in subject})
+    counts_NJ = np.array([[list(subject).count(name) for name in categories] for subject in labels], float)
+    num_raters = sizes.pop()
+    agreed_N = ((counts_NJ**2).sum(axis=1) - num_raters) / (num_raters * (num_raters - 1))
+    by_chance = float(((counts_NJ.sum(axis=0) / counts_NJ.sum()) ** 2).sum())
+    return None if by_chance == 1.0 else (float(agreed_N.mean()) - by_chance) / (1.0 - by_chance)
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
@@ -198,7 +230,7 @@ def _without_rank(row: Mapping[str, str]) -> list[str]:
     return ["\n".join((row.get(name) or "").splitlines()) for name in COLUMNS[:-1]]
 
 
-def _scores(task: Task, ranks: Mapping[str, _Rank]) -> tuple[float | None, ...]:
+def _scores(task: RankingTask, ranks: Mapping[str, _Rank]) -> tuple[float | None, ...]:
     origin, context_id = next(iter(ranks.values())).origin, task.context.context_id
     found: list[float | None] = [None] * len(task.candidates)
     most, dealt = max(2, len(found)), letters(task)

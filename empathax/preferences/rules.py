@@ -1,9 +1,7 @@
-"""Pairs that need no LLM: a gold reply against one that somebody said elsewhere. What each rule is for and where it
-misleads: docs/preference_data.md.
+"""Sets made by rules, without an LLM: what the supporter said against a reply that was said elsewhere.
 
-Replies to be moved into other dialogues: drawn by a hash, of about the length of the reply they stand against.
-
-Emotions as corpora name them on Plutchik's wheel (1980), and how far apart they lie there.
+Four rules draw the rejected reply from other dialogues: by strategy, by failed dialogues, by emotion, by place. What
+each is for and where it misleads: docs/preference_data.md.
 """
 
 from __future__ import annotations
@@ -13,73 +11,152 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from empathax.config import DataOptions
+from empathax.data.records import Dialogue
+from empathax.data.sources import load_all
 from empathax.data.support_corpora import ADVICE
 from empathax.errors import DataError
-from empathax.preferences.contexts import Candidate, Context, Pair
+from empathax.preferences.filters import FilterOptions, filter_pairs
 from empathax.preferences.overlap import num_words, plain
+from empathax.preferences.pairs import Candidate, Context, Pair
+from empathax.preferences.set_files import PreferenceSet, check_not_empty, in_words, start, write_set
+from empathax.preferences.source import SPLITS, Source, check_names, contexts_of, read_source
 
-Made = Iterator[Pair]
+FAILED_FILE = "failed_esconv.json"
+_FAILED_RULE = "failed_supporter"
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A rule: (contexts of a split, contexts of dialogues that failed, seed) to pairs, and how it is described."""
+def build_rule_sets(
+    names: Sequence[str],
+    options: DataOptions,
+    *,
+    failed_path: str,
+    filters: FilterOptions,
+    splits: Sequence[str],
+    seed: int,
+    out: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Makes the sets of the rules `names`, one in `out`, several in `out`/NAME, and tells `say` what is in them.
 
-    make: Callable[[Sequence[Context], Sequence[Context], int], Made]
-    chosen: str
-    rejected: str
+    Raises:
+        ConfigError: an unknown rule or split, or `out` holds something else.
+        DataError: the source cannot be read, or lacks a split or what a rule goes by; or filters leave no pair.
+    """
+    check_names("rule", names, tuple(RULES))
+    check_names("split", splits or SPLITS, SPLITS)
+    source = read_source(options, splits)
+    failed_file = _failed_file(failed_path, options.path) if _FAILED_RULE in names else None
+    all_failed = _failed(failed_file) if failed_file else {}
+    say(source.in_words)
+    for name in names:
+        directory = out / name if len(names) > 1 else out
+        failed = all_failed if name == _FAILED_RULE else {}
+        settings = {
+            "rule": name,
+            "source": source.path,
+            "failed": str(failed_file) if failed else None,
+            "contexts": source.digest(*failed.items()),
+            "seed": seed,
+            "splits": list(source.contexts),
+            "data": source.settings,
+            **vars(filters),
+        }
+        made = _made(name, source, failed, filters, settings)
+        summary = write_set(directory, made, start(directory, settings))
+        say(in_words(summary, directory))
+        check_not_empty(summary)
+
+
+def _made(
+    name: str, source: Source, failed: dict[str, list[Context]], filters: FilterOptions, settings: dict[str, Any]
+) -> PreferenceSet:
+    rule, contexts, seed = RULES[name], source.contexts, settings["seed"]
+    made = {split: rule_pairs(name, part, failed.get(split, []), seed) for split, part in contexts.items()}
+    if not any(made.values()):
+        raise DataError(
+            f"rule {name}: no pair can be made of {sum(map(len, contexts.values())):,} contexts; it needs "
+            f"{rule.needs}: choose another rule or source"
+        )
+    return PreferenceSet(
+        name,
+        f"No language model took part. Chosen: {rule.chosen}. Rejected: {rule.rejected}.",
+        settings,
+        {split: filter_pairs(pairs, source.held_out[split], filters) for split, pairs in made.items()},
+        {split: len(texts) for split, texts in source.held_out.items()},
+        {"pairs_before_filters": {split: len(pairs) for split, pairs in made.items()}},
+    )
+
+
+def _failed_file(path: str, source: str) -> Path:
+    """FailedESConv: at `path`, else beside or in the source."""
+    beside = Path(source).expanduser()
+    place = Path(path).expanduser() if path else (beside.parent if beside.is_file() else beside) / FAILED_FILE
+    if not place.is_file():
+        raise DataError(
+            f"{place}: no such file; the rule {_FAILED_RULE} takes its rejected replies from FailedESConv: name its "
+            "file with --failed"
+        )
+    return place
+
+
+def _failed(place: Path) -> dict[str, list[Context]]:
+    """Contexts of FailedESConv by split: a dialogue goes to one of them by its name, so that no reply is in two."""
+    rows, _ = load_all(str(place), DataOptions())
+    found: dict[str, list[Context]] = {split: [] for split in SPLITS}
+    for row in rows:
+        if isinstance(row, Dialogue):
+            share = int(row.dialogue_id[:8], 16) / 2**32
+            split = "train" if share < 0.7 else "valid" if share < 0.85 else "test"
+            found[split] += contexts_of([row])
+    return found
 
 
 def rule_pairs(name: str, contexts: Sequence[Context], failed: Sequence[Context], seed: int) -> list[Pair]:
-    """The pairs of one rule, in the order of `contexts`."""
+    """The pairs of one rule for the contexts of a split, in their order; `failed` are those of failed dialogues."""
     pairs = list(RULES[name].make(contexts, failed, seed))
     order = {context.context_id: number for number, context in enumerate(contexts)}
     return sorted(pairs, key=lambda pair: order[pair.context.context_id])
 
 
-def check_made(name: str, pairs: Mapping[str, Sequence[Pair]], contexts: Mapping[str, Sequence[Context]]) -> None:
-    """Raises a DataError if the contexts lack what the rule goes by: no split has a pair."""
-    if not any(pairs.values()):
-        raise DataError(
-            f"rule {name}: no pair can be made of {sum(map(len, contexts.values())):,} contexts; it needs "
-            f"{_NEEDS[name]}: choose another rule or source"
-        )
-
-
-def _premature_advice(contexts: Sequence[Context], failed: Sequence[Context], seed: int) -> Made:
-    late = [context for context in contexts if _half(context) == 1 and context.strategies and _is_advice(context)]
+def _premature_advice(contexts: Sequence[Context], failed: Sequence[Context], seed: int) -> Iterator[Pair]:
+    late = [
+        context
+        for context in contexts
+        if _half(context) == 1 and context.strategies and ADVICE.issuperset(context.strategies)
+    ]
     pool = ReplyPool(late, group=_problem)
     for context in contexts:
-        is_open = context.strategies and any(context.strategies) and not ADVICE.intersection(context.strategies)
+        is_open = any(context.strategies) and not ADVICE.intersection(context.strategies)
         if _half(context) == 0 and is_open:
             yield from _against(pool, context, [_problem(context)], "premature_advice", seed)
 
 
-def _failed_supporter(contexts: Sequence[Context], failed: Sequence[Context], seed: int) -> Made:
-    pool = ReplyPool(failed, group=lambda context: f"{_problem(context)}/{context.quartile}")
+def _failed_supporter(contexts: Sequence[Context], failed: Sequence[Context], seed: int) -> Iterator[Pair]:
+    pool = ReplyPool(failed, group=_problem_and_quartile)
     for context in contexts:
-        like = f"{_problem(context)}/{context.quartile}"
+        like = _problem_and_quartile(context)
         groups = [like] if like in pool.groups else sorted(g for g in pool.groups if g.endswith(f"/{context.quartile}"))
-        yield from _against(pool, context, groups, "failed_supporter", seed)
+        yield from _against(pool, context, groups, _FAILED_RULE, seed)
 
 
-def _opposite_emotion(contexts: Sequence[Context], failed: Sequence[Context], seed: int) -> Made:
-    pool = ReplyPool(
-        [c for c in contexts if _emotion(c)], group=lambda context: f"{_emotion(context)}/{context.quartile}"
-    )
+def _opposite_emotion(contexts: Sequence[Context], failed: Sequence[Context], seed: int) -> Iterator[Pair]:
+    known = [context for context in contexts if _emotion(context)]
+    pool = ReplyPool(known, group=lambda context: f"{_emotion(context)}/{context.quartile}")
     present = {group.rpartition("/")[0] for group in pool.groups}
     for context in contexts:
-        others = sorted(farthest(_emotion(context), present))
-        groups = [f"{other}/{context.quartile}" for other in others]
+        groups = [f"{other}/{context.quartile}" for other in sorted(farthest(_emotion(context), present))]
         for pair in _against(pool, context, groups, "opposite_emotion", seed):
             steps = distance(_emotion(context), str(pair.rejected.source["emotion_type"]))
             rejected = Candidate(pair.rejected.text, {**pair.rejected.source, "steps": steps})
             yield dataclasses.replace(pair, rejected=rejected)
 
 
-def _position(contexts: Sequence[Context], failed: Sequence[Context], seed: int) -> Made:
-    pool = ReplyPool(contexts, group=lambda context: f"{_problem(context)}/{context.quartile}")
+def _position(contexts: Sequence[Context], failed: Sequence[Context], seed: int) -> Iterator[Pair]:
+    pool = ReplyPool(contexts, group=_problem_and_quartile)
     for context in contexts:
         if context.quartile not in (0, 1):
             continue
@@ -91,22 +168,41 @@ def _position(contexts: Sequence[Context], failed: Sequence[Context], seed: int)
             yield dataclasses.replace(_pair(other, context, "position"), link=link)
 
 
+@dataclass(frozen=True)
+class Rule:
+    """A rule.
+
+    Attributes:
+        make: (contexts of a split, contexts of failed dialogues, seed) to pairs.
+        chosen, rejected: what these replies are, for the data card.
+        needs: what a source must have.
+    """
+
+    make: Callable[[Sequence[Context], Sequence[Context], int], Iterator[Pair]]
+    chosen: str
+    rejected: str
+    needs: str
+
+
 RULES: Mapping[str, Rule] = {
     "premature_advice": Rule(
         _premature_advice,
         "what the supporter said in the first half of the dialogue, where that is no advice",
         "a reply of nothing but suggestions or information from the second half of a dialogue about the same problem "
         "(any, where the source names no problems)",
+        "ESConv's strategies",
     ),
     "failed_supporter": Rule(
         _failed_supporter,
         "what the supporter said",
         "a reply from the same quartile of a dialogue about the same problem that was found not to help",
+        f"FailedESConv (--failed=FILE, or {FAILED_FILE} beside the source)",
     ),
     "opposite_emotion": Rule(
         _opposite_emotion,
         "what the supporter said",
         "a reply from the same quartile of a dialogue about the emotion farthest away on Plutchik's wheel (as EmPO)",
+        "dialogues with emotions that lie apart on Plutchik's wheel",
     ),
     "position": Rule(
         _position,
@@ -114,17 +210,12 @@ RULES: Mapping[str, Rule] = {
         "a reply from half a dialogue earlier or later in another dialogue about the same problem (any, where the "
         "source names no problems); the two replies also stand the other way round in that place, so that no word by "
         "itself tells chosen from rejected",
+        "dialogues of several turns of the supporter's",
     ),
 }
-_NEEDS = {
-    "premature_advice": "ESConv's strategies",
-    "failed_supporter": "FailedESConv (--failed=FILE, or failed_esconv.json beside the source)",
-    "opposite_emotion": "dialogues with emotions that lie apart on Plutchik's wheel",
-    "position": "dialogues of several turns of the supporter's",
-}
 
 
-def _against(pool: ReplyPool, context: Context, groups: Sequence[str], method: str, seed: int) -> Made:
+def _against(pool: ReplyPool, context: Context, groups: Sequence[str], method: str, seed: int) -> Iterator[Pair]:
     if context.reply and context.quartile is not None:
         other = pool.draw(f"{seed}/{method}/{context.context_id}", context, groups)
         if other:
@@ -149,12 +240,12 @@ def _half(context: Context) -> int | None:
     return None if context.quartile is None else context.quartile // 2
 
 
-def _is_advice(context: Context) -> bool:
-    return ADVICE.issuperset(context.strategies)
-
-
 def _problem(context: Context) -> str:
     return context.kinds.get("problem_type", "")
+
+
+def _problem_and_quartile(context: Context) -> str:
+    return f"{_problem(context)}/{context.quartile}"
 
 
 def _emotion(context: Context) -> str:
@@ -166,13 +257,13 @@ _MAX_RATIO = 1.5  # of the two replies' numbers of words
 
 
 class ReplyPool:
-    """Gold replies of `contexts` by a group each ("" = one group for all).
+    """Gold replies of `contexts`, in the group that `group` names for each.
 
     A draw looks at replies of nearly the same number of words only, at most half as many again: otherwise length would
     tell chosen from rejected. A reply is drawn again only when all like it have been drawn as often.
     """
 
-    def __init__(self, contexts: Sequence[Context], group: Callable[[Context], str] = lambda context: "") -> None:
+    def __init__(self, contexts: Sequence[Context], group: Callable[[Context], str]) -> None:
         self._by_group: dict[str, list[tuple[int, str, Context]]] = {}
         self._num_drawn: dict[str, int] = {}
         for context in contexts:

@@ -1,26 +1,25 @@
-"""The directory of a preference set: rows by split, what was dropped, a summary and a data card; made once.
+"""The directory of a preference set: rows by split, what was dropped, a summary and a data card.
 
 DIR/train.jsonl (and valid.jsonl, test.jsonl) are rows of TRL's preference format with `provenance`, so that
 `data.preference_path=DIR` trains on them. DIR/started.json holds the settings and the time of the first start: the same
-command goes on there, another one is refused.
-
-A preference set's README.md: what is in it, how it was made, what was dropped, what to beware of.
+command goes on there, another one is refused. DIR/README.md, the card, says what is in the set, how it was made, what
+was dropped and what to beware of.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from empathax.config.fields import flat
 from empathax.errors import ConfigError, DataError, raise_all
 from empathax.evaluation import output
 from empathax.evaluation.judging.response_cache import FILE_NAME as ANSWERS
 from empathax.preferences.filters import REASONS, Filtered
-from empathax.preferences.rules import RULES
 from empathax.preferences.surface_cues import LONG, SEPARATES, SurfaceCues, surface_cues
 
 STARTED, SUMMARY, DROPPED, CARD = "started.json", "summary.json", "dropped.jsonl", "README.md"
@@ -32,6 +31,7 @@ class PreferenceSet:
 
     Attributes:
         name: the rule, or how candidates were made.
+        origin: where its replies come from, a sentence for the card.
         settings: everything that decides what is in it, plain values.
         splits: what became of the pairs of each split.
         held_out: how many runs of words pairs of each split were compared with.
@@ -40,6 +40,7 @@ class PreferenceSet:
     """
 
     name: str
+    origin: str
     settings: Mapping[str, Any]
     splits: Mapping[str, Filtered]
     held_out: Mapping[str, int]
@@ -57,7 +58,7 @@ class PreferenceSet:
         }
 
 
-def start(directory: Path, settings: Mapping[str, Any], now: Callable[[], float] = time.time) -> float:
+def start(directory: Path, settings: Mapping[str, Any]) -> float:
     """Makes `directory` for a set with these settings, or goes on in it. Returns the time of its first start.
 
     Raises:
@@ -69,15 +70,15 @@ def start(directory: Path, settings: Mapping[str, Any], now: Callable[[], float]
     if not path.exists():
         if others := sorted(entry.name for entry in directory.iterdir() if not _is_ours(entry)):
             raise ConfigError(f"{directory} holds {', '.join(others[:5])} and no {STARTED}: name an empty directory")
-        started = now()
+        started = time.time()
         output.write_json(path, {"time": started, "settings": plain})
         return started
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        found, started = before["settings"], float(before["time"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        old, started = flat(before["settings"]), float(before["time"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be read ({error!r}): name another directory") from None
-    old, new = dict(_flat("", found)), dict(_flat("", plain))
+    new = flat(plain)
     different = [
         f"{name} was {old.get(name)!r} and is now {new.get(name)!r}"
         for name in sorted({*old, *new})
@@ -109,7 +110,7 @@ def write_set(directory: Path, made: PreferenceSet, started: float) -> dict[str,
         "settings": dict(made.settings),
     }
     output.write_json(directory / SUMMARY, summary)
-    output.write_text(directory / CARD, card(made.name, summary))
+    output.write_text(directory / CARD, _card(made, summary))
     return summary
 
 
@@ -160,15 +161,6 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in counts.items())
 
 
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Settings by their whole name, those in others after a dot."""
-    if isinstance(value, Mapping):
-        for name, part in value.items():
-            yield from _flat(f"{prefix}.{name}" if prefix else name, part)
-    else:
-        yield prefix, value
-
-
 def _facts(part: Filtered, cues: SurfaceCues, num_held_out: int) -> dict[str, Any]:
     rejected: Sequence[str] = [pair.rejected.text for pair in part.kept]
     return {
@@ -187,20 +179,12 @@ def _facts(part: Filtered, cues: SurfaceCues, num_held_out: int) -> dict[str, An
     }
 
 
-_ORIGIN = {
-    "levels": "Replies were written by a language model, one for each of the four levels of validation, and ranked.",
-    "styles": "Replies were written by a language model in a supportive and in a prescriptive style, and ranked.",
-    "samples": "Several replies of one language model were ranked.",
-}
-
-
-def card(name: str, summary: Mapping[str, Any]) -> str:
-    """The card of the set `name`, from its summary (see `write_set`)."""
+def _card(made: PreferenceSet, summary: Mapping[str, Any]) -> str:
     parts = [
-        f"# Preference pairs: {name}",
+        f"# Preference pairs: {made.name}",
         "Written by `python -m empathax.build_preferences`. Each line of the files is a row of TRL's preference format "
         "(`prompt`, `chosen`, `rejected`) with `dialogue_id` and `provenance`.",
-        _origin(name),
+        made.origin,
         _splits(summary["splits"]),
         _dropped(summary["splits"]),
         _warnings(summary),
@@ -213,13 +197,6 @@ def card(name: str, summary: Mapping[str, Any]) -> str:
         "lists: they catch the coarse cases only. Not for a service without people who review it.",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _origin(name: str) -> str:
-    if name not in RULES:
-        return _ORIGIN[name]
-    rule = RULES[name]
-    return f"No language model took part. Chosen: {rule.chosen}. Rejected: {rule.rejected}."
 
 
 def _splits(splits: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ _WORD = re.compile(r"\w+(?:'\w+)?|[?!.,]")
 
 @dataclass(frozen=True)
 class SurfaceCues:
-    """What can be told of chosen and rejected replies without understanding them.
+    """How well length and words alone separate chosen from rejected replies.
 
     Attributes:
         num_pairs, num_dialogues: what was looked at.

@@ -34,7 +34,8 @@ from empathax.models.weights.orbax import (
     restore_params,
     stored_leaves,
 )
-from empathax.parallel.agreement import fail_together, process_number
+from empathax.parallel.agreement import fail_together
+from empathax.parallel.processes import is_leader
 from empathax.training.experiment import Experiment
 from empathax.training.stages.stage import Stage
 from empathax.training.state import TrainState
@@ -260,7 +261,7 @@ class BestEvaluation:
 
     def __init__(self, directory: Path, metric: str, is_new: bool) -> None:
         with fail_together():
-            if is_new and process_number() == 0:
+            if is_new and is_leader():
                 shutil.rmtree(directory, ignore_errors=True)
         self.metric = metric
         self._is_lower_better = better_way(metric) == "lower"

@@ -22,12 +22,11 @@ from empathax.evaluation.generation.replies import stop_token_ids
 from empathax.evaluation.generation.sampling import sampling_from
 from empathax.models.lora.adapters import Adapter, overlay
 from empathax.models.lora.files import read_adapter
-from empathax.models.lora.merged_model import adapted_model, fingerprint_with
 from empathax.models.lora.quantized import quantized_parameter
 from empathax.models.tokenizers.tokenizer import Tokenizer
 from empathax.models.transformer import abstract_params, logical_axes, placed
 from empathax.models.weights.loading import identity
-from empathax.models.weights.source import ModelSource, load_tokenizer, resolve_model
+from empathax.models.weights.source import ModelSource, adapted_model, fingerprint_with, load_tokenizer, resolve_model
 from empathax.parallel.agreement import check_agreement, fail_together, from_leader
 from empathax.parallel.host import use_compilation_cache
 from empathax.parallel.mesh import make_mesh

@@ -20,7 +20,7 @@ from empathax.models.lora.adapters import Adapter
 from empathax.models.lora.files import adapted_params, checkpoint_adapters, joined, write_adapter
 from empathax.models.tokenizers.tokenizer import Tokenizer
 from empathax.models.transformer import abstract_params, logical_axes, placed
-from empathax.models.weights.export import export_model, export_orbax, whole_directory
+from empathax.models.weights.export import export_directory, export_model, export_orbax
 from empathax.models.weights.source import ModelSource, load_tokenizer, resolve_model
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import param_shardings
@@ -96,7 +96,7 @@ def export_adapters(checkpoint: Checkpoint, out_dir: Path) -> Path:
     It belongs on the model that the run began with. Raises a WeightsError for DoRA on top of another adapter.
     """
     adapter = joined(checkpoint.adapters())
-    with whole_directory(out_dir, "float32") as directory:
+    with export_directory(out_dir, "float32") as directory:
         write_adapter(directory, adapter, checkpoint.meta["model_path"])
         checkpoint.tokenizer.save(directory)
     return Path(out_dir).absolute()

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from empathax.config import ModelOptions
 from empathax.data.batch import Batch
 from empathax.models.architecture.model_config import ModelConfig
-from empathax.models.transformer import hidden_states, output_projection
+from empathax.models.transformer import ComputeOptions, hidden_states, output_projection
 from empathax.objectives.logprobs import TokenLogps, sequence_logps, take_queries, token_logps
 from empathax.parallel.mesh import compute_dtype
 from empathax.training.state import Tree
@@ -52,7 +52,7 @@ def make_scorer(
     model_config: ModelConfig, options: ModelOptions, mesh: Mesh | None, *, sum_squares: bool = False
 ) -> Scorer:
     """The forward pass over a batch without the leading A, not compiled; `sum_squares` as in `token_logps`."""
-    dtype = compute_dtype(options, mesh)
+    compute = ComputeOptions(compute_dtype(options, mesh), options.remat, options.attention, mesh)
 
     def score(params: Tree, batch: Batch) -> Scored:
         hidden_BTD = hidden_states(
@@ -61,10 +61,7 @@ def make_scorer(
             batch.token_ids_BT,
             batch.positions_BT,
             batch.subtree_end_BT,
-            compute_dtype=dtype,
-            remat=options.remat,
-            attention=options.attention,
-            mesh=mesh,
+            compute,
         )
         tokens = token_logps(
             take_queries(hidden_BTD, batch.query_index_BM),

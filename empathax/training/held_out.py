@@ -22,6 +22,7 @@ from empathax.data.packing import PackedRows
 from empathax.evaluation.generation.replies import generate_replies
 from empathax.evaluation.metrics.statistics import LogLikelihoods, MeanOfValues, RatioOfSums, RewardMargins, Statistic
 from empathax.evaluation.reply_set import Turn, by_dialogue, pick_turns, turn_of
+from empathax.evaluation.scoring import logps_by_sequence
 from empathax.objectives.pairs import Pairs
 from empathax.objectives.preference import preference_loss, reads_single_replies
 from empathax.objectives.unpaired import Replies, unpaired_loss
@@ -30,7 +31,6 @@ from empathax.parallel.rules import batch_sharding
 from empathax.training import metrics
 from empathax.training.experiment import Experiment, Params
 from empathax.training.forward import make_reply_step, make_score_step
-from empathax.training.reference import precompute
 
 Logps = Float32[np.ndarray, " sequences"]
 Values = Sequence[float] | Logps
@@ -102,7 +102,7 @@ class HeldOut:
 
     def row_logps(self, params: Params, rows: PackedRows) -> Logps:
         """Log-probs of every reply in `rows`, by sequence id."""
-        return precompute(self._score_step, params, self._batches(rows), rows.num_sequences)
+        return logps_by_sequence(self._score_step, params, self._batches(rows), rows.num_sequences)[0]
 
     def reply_metrics(self, measured: Measured) -> dict[str, float]:
         """Perplexity, token accuracy, entropy and loss on the held-out replies; {} if they were not measured."""

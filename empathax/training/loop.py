@@ -16,6 +16,7 @@ import jax
 from empathax.config import Config, StageOptions, TrackingOptions, to_dict
 from empathax.data.batch import Batch
 from empathax.errors import NonFiniteError
+from empathax.evaluation.progress import ProgressBar
 from empathax.evaluation.reply_metrics import ReplyScorer
 from empathax.parallel.agreement import from_leader
 from empathax.parallel.processes import is_leader
@@ -26,7 +27,7 @@ from empathax.training.metrics import measured
 from empathax.training.results import Row, in_loop_scores, replies_text
 from empathax.training.stages.stage import Stage
 from empathax.training.state import TrainState, Tree
-from empathax.training.tracking import ProgressBar, Tracker
+from empathax.training.tracking import Tracker
 
 StepFn = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 # (start step, stop step, the state that the next step will be given) -> batches on the mesh

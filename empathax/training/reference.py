@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float32
 
 from empathax.atomic import whole_file
-from empathax.data.batch import Batch
 from empathax.errors import CheckpointError
-from empathax.training.forward import SequenceScores
 from empathax.training.state import Tree, leaf_digests
 
 SequenceLogps = Float32[np.ndarray, " sequences"]
@@ -31,20 +29,6 @@ SequenceLogps = Float32[np.ndarray, " sequences"]
 def frozen_copy(params: Tree) -> Tree:
     """A resident reference: the same values in buffers of its own, which donating the train state leaves alone."""
     return jax.tree.map(jnp.copy, params)
-
-
-def precompute(
-    score_step: Callable[[Tree, Batch], SequenceScores], params: Tree, batches: Iterable[Batch], num_sequences: int
-) -> SequenceLogps:
-    """Log-probs by sequence id over one pass of `batches`, laid out as in training; NaN for ids that never come."""
-    logps = np.full(num_sequences, np.nan, np.float32)
-    pending: SequenceScores | None = None
-    for batch in batches:
-        scores = score_step(params, batch)  # dispatched before the last one is read
-        _collect(logps, pending)
-        pending = scores
-    _collect(logps, pending)
-    return logps
 
 
 def fingerprint(params: Tree, parts: Mapping[str, str]) -> dict[str, str]:
@@ -79,13 +63,6 @@ def cache_path(cache_dir: Path, wanted: Mapping[str, str]) -> Path:
     """The file of a fingerprint."""
     digest = hashlib.sha256(_canonical(wanted).encode()).hexdigest()
     return Path(cache_dir) / f"reference-{digest[:16]}.npz"
-
-
-def _collect(logps: np.ndarray, scores: SequenceScores | None) -> None:
-    if scores is None:
-        return
-    ids, values = (np.asarray(array).ravel() for array in (scores.sequence_id_BS, scores.logps_BS))
-    logps[ids[ids >= 0]] = values[ids >= 0]
 
 
 def _canonical(parts: Mapping[str, str]) -> str:

@@ -10,11 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
 from empathax.atomic import whole_file
 from empathax.config import Config
-from empathax.evaluation.metrics.levels import LevelCounts, count_levels
 from empathax.evaluation.reply_metrics import ReplyScorer
 from empathax.evaluation.report.curves import read_curves
 from empathax.evaluation.report.level_plot import level_plot
@@ -143,12 +140,7 @@ def in_loop_scores(
     if not turns:
         return {}, None
     scores = scorer.score(turns, answers)
-    if not scores.levels or find_spec("matplotlib") is None:
+    if scores.gap is None or find_spec("matplotlib") is None:
         return dict(scores.metrics), None
-    quartiles = [turn.quartile or 0 for turn in turns]
-    named = [(name, _counts(scores.levels, quartiles)), ("reference", _counts(scores.reference_levels, quartiles))]
-    return dict(scores.metrics), level_plot(named, scorer.normalise)
-
-
-def _counts(levels: Sequence[int], quartiles: Sequence[int]) -> LevelCounts:
-    return count_levels(jnp.array(levels), jnp.array(quartiles))
+    model_QL, reference_QL = scores.gap.counts()
+    return dict(scores.metrics), level_plot([(name, model_QL), ("reference", reference_QL)], scorer.normalise)

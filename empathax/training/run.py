@@ -17,6 +17,7 @@ from empathax.config import Config, to_dict
 from empathax.config.fields import flat
 from empathax.errors import ConfigError, Preempted
 from empathax.evaluation import output
+from empathax.evaluation.progress import ProgressBar
 from empathax.evaluation.reply_metrics import ReplyScorer, ReplyScores
 from empathax.evaluation.reply_record import make_record, slug
 from empathax.evaluation.report.record import FILE, write_record
@@ -43,7 +44,7 @@ from empathax.training.results import Evaluations, Row
 from empathax.training.stages.stage import Stage, find_stage, row_names, rows_kinds
 from empathax.training.state import TrainState, abstract_state, init_state, state_shardings
 from empathax.training.step import TrainStep, make_train_step
-from empathax.training.tracking import ProgressBar, Tracker
+from empathax.training.tracking import Tracker
 from empathax.training.trainable import trainable_of
 
 NOTES = (
@@ -235,7 +236,7 @@ def _train(
     if start == 0:
         evaluations.at_start(config)
     is_shown = config.tracking.progress and is_leader()
-    with ProgressBar(stage.name, evaluations.num_steps, start, enabled=is_shown) as bar:
+    with ProgressBar(stage.name, evaluations.num_steps, start, enabled=is_shown, status="compiling") as bar:
         recorder = Recorder(
             stage.name,
             config.stage(stage.name),

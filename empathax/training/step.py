@@ -15,7 +15,7 @@ from empathax.config.lora import LoraSpec
 from empathax.data.batch import Batch
 from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.lora.adapters import overlay
-from empathax.objectives.sft import Sums
+from empathax.objectives.logprobs import Sums
 from empathax.training import metrics
 from empathax.training.optimizer import Schedule, merge, split
 from empathax.training.stages.stage import find_stage

@@ -1,18 +1,14 @@
-"""What a run writes while it goes: metrics.jsonl (the record), TensorBoard event files, a progress bar."""
+"""What a run writes while it goes: metrics.jsonl (the record) and TensorBoard event files."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.plugins.text import metadata as text_metadata
@@ -21,7 +17,6 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from empathax.atomic import whole_file
 
 METRICS_FILE = "metrics.jsonl"
-LINE_SECONDS = 30.0  # between two lines of progress in a log
 
 
 class Tracker:
@@ -135,37 +130,3 @@ def _is_kept(line: str, stage: str, step: int, evaluates_again: bool) -> bool:
         return False
     last_kept = step - (evaluates_again and record["split"] == "eval")
     return record["stage"] != stage or record["step"] <= last_kept
-
-
-class ProgressBar:
-    """Steps done, speed, time left and memory of one stage: a bar on a terminal, a line now and then in a log."""
-
-    def __init__(self, stage: str, total: int, done: int, *, enabled: bool) -> None:
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[status]}"),
-        )  # fmt: skip
-        self._console = Console(stderr=True)
-        self._enabled, self._stage, self._total, self._last_line = enabled, stage, total, 0.0
-        is_shown = enabled and self._console.is_terminal
-        self._progress = Progress(*columns, console=self._console, disable=not is_shown)
-        self._task = self._progress.add_task(stage, total=total, completed=done, status="compiling")
-
-    def __enter__(self) -> ProgressBar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._progress.stop()
-
-    def update(self, done: int, values: Mapping[str, float]) -> None:
-        """Shows `values` ("tokens/s" and so on) beside the bar."""
-        status = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
-        self._progress.update(self._task, completed=done, status=status)
-        if self._enabled and not self._console.is_terminal and time.monotonic() - self._last_line > LINE_SECONDS:
-            self._last_line = time.monotonic()
-            print(f"{self._stage} step {done}/{self._total}: {status}", file=sys.stderr, flush=True)
-
-
-def _short(value: Any) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -27,7 +27,7 @@ from empathax.models.lora.quantized import dense_kernel, quantized_parameter, ro
 from empathax.models.transformer import logits
 from empathax.models.weights.source import resolve_model
 from empathax.planning.costs import compiled_bytes
-from empathax.planning.report import markdown_table
+from empathax.planning.plan_text import markdown_table
 from empathax.training.experiment import assemble
 from empathax.training.optimizer import make_optimizer
 from empathax.training.reference import frozen_copy

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from empathax.config import Config, DataOptions, DpoOptions, ModelOptions, SftOptions
+from empathax.config.losses import PAIRED_ROWS, REPLY_ROWS
 from empathax.data.chat import ChatTemplate
 from empathax.data.dataset import Dataset, build_dataset
 from empathax.data.examples import Example
@@ -47,9 +48,12 @@ def corpus_path(task: Task) -> Path:
     return Path(task.corpora) / task.options["corpus"]
 
 
+ROWS = {"sft": REPLY_ROWS, "dpo": PAIRED_ROWS}  # by a work's kind
+
+
 def work_dataset(task: Task, source: ModelSource) -> Dataset:
     """The rows that our side trains on."""
-    return build_dataset(work_config(task).data, task.options["kind"], source.tokenizer(), source.config)
+    return build_dataset(work_config(task).data, ROWS[task.options["kind"]], source.tokenizer(), source.config)
 
 
 def preference_rows(dataset: Dataset, tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
@@ -71,7 +75,7 @@ def dialogue_rows(task: Task, source: ModelSource) -> Iterator[dict[str, Any]]:
     template = ChatTemplate(source.tokenizer(), family=source.config.family)
     lead = Message("system", system_text(options["system_prompt"]) or "")
     num_written = 0
-    for row in load_splits(DataOptions(path=str(corpus_path(task))), "sft").train:
+    for row in load_splits(DataOptions(path=str(corpus_path(task))), REPLY_ROWS).train:
         assert isinstance(row, Dialogue)
         last = max(index for index, message in enumerate(row.messages) if message.role == "assistant")
         prompt = (lead, *row.messages[:last])
@@ -88,7 +92,7 @@ def prompt_batches(task: Task, source: ModelSource) -> list[list[list[int]]]:
     options, batch = task.options, task.options["batch"]
     data = DataOptions(path=str(corpus_path(task)), system_prompt=options["system_prompt"])
     by_dialogue: dict[str, list[Example]] = {}
-    for example in build_dataset(data, "sft", source.tokenizer(), source.config).eval_examples:
+    for example in build_dataset(data, REPLY_ROWS, source.tokenizer(), source.config).eval_examples:
         by_dialogue.setdefault(example.dialogue_id, []).append(example)
     dialogues = [examples for examples in by_dialogue.values() if len(examples) >= batch]
     if options["prompts"] == "one_dialogue":

@@ -14,10 +14,11 @@ import numpy as np
 from empathax.config import Config, DpoOptions
 from empathax.data.batch import Batch
 from empathax.data.row_plan import Group
+from empathax.evaluation.scoring import logps_by_sequence
 from empathax.models.weights.source import ModelSource, resolve_model
 from empathax.training.forward import make_score_step
 from empathax.training.optimizer import make_optimizer
-from empathax.training.reference import frozen_copy, precompute
+from empathax.training.reference import frozen_copy
 from empathax.training.state import Tree, init_state
 from empathax.training.step import make_train_step
 from tests.benchmarks import results
@@ -40,7 +41,7 @@ def reference_logps(source: ModelSource, params: Tree, batches: list[Batch]) -> 
     score = make_score_step(source.config, CONFIG.model)
     last_id = max(int(batch.sequence_id_BS.max()) for batch in batches)
     rows = (_micro_batch(batch, index) for batch in batches for index in range(len(batch.token_ids_BT)))
-    return precompute(score, params, rows, last_id + 1)
+    return logps_by_sequence(score, params, rows, last_id + 1)[0]
 
 
 def losses(source: ModelSource, params: Tree, batches: list[Batch]) -> list[float]:

@@ -10,10 +10,11 @@ import numpy as np
 from empathax.config import Config
 from empathax.data.batch import Batch
 from empathax.data.row_plan import Group
+from empathax.evaluation.scoring import logps_by_sequence
 from empathax.models.weights.source import ModelSource
 from empathax.training.forward import make_score_step
 from empathax.training.optimizer import make_optimizer
-from empathax.training.reference import frozen_copy, precompute
+from empathax.training.reference import frozen_copy
 from empathax.training.state import Tree, init_state
 from empathax.training.step import make_train_step
 from tests.benchmarks.fixed_steps import fixed_batches
@@ -42,4 +43,4 @@ class Scorer:
         """Log-probs by sequence id, which are 0 to one less than there are replies."""
         (batch,) = fixed_batches([groups], "tree", ROW_LENGTH)
         rows = [jax.tree.map(lambda array, i=i: array[i], batch) for i in range(len(batch.token_ids_BT))]
-        return precompute(self._step, params, rows, sum(len(unit) for group in groups for unit in group))
+        return logps_by_sequence(self._step, params, rows, sum(len(unit) for group in groups for unit in group))[0]

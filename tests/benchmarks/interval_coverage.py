@@ -38,20 +38,14 @@ def levels(rng: np.random.Generator) -> Statistic:
     return ReplyLevels(NAMES, "quartile", model, QUARTILES, NAMES, reference, QUARTILES)
 
 
-def value(name: str, statistic: Statistic, metric: str) -> float:
-    order = statistic.all_dialogues()
-    return float(statistic.estimates(name, order, np.ones((1, len(order))))[metric][0])
-
-
 def main() -> None:
     rng = np.random.default_rng(0)
     for make, name, metric in ((words, "distinct", "distinct_2"), (levels, "validation_gap", "validation_gap")):
-        truth = np.mean([value(name, make(rng), metric) for _ in range(FRESH)])
+        truth = np.mean([make(rng).metrics(name)[metric] for _ in range(FRESH)])
         moved = plain = 0
         for trial in range(TRIALS):
             statistic = make(rng)
-            metrics = {metric: value(name, statistic, metric)}
-            found = resample({name: statistic}, metrics, seed=trial, num_resamples=RESAMPLES)[metric]
+            found = resample({name: statistic}, statistic.metrics(name), seed=trial, num_resamples=RESAMPLES)[metric]
             low, high = found.interval()
             moved += low <= truth <= high
             low, high = np.quantile(found.replicates_R, [0.025, 0.975])

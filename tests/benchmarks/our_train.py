@@ -8,15 +8,16 @@ import jax
 import numpy as np
 
 from empathax.config import Config
+from empathax.config.losses import PAIRED_ROWS
 from empathax.data.dataset import Dataset
 from empathax.data.loader import Loader
 from empathax.data.packing import PackedRows
+from empathax.evaluation.scoring import logps_by_sequence
 from empathax.models.weights.source import ModelSource, resolve_model
 from empathax.parallel.host import restart_with_huge_pages
 from empathax.planning.costs import train_flops, tree_counts
 from empathax.training.forward import make_score_step
 from empathax.training.optimizer import make_optimizer
-from empathax.training.reference import precompute
 from empathax.training.state import Tree, init_state
 from empathax.training.step import make_train_step
 from tests.benchmarks.corpus import work_config, work_dataset
@@ -27,7 +28,7 @@ def run(task: Task, turns: Turns) -> None:
     """Trains a step whenever it is this side's turn."""
     source = resolve_model(task.model_dir)
     config, dataset, params = work_config(task), work_dataset(task, source), source.load_params()
-    objective = dataset.objective
+    objective = task.options["kind"]
     rows = evenly_spread_rows(dataset.train, task.steps * config.stage(objective).rows_per_batch)
     loader = _loader(config, rows, None)
     if objective == "dpo":
@@ -66,17 +67,20 @@ def _loader(config: Config, rows: PackedRows, ref_logps: np.ndarray | None) -> L
 def _reference(config: Config, source: ModelSource, params: Tree, loader: Loader, steps: int) -> np.ndarray:
     """The reference's log-probs on the rows of `steps` steps, computed before the clock runs."""
     batches = (jax.tree.map(lambda leaf: leaf[0], loader.batch_at(step)) for step in range(steps))
-    return precompute(make_score_step(source.config, config.model), params, batches, loader.rows.num_sequences)
+    return logps_by_sequence(make_score_step(source.config, config.model), params, batches, loader.rows.num_sequences)[
+        0
+    ]
 
 
 def _amounts(source: ModelSource, dataset: Dataset, loader: Loader, step: int) -> dict[str, float]:
     """What the step did; the tokens of an SFT step are those of its dialogues, each counted whole."""
     rows = loader.rows
-    trees = [rows.trees[index] for row in loader.row_ids(step).ravel() for index in rows.tree_indices[row]]
+    row_ids = loader.row_ids(step).ravel()
+    trees = [rows.trees[index] for row in row_ids for index in rows.tree_indices[row]]
     flops = train_flops(source.config, tree_counts(trees))
-    sequence_ids = set(loader.sequence_ids(step).tolist())
+    sequence_ids = {sequence_id for row in row_ids for sequence_id in rows.sequence_ids(row).tolist()}
     examples = [example for example in dataset.train_examples if example.sequence_ids[0] in sequence_ids]
-    if dataset.objective == "dpo":
+    if dataset.rows_kind == PAIRED_ROWS:
         return {"pairs": len(examples), "flops": flops}
     replies = {sequence_id: count for tree in trees for sequence_id, count in _reply_lengths(tree).items()}
     longest: dict[str, int] = {}

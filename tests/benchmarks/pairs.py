@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from empathax.config import DataOptions
+from empathax.config.losses import PAIRED_ROWS
 from empathax.data.chat import ChatTemplate
-from empathax.data.encoding import ReplyEncoder
-from empathax.data.examples import encode_rows
+from empathax.data.examples import ReplyEncoder, encode_rows
 from empathax.data.row_plan import Group
 from empathax.data.sources import load_splits
 from empathax.models.weights.source import ModelSource
@@ -36,8 +36,8 @@ def esconv_pairs(corpora: Path, source: ModelSource, train: int, held_out: int, 
         max_eval_dialogues=held_out,
     )
     encoder = ReplyEncoder(ChatTemplate(source.tokenizer(), family=source.config.family), options)
-    splits = load_splits(options, "dpo")
-    encoded = [encode_rows(rows, "dpo", encoder, Counter(), Counter()) for rows in (splits.train, splits.eval)]
+    splits = load_splits(options, PAIRED_ROWS)
+    encoded = [encode_rows(rows, PAIRED_ROWS, encoder, Counter(), Counter()) for rows in (splits.train, splits.eval)]
     return Pairs(encoded[0].groups, encoded[1].groups)
 
 

@@ -18,9 +18,8 @@ from typing import Any
 
 from empathax.config import to_dict
 from empathax.config.flags import load_config
-from empathax.planning.child import run_plan
-from empathax.planning.report import gib, markdown_table
-from empathax.planning.worker import Request
+from empathax.planning.child_process import Request, run_plan
+from empathax.planning.plan_text import gib, markdown_table
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).with_name("plan_results.jsonl")

@@ -30,9 +30,9 @@ from pathlib import Path
 import numpy as np
 
 from empathax.config import Config, DataOptions, DpoOptions
+from empathax.config.losses import PAIRED_ROWS
 from empathax.data.chat import ChatTemplate
-from empathax.data.encoding import ReplyEncoder
-from empathax.data.examples import EncodedSplit, encode_rows
+from empathax.data.examples import EncodedSplit, ReplyEncoder, encode_rows
 from empathax.data.records import Row
 from empathax.data.sources import load_splits
 from empathax.evaluation.metrics.bootstrap import Resampled, difference, resample
@@ -64,7 +64,7 @@ class PreferenceSet:
         """Whole dialogues in an order of their own until there are enough pairs."""
         options = DataOptions(preference_path=str(directory), max_length=args.max_length, eval_fraction=0.3)
         encoder = ReplyEncoder(ChatTemplate(source.tokenizer(), family=source.config.family), options)
-        splits = load_splits(options, "dpo")
+        splits = load_splits(options, PAIRED_ROWS)
         train = (_some_pairs(splits.train, encoder, args.pairs, seed) for seed in range(args.seeds))
         return cls(tuple(train), _some_pairs(splits.eval, encoder, args.held_out, seed=0))
 
@@ -129,7 +129,7 @@ def _some_pairs(rows: Sequence[Row], encoder: ReplyEncoder, count: int, seed: in
     places = np.random.default_rng(seed).permutation(len(order))
     shuffled = sorted(rows, key=lambda row: places[order[row.dialogue_id]])
     for taken in range(count, len(shuffled) + 1):
-        split = encode_rows(shuffled[:taken], "dpo", encoder, Counter(), Counter())
+        split = encode_rows(shuffled[:taken], PAIRED_ROWS, encoder, Counter(), Counter())
         if len(split.examples) == count:
             return split
     raise SystemExit(f"{len(rows)} rows hold fewer than {count} pairs that can be used: lower --pairs or --held-out")

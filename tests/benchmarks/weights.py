@@ -38,7 +38,7 @@ def write_checkpoint(directory: Path, settings: dict) -> int:
     import numpy as np
     import safetensors.numpy
 
-    from empathax.models.architecture.presets import from_hf_config
+    from empathax.models.architecture.hf_config import from_hf_config
     from empathax.models.transformer import abstract_params
     from empathax.models.weights.checks import file_shape, parameter_at
     from empathax.models.weights.names import Naming, stored_parameters

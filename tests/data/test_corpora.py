@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from empathax.config import DataOptions
+from empathax.config.losses import PAIRED_ROWS, REPLY_ROWS
 from empathax.data.dataset import build_dataset
 from empathax.data.sources import load_all, load_splits
 
@@ -17,9 +18,9 @@ pytestmark = pytest.mark.skipif(not CORPORA.is_dir(), reason="the corpora are no
 
 def test_esconv_has_the_counts_of_its_readme():
     everything = DataOptions(path=str(CORPORA / "esconv"), seeker_first_only=False)
-    splits = load_splits(everything, "sft")
+    splits = load_splits(everything, REPLY_ROWS)
     assert (len(splits.train), len(splits.eval)) == (910, 195)
-    seeker_first = load_splits(DataOptions(path=str(CORPORA / "esconv")), "sft")
+    seeker_first = load_splits(DataOptions(path=str(CORPORA / "esconv")), REPLY_ROWS)
     assert (len(seeker_first.train), len(seeker_first.eval)) == (422, 94)
     strategies = Counter(s for row in splits.train for turn in row.meta["strategies"] for s in turn)
     assert strategies.total() == 12_759
@@ -36,7 +37,7 @@ def test_failed_esconv_and_empathetic_dialogues():
 
 
 def test_caregiving_pairs_are_held_out_by_prompt():
-    splits = load_splits(DataOptions(path=str(CORPORA / "empathy_by_design")), "dpo")
+    splits = load_splits(DataOptions(path=str(CORPORA / "empathy_by_design")), PAIRED_ROWS)
     held, kept = ({row.prompt for row in rows} for rows in (splits.eval, splits.train))
     assert not held & kept
     assert len(held | kept) == 931
@@ -48,6 +49,6 @@ def test_a_tree_saves_most_of_the_tokens(chatml):
         path=str(CORPORA / "esconv"), max_train_dialogues=12, max_eval_dialogues=2, max_length=100_000
     )
     model = SimpleNamespace(family="qwen2", vocab_size=chatml.vocab_size)
-    figures = build_dataset(options, "dpo", chatml, model).report["train"]
+    figures = build_dataset(options, PAIRED_ROWS, chatml, model).report["train"]
     assert figures["times_fewer_tokens"] > 6
     assert figures["fill_ratio"] > 0.7

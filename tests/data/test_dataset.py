@@ -9,6 +9,7 @@ import pytest
 
 import empathax.data
 from empathax.config import DataOptions
+from empathax.config.losses import PAIRED_ROWS, REPLY_ROWS
 from empathax.data.dataset import build_dataset, trained_texts
 from empathax.errors import ConfigError, DataError
 
@@ -28,16 +29,16 @@ def chat(*turns):
     return {"messages": [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(turns)]}
 
 
-def build(path, objective, tokenizer, model, **changes):
+def build(path, rows_kind, tokenizer, model, **changes):
     settings = {"path": str(path), "system_prompt": "Be kind.", "max_length": 200, **changes}
-    return build_dataset(DataOptions(**settings), objective, tokenizer, model)
+    return build_dataset(DataOptions(**settings), rows_kind, tokenizer, model)
 
 
 @pytest.mark.parametrize("packing", ["tree", "pair", "none"])
-@pytest.mark.parametrize("objective", ["sft", "dpo"])
-def test_the_trained_tokens_are_the_replies(packing, objective, chatml, model):
-    dataset = build("samples", objective, chatml, model, packing=packing, max_length=2000)
-    name = {"sft": "dialogues_train.jsonl", "dpo": "preferences_train.jsonl"}[objective]
+@pytest.mark.parametrize("rows_kind", [REPLY_ROWS, PAIRED_ROWS])
+def test_the_trained_tokens_are_the_replies(packing, rows_kind, chatml, model):
+    dataset = build("samples", rows_kind, chatml, model, packing=packing, max_length=2000)
+    name = {REPLY_ROWS: "dialogues_train.jsonl", PAIRED_ROWS: "preferences_train.jsonl"}[rows_kind]
     rows = [json.loads(line) for line in (SAMPLES / name).read_text(encoding="utf-8").splitlines()]
     replies = [
         message for row in rows for message in row.get("messages", []) + row.get("chosen", []) + row.get("rejected", [])
@@ -50,7 +51,7 @@ def test_the_trained_tokens_are_the_replies(packing, objective, chatml, model):
 
 def test_examples_carry_what_sampling_and_metrics_need(write_lines, chatml, model):
     path = write_lines("rows.jsonl", [chat("Hi", "a", "b", "c", "d", "e"), chat("Ho", "x")])
-    dataset = build(path, "sft", chatml, model, eval_fraction=0.0)
+    dataset = build(path, REPLY_ROWS, chatml, model, eval_fraction=0.0)
     turns = [(e.turn, e.num_turns, e.reply, e.sequence_ids) for e in dataset.train_examples]
     assert turns == [(0, 3, "a", (0,)), (1, 3, "c", (1,)), (2, 3, "e", (2,)), (0, 1, "x", (3,))]
     example = dataset.train_examples[1]
@@ -60,7 +61,7 @@ def test_examples_carry_what_sampling_and_metrics_need(write_lines, chatml, mode
 
 
 def test_pairs_number_their_sequences(write_lines, chatml, model):
-    dataset = build(write_lines("rows.jsonl", pairs(20)), "dpo", chatml, model, eval_fraction=0.3)
+    dataset = build(write_lines("rows.jsonl", pairs(20)), PAIRED_ROWS, chatml, model, eval_fraction=0.3)
     for rows, examples in ((dataset.train, dataset.train_examples), (dataset.eval, dataset.eval_examples)):
         assert [example.sequence_ids for example in examples] == [(2 * n, 2 * n + 1) for n in range(len(examples))]
         assert rows.num_sequences == 2 * len(examples)
@@ -68,7 +69,7 @@ def test_pairs_number_their_sequences(write_lines, chatml, model):
 
 
 def test_sft_learns_the_chosen_reply_of_a_pair(write_lines, chatml, model):
-    dataset = build(write_lines("rows.jsonl", pairs(3)), "sft", chatml, model, eval_fraction=0.0)
+    dataset = build(write_lines("rows.jsonl", pairs(3)), REPLY_ROWS, chatml, model, eval_fraction=0.0)
     texts = {text for row in range(len(dataset.train)) for text in trained_texts(dataset.train, row, chatml)}
     assert texts == {f"I hear you {n}<|im_end|>" for n in range(3)}
 
@@ -82,8 +83,8 @@ def test_what_is_dropped_is_counted_by_reason(write_lines, chatml, model):
     ]
     path = write_lines("rows.jsonl", rows)
     with pytest.raises(DataError, match=r"3 of 9 examples had to be dropped.*max_dropped_fraction = 0.2 allows 1"):
-        build(path, "dpo", chatml, model, eval_fraction=0.0)
-    dataset = build(path, "dpo", chatml, model, eval_fraction=0.0, max_dropped_fraction=0.5)
+        build(path, PAIRED_ROWS, chatml, model, eval_fraction=0.0)
+    dataset = build(path, PAIRED_ROWS, chatml, model, eval_fraction=0.0, max_dropped_fraction=0.5)
     assert dataset.report["dropped"] == {
         "chosen equals rejected": 1,
         "empty reply": 1,
@@ -95,12 +96,12 @@ def test_what_is_dropped_is_counted_by_reason(write_lines, chatml, model):
 def test_nothing_left(write_lines, chatml, model):
     path = write_lines("rows.jsonl", [{"prompt": "a", "completion": ""}])
     with pytest.raises(DataError, match=r"no example is left of 1 \(empty reply: 1\)"):
-        build(path, "sft", chatml, model, max_dropped_fraction=1.0)
+        build(path, REPLY_ROWS, chatml, model, max_dropped_fraction=1.0)
 
 
 def test_rejects_can_be_written(write_lines, tmp_path, chatml, model):
     path = write_lines("rows.jsonl", [*pairs(3), "{broken"])
-    dataset = build(path, "dpo", chatml, model, eval_fraction=0.0, max_bad_fraction=0.5)
+    dataset = build(path, PAIRED_ROWS, chatml, model, eval_fraction=0.0, max_bad_fraction=0.5)
     dataset.write_rejects(tmp_path / "rejects.txt")
     assert (tmp_path / "rejects.txt").read_text().startswith(f"{path}:4: not JSON")
     assert dataset.report["rows_bad"] == 1
@@ -109,11 +110,13 @@ def test_rejects_can_be_written(write_lines, tmp_path, chatml, model):
 def test_a_tokenizer_larger_than_the_embedding(write_lines, chatml):
     small = SimpleNamespace(family="qwen2", vocab_size=100)
     with pytest.raises(ConfigError, match=r"token id \d+ .*has 100 rows"):
-        build(write_lines("rows.jsonl", pairs(3)), "dpo", chatml, small, eval_fraction=0.0)
+        build(write_lines("rows.jsonl", pairs(3)), PAIRED_ROWS, chatml, small, eval_fraction=0.0)
 
 
 def test_a_limit_to_a_dialogues_pairs_holds_in_training_only(chatml, model):
-    free, limited = (build("samples", "dpo", chatml, model, max_length=2000, max_pairs_per_dialogue=n) for n in (0, 2))
+    free, limited = (
+        build("samples", PAIRED_ROWS, chatml, model, max_length=2000, max_pairs_per_dialogue=n) for n in (0, 2)
+    )
     assert limited.train.max_units == 2
     assert limited.report["train"]["passes"] == len(limited.train.pass_sizes) > 1
     assert limited.report["train"]["tokens_per_unit"] > free.report["train"]["tokens_per_unit"]
@@ -126,11 +129,11 @@ def test_a_limit_to_a_dialogues_pairs_holds_in_training_only(chatml, model):
 
 def test_the_fingerprint_names_what_changed(write_lines, tokenizers, chatml, model):
     path = write_lines("rows.jsonl", pairs(9))
-    base = build(path, "dpo", chatml, model).fingerprint
-    assert base == build(path, "dpo", chatml, model).fingerprint
+    base = build(path, PAIRED_ROWS, chatml, model).fingerprint
+    assert base == build(path, PAIRED_ROWS, chatml, model).fingerprint
 
     def changed(**changes):
-        other = build(path, "dpo", chatml, model, **changes).fingerprint
+        other = build(path, PAIRED_ROWS, chatml, model, **changes).fingerprint
         return {key for key in base if base[key] != other[key]}
 
     assert changed(max_length=199) == {"max_length"}
@@ -139,5 +142,5 @@ def test_the_fingerprint_names_what_changed(write_lines, tokenizers, chatml, mod
     assert changed(max_pairs_per_dialogue=1) == {"max_pairs_per_dialogue"}  # each dialogue has one pair
     assert changed(eval_fraction=0.5) == {"train_rows", "eval_rows"}
     model_of_gemma = SimpleNamespace(family="gemma2", vocab_size=10_000)
-    other = build(path, "dpo", tokenizers["gemma"], model_of_gemma).fingerprint
+    other = build(path, PAIRED_ROWS, tokenizers["gemma"], model_of_gemma).fingerprint
     assert {key for key in base if base[key] != other[key]} >= {"tokenizer", "chat_template", "train_rows"}

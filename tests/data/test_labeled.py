@@ -1,6 +1,7 @@
 """Replies with a label: whose label and whose mismatched reply; rows that hold what they were planned for."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from empathax.config import DataOptions
-from empathax.config.losses import LABELED_ROWS, MISMATCHED_ROWS
+from empathax.config.losses import LABELED_ROWS, MISMATCHED_ROWS, REPLY_ROWS
 from empathax.data.dataset import build_dataset
 from empathax.data.labeled import partners
 from empathax.data.packing import pack
@@ -116,28 +117,22 @@ def _labeled(count):
 
 @pytest.mark.parametrize("kind", [LABELED_ROWS, MISMATCHED_ROWS])
 def test_rows_of_a_file(kind, write_lines, chatml):
-    from types import SimpleNamespace
-
     model = SimpleNamespace(family="qwen2", vocab_size=1000)
     path = str(write_lines("rows.jsonl", _labeled(20)))
-    dataset = build_dataset(DataOptions(path=path, eval_fraction=0.3), "dpo", chatml, model, rows_kind=kind)
+    dataset = build_dataset(DataOptions(path=path, eval_fraction=0.3), kind, chatml, model)
     for rows, examples in ((dataset.train, dataset.train_examples), (dataset.eval, dataset.eval_examples)):
         assert rows.labels == tuple("I hear" in example.reply for example in examples)
         assert [example.is_wanted for example in examples] == list(rows.labels)
         matched = [other is not None for *_, other in _replies(rows)]
         assert all(matched) if kind == MISMATCHED_ROWS else not any(matched)
     assert dataset.report["counts"]["desirable replies to train on"] == sum(dataset.train.labels)
-    of_sft = build_dataset(DataOptions(path=path, eval_fraction=0.3), "sft", chatml, model)
+    of_sft = build_dataset(DataOptions(path=path, eval_fraction=0.3), REPLY_ROWS, chatml, model)
     assert all("I hear" in example.reply for example in of_sft.train_examples)
     assert of_sft.report["counts"]["undesirable replies, which sft leaves out"] == 10
 
 
 def test_one_prompt_is_no_estimate(write_lines, chatml):
-    from types import SimpleNamespace
-
     rows = [{"prompt": "Hi", "completion": f"I am here {n}", "label": True} for n in range(3)]
     options = DataOptions(path=str(write_lines("rows.jsonl", rows)), eval_fraction=0.0)
     with pytest.raises(DataError, match="no packed row holds two prompts"):
-        build_dataset(
-            options, "dpo", chatml, SimpleNamespace(family="qwen2", vocab_size=1000), rows_kind=MISMATCHED_ROWS
-        )
+        build_dataset(options, MISMATCHED_ROWS, chatml, SimpleNamespace(family="qwen2", vocab_size=1000))

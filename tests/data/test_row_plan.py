@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from empathax.data import row_plan as leveling
+from empathax.data import row_plan
 from empathax.data.row_plan import best_fit, level_rows
 
 ITEMS = st.lists(st.tuples(st.integers(1, 100), st.integers(1, 50)), max_size=60)
@@ -52,12 +52,12 @@ def test_items_stay_rows_fit_and_the_fullest_is_no_fuller(items):
 def test_it_may_stop_early_and_look_at_few_rows(items, partners, visits):
     sizes, trained = [size for size, _ in items], [count for _, count in items]
     rows = best_fit(sizes, 100)
-    limits = leveling.PARTNERS, leveling.MAX_VISITS
-    leveling.PARTNERS, leveling.MAX_VISITS = partners, visits
+    limits = row_plan.PARTNERS, row_plan.MAX_VISITS
+    row_plan.PARTNERS, row_plan.MAX_VISITS = partners, visits
     try:
         leveled = level_rows(rows, sizes, trained, 100)
     finally:
-        leveling.PARTNERS, leveling.MAX_VISITS = limits
+        row_plan.PARTNERS, row_plan.MAX_VISITS = limits
     assert sorted(item for row in leveled for item in row) == list(range(len(items)))
     assert max(loads(leveled, sizes), default=0) <= 100
     assert max(loads(leveled, trained), default=0) <= max(loads(rows, trained), default=0)

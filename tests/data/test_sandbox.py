@@ -63,7 +63,7 @@ def test_the_limit_is_what_ends_a_loop(monkeypatch):
     assert render(loop) == "done"
 
 
-def test_a_refusal_is_told_apart_from_a_fault():
+def test_a_refusal_is_another_error_than_a_fault():
     with pytest.raises(TemplateRefused, match="user first"):
         render("{{ raise_exception('user first') }}")
     with pytest.raises(DataError, match="cannot be used") as error:

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from empathax.config import DataOptions
-from empathax.config.losses import LABELED_ROWS, MISMATCHED_ROWS, PAIRED_ROWS
+from empathax.config.losses import LABELED_ROWS, MISMATCHED_ROWS, PAIRED_ROWS, REPLY_ROWS
 from empathax.data.records import CompletionRow, Dialogue, PreferenceRow
 from empathax.data.sources import load_all, load_by_split, load_splits
 from empathax.errors import DataError
@@ -36,8 +36,8 @@ def esconv(count, first="usr"):
 
 
 def test_the_packaged_samples():
-    for objective, kind in (("sft", Dialogue), ("dpo", PreferenceRow)):
-        splits = load_splits(options("samples"), objective)
+    for rows_kind, kind in ((REPLY_ROWS, Dialogue), (PAIRED_ROWS, PreferenceRow)):
+        splits = load_splits(options("samples"), rows_kind)
         assert splits.train
         assert splits.eval
         assert all(isinstance(row, kind) for row in splits.train + splits.eval)
@@ -49,10 +49,10 @@ def test_a_directory_with_its_own_splits(write_lines, tmp_path):
     write_lines("d/train.jsonl", esconv(5))
     write_lines("d/test.jsonl", esconv(2))
     (tmp_path / "d" / "LICENSE.txt").write_text("free")
-    splits = load_splits(options(tmp_path / "d"), "sft")
+    splits = load_splits(options(tmp_path / "d"), REPLY_ROWS)
     assert (len(splits.train), len(splits.eval)) == (5, 2)
     write_lines("d/valid.jsonl", esconv(3))
-    assert len(load_splits(options(tmp_path / "d"), "sft").eval) == 3
+    assert len(load_splits(options(tmp_path / "d"), REPLY_ROWS).eval) == 3
     assert splits.train[0].origin == f"{tmp_path}/d/train.jsonl:1"
 
 
@@ -60,8 +60,8 @@ def test_a_test_split_that_is_not_there_is_refused_unless_a_file_is_named(write_
     file = write_lines("rows.jsonl", pairs(6))
     held_out = write_lines("held/held_out.jsonl", pairs(2, "q{}"))
     with pytest.raises(DataError, match=r"found no test split.*data\.eval_path"):
-        load_splits(options(file, eval_split="test"), "sft")
-    named = load_splits(options(file, eval_split="test", eval_path=str(held_out)), "sft")
+        load_splits(options(file, eval_split="test"), REPLY_ROWS)
+    named = load_splits(options(file, eval_split="test", eval_path=str(held_out)), REPLY_ROWS)
     assert (len(named.train), len(named.eval)) == (6, 2)
 
 
@@ -69,27 +69,27 @@ def test_parts_of_a_split_under_names_of_the_hub(write_lines, tmp_path):
     write_lines("d/data/train-00000-of-00002.jsonl", pairs(2))
     write_lines("d/data/train-00001-of-00002.jsonl", pairs(3, "q{}"))
     write_lines("d/data/test-00000-of-00001.jsonl", pairs(1, "r{}"))
-    splits = load_splits(options(tmp_path / "d"), "dpo")
+    splits = load_splits(options(tmp_path / "d"), PAIRED_ROWS)
     assert (len(splits.train), len(splits.eval)) == (5, 1)
 
 
 def test_a_directory_with_one_file_or_with_none_that_fits(write_lines, tmp_path):
     write_lines("d/preferences.jsonl", pairs(20))
-    splits = load_splits(options(tmp_path / "d"), "dpo")
+    splits = load_splits(options(tmp_path / "d"), PAIRED_ROWS)
     assert len(splits.train) + len(splits.eval) == 20
     write_lines("d/other.jsonl", pairs(1))
     with pytest.raises(DataError, match=r"found other.jsonl, preferences.jsonl; expected train"):
-        load_splits(options(tmp_path / "d"), "dpo")
+        load_splits(options(tmp_path / "d"), PAIRED_ROWS)
 
 
 def test_wrong_paths(write_lines, tmp_path):
     write_lines("train.jsonl", pairs(2))
     with pytest.raises(DataError, match=r"no such file.*did you mean .*train.jsonl"):
-        load_splits(options(tmp_path / "trian.jsonl"), "dpo")
+        load_splits(options(tmp_path / "trian.jsonl"), PAIRED_ROWS)
     with pytest.raises(DataError, match=r"data.path is empty"):
-        load_splits(DataOptions(), "sft")
+        load_splits(DataOptions(), REPLY_ROWS)
     with pytest.raises(DataError, match=r"'no/such-set' is no file or directory here.*hub"):
-        load_splits(options("no/such-set"), "sft")
+        load_splits(options("no/such-set"), REPLY_ROWS)
 
 
 def test_rows_of_the_hub(monkeypatch):
@@ -98,7 +98,7 @@ def test_rows_of_the_hub(monkeypatch):
     rows = [{"text": '{"dialog": [{"speaker": "usr", "text": "Hi"}, {"speaker": "sys", "text": "Hello"}]}'}]
     trl = [{"prompt": None, "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
     monkeypatch.setattr(datasets, "load_dataset", lambda name: {"train": rows, "validation": trl})
-    splits = load_splits(options("some/esconv"), "sft")
+    splits = load_splits(options("some/esconv"), REPLY_ROWS)
     assert splits.train[0].messages[1].content == "Hello"
     assert splits.eval[0].origin == "some/esconv/validation:1"
 
@@ -106,32 +106,32 @@ def test_rows_of_the_hub(monkeypatch):
 def test_the_hash_keeps_equal_prompts_on_one_side(write_lines):
     rows = [row for row in pairs(60) for _ in range(2)]
     path = write_lines("rows.jsonl", rows)
-    splits = load_splits(options(path, eval_fraction=0.3), "dpo")
+    splits = load_splits(options(path, eval_fraction=0.3), PAIRED_ROWS)
     held, kept = ({row.prompt for row in part} for part in (splits.eval, splits.train))
     assert not held & kept
     assert len(held) + len(kept) == 60
     assert 8 <= len(held) <= 28
-    again = load_splits(options(write_lines("again.jsonl", rows[::-1]), eval_fraction=0.3), "sft", seed=5)
+    again = load_splits(options(write_lines("again.jsonl", rows[::-1]), eval_fraction=0.3), REPLY_ROWS, seed=5)
     assert {row.prompt for row in again.eval} == held
 
 
 @pytest.mark.parametrize(("count", "fraction", "held"), [(2, 0.01, 1), (2, 0.9, 1), (1, 0.5, 0), (9, 0.0, 0)])
 def test_both_sides_get_something_where_that_is_possible(write_lines, count, fraction, held):
-    splits = load_splits(options(write_lines("rows.jsonl", pairs(count)), eval_fraction=fraction), "dpo")
+    splits = load_splits(options(write_lines("rows.jsonl", pairs(count)), eval_fraction=fraction), PAIRED_ROWS)
     assert (len(splits.train), len(splits.eval)) == (count - held, held)
 
 
 def test_another_file_held_out(write_lines):
     train, held = write_lines("a.jsonl", pairs(9)), write_lines("b.jsonl", pairs(4, "q{}"))
-    splits = load_splits(options(train, eval_path=str(held)), "sft")
+    splits = load_splits(options(train, eval_path=str(held)), REPLY_ROWS)
     assert (len(splits.train), len(splits.eval)) == (9, 4)
 
 
 def test_pairs_have_a_path_and_a_held_out_part_of_their_own(write_lines):
     base = options(write_lines("a.jsonl", esconv(5)), eval_path=str(write_lines("b.jsonl", esconv(2))))
     both = dataclasses.replace(base, preference_path=str(write_lines("c.jsonl", pairs(30))))
-    assert len(load_splits(both, "sft").eval) == 2
-    splits = load_splits(both, "dpo")
+    assert len(load_splits(both, REPLY_ROWS).eval) == 2
+    splits = load_splits(both, PAIRED_ROWS)
     assert len(splits.train) + len(splits.eval) == 30
     assert all(isinstance(row, PreferenceRow) for row in splits.train + splits.eval)
 
@@ -139,22 +139,22 @@ def test_pairs_have_a_path_and_a_held_out_part_of_their_own(write_lines):
 def test_pairs_made_of_dialogues_stay_within_their_split(write_lines, tmp_path):
     write_lines("d/train.jsonl", esconv(6))
     write_lines("d/valid.jsonl", esconv(4))
-    splits = load_splits(options(tmp_path / "d"), "dpo", seed=3)
+    splits = load_splits(options(tmp_path / "d"), PAIRED_ROWS, seed=3)
     assert (len(splits.train), len(splits.eval)) == (12, 8)
     assert {row.rejected.split()[1] for row in splits.eval} <= set("0123")
 
 
 def test_supporter_first_dialogues(write_lines):
     path = write_lines("rows.jsonl", esconv(4) + esconv(3, first="sys"))
-    splits = load_splits(options(path, eval_fraction=0.0), "sft")
+    splits = load_splits(options(path, eval_fraction=0.0), REPLY_ROWS)
     assert len(splits.train) == 4
     assert splits.tally.counts["dialogues left out because the supporter opens them"] == 3
-    assert len(load_splits(options(path, eval_fraction=0.0, seeker_first_only=False), "sft").train) == 7
+    assert len(load_splits(options(path, eval_fraction=0.0, seeker_first_only=False), REPLY_ROWS).train) == 7
 
 
 def test_dialogues_can_be_counted_off(write_lines):
     path = write_lines("rows.jsonl", esconv(8))
-    splits = load_splits(options(path, eval_fraction=0.5, max_train_dialogues=2, max_eval_dialogues=1), "dpo")
+    splits = load_splits(options(path, eval_fraction=0.5, max_train_dialogues=2, max_eval_dialogues=1), PAIRED_ROWS)
     assert (len({row.dialogue_id for row in splits.train}), len({row.dialogue_id for row in splits.eval})) == (2, 1)
     assert len(splits.train) == 4
 
@@ -163,7 +163,7 @@ def test_dialogues_can_be_counted_off(write_lines):
 def test_rows_without_a_rejected_reply_make_no_pairs(write_lines, rejected):
     path = write_lines("rows.jsonl", [{"prompt": "a", "completion": "b"}] * 3)
     with pytest.raises(DataError, match=r"no rejected reply.*data.preference_path"):
-        load_splits(options(path, esconv_rejected=rejected), "dpo")
+        load_splits(options(path, esconv_rejected=rejected), PAIRED_ROWS)
 
 
 LABELED = [{"prompt": f"p{n}", "completion": f"a{n}", "label": n % 2 == 0} for n in range(6)]
@@ -171,10 +171,10 @@ LABELED = [{"prompt": f"p{n}", "completion": f"a{n}", "label": n % 2 == 0} for n
 
 def test_replies_with_a_label_and_pairs_taken_apart(write_lines):
     path = write_lines("rows.jsonl", LABELED)
-    found = load_splits(options(path, eval_fraction=0.0), "dpo", rows_kind=LABELED_ROWS).train
+    found = load_splits(options(path, eval_fraction=0.0), LABELED_ROWS).train
     assert [row.label for row in found] == [True, False] * 3
     both = write_lines("both.jsonl", [*LABELED, *pairs(2)])
-    found = load_splits(options(both, eval_fraction=0.0, unpair=True), "dpo", rows_kind=LABELED_ROWS).train
+    found = load_splits(options(both, eval_fraction=0.0, unpair=True), LABELED_ROWS).train
     assert [type(row) for row in found] == [CompletionRow] * 6 + [PreferenceRow] * 2
 
 
@@ -192,14 +192,14 @@ def test_replies_with_a_label_and_pairs_taken_apart(write_lines):
 def test_rows_of_another_kind_than_the_loss_reads(rows, kind, sentence, write_lines):
     path = write_lines("rows.jsonl", rows)
     with pytest.raises(DataError, match=sentence):
-        load_splits(options(path, eval_fraction=0.0), "dpo", rows_kind=kind)
+        load_splits(options(path, eval_fraction=0.0), kind)
 
 
 def test_a_label_is_of_one_message(write_lines):
     turns = [{"role": role, "content": "x"} for role in ("assistant", "user", "assistant")]
     row = {"prompt": [{"role": "user", "content": "a"}], "completion": turns, "label": True}
     with pytest.raises(DataError, match="completion has 3 messages and a label: expected one assistant message"):
-        load_splits(options(write_lines("rows.jsonl", [row])), "dpo", rows_kind=LABELED_ROWS)
+        load_splits(options(write_lines("rows.jsonl", [row])), LABELED_ROWS)
 
 
 def test_dialogues_without_strategies_make_random_pairs(write_lines):
@@ -211,25 +211,25 @@ def test_dialogues_without_strategies_make_random_pairs(write_lines):
         ],
     )
     with pytest.raises(DataError, match="esconv_rejected='random'"):
-        load_splits(options(path, eval_fraction=0.0), "dpo")
-    assert len(load_splits(options(path, eval_fraction=0.0, esconv_rejected="random"), "dpo").train) == 5
+        load_splits(options(path, eval_fraction=0.0), PAIRED_ROWS)
+    assert len(load_splits(options(path, eval_fraction=0.0, esconv_rejected="random"), PAIRED_ROWS).train) == 5
 
 
 def test_bad_rows_end_the_run_with_the_first_reasons(write_lines):
     path = write_lines("rows.jsonl", [*pairs(3), *['{"prompt": '] * 7])
     with pytest.raises(DataError) as error:
-        load_splits(options(path), "dpo")
+        load_splits(options(path), PAIRED_ROWS)
     lines = str(error.value).splitlines()
     assert lines[0].startswith("7 of 10 rows cannot be used (data.max_bad_fraction = 0 allows 0)")
     assert [line.split(": ")[0].strip() for line in lines[1:6]] == [f"- {path}:{n}" for n in range(4, 9)]
     assert lines[6].strip() == "... and 2 more"
-    tolerant = load_splits(options(path, max_bad_fraction=0.7, eval_fraction=0.0), "dpo")
+    tolerant = load_splits(options(path, max_bad_fraction=0.7, eval_fraction=0.0), PAIRED_ROWS)
     assert (len(tolerant.train), len(tolerant.tally.bad)) == (3, 7)
 
 
 def test_a_source_of_another_format_than_told(write_lines):
     with pytest.raises(DataError, match='non-empty list "dialog"'):
-        load_splits(options(write_lines("rows.jsonl", pairs(1)), source="esconv"), "sft")
+        load_splits(options(write_lines("rows.jsonl", pairs(1)), source="esconv"), REPLY_ROWS)
 
 
 def test_every_row_to_score_in_its_own_order(write_lines, tmp_path):
@@ -272,7 +272,7 @@ def test_rows_by_split_of_a_source_without_splits(write_lines):
     file = write_lines("rows.jsonl", pairs(20))
     found = load_by_split(options(file, eval_fraction=0.2))
     assert found.keys() == {"train", "valid"}
-    assert found["valid"] == load_splits(options(file, eval_fraction=0.2), "sft").eval
+    assert found["valid"] == load_splits(options(file, eval_fraction=0.2), REPLY_ROWS).eval
     assert load_by_split(options(file, eval_fraction=0.0)).keys() == {"train"}
     assert load_by_split(options("samples")).keys() == {"train", "valid"}
 
@@ -288,8 +288,8 @@ def test_a_dialogue_is_held_out_in_all_stages_or_in_none(write_lines):
                 for turns, i in zip(said, ids, strict=True)]  # fmt: skip
         both = options(dialogues, preference_path=str(write_lines("p.jsonl", rows)), eval_fraction=0.3)
         held_out = [
-            {row.messages[0].content for row in load_splits(both, "sft").eval},
-            {row.prompt[0].content for row in load_splits(both, "dpo").eval},
+            {row.messages[0].content for row in load_splits(both, REPLY_ROWS).eval},
+            {row.prompt[0].content for row in load_splits(both, PAIRED_ROWS).eval},
         ]
         assert held_out[0] == held_out[1]
         assert 4 < len(held_out[0]) < 24
@@ -297,7 +297,7 @@ def test_a_dialogue_is_held_out_in_all_stages_or_in_none(write_lines):
 
 def test_windows_of_one_dialogue_are_on_one_side(write_lines):
     rows = [{"prompt": f"window {n}", "chosen": "a", "rejected": "b", "dialogue_id": f"d{n // 5}"} for n in range(100)]
-    splits = load_splits(options(write_lines("rows.jsonl", rows), eval_fraction=0.3), "dpo")
+    splits = load_splits(options(write_lines("rows.jsonl", rows), eval_fraction=0.3), PAIRED_ROWS)
     assert splits.eval
     assert not {row.dialogue_id for row in splits.train} & {row.dialogue_id for row in splits.eval}
 
@@ -306,17 +306,21 @@ def test_a_split_in_two_formats_is_refused(write_lines, tmp_path):
     write_lines("d/train.jsonl", pairs(3))
     (tmp_path / "d" / "train.csv").write_text("prompt,chosen,rejected\na,b,c\n")
     with pytest.raises(DataError, match=r"one split in several formats \(train.csv, train.jsonl\)"):
-        load_splits(options(tmp_path / "d"), "dpo")
+        load_splits(options(tmp_path / "d"), PAIRED_ROWS)
 
 
 def test_labels_and_names_as_spreadsheets_write_them(write_lines, tmp_path):
     (tmp_path / "rows.csv").write_text(
         "PK_id,prompt,completion,label,dialogue_id\n1,a,b,True,\n2,c,d,FALSE,\n3,e,f,1.0,x\n4,g,h,maybe,x\n"
     )
-    rows = load_splits(options(tmp_path / "rows.csv", eval_fraction=0.0), "sft").train
+    rows = load_splits(options(tmp_path / "rows.csv", eval_fraction=0.0), REPLY_ROWS).train
     assert [row.label for row in rows] == [True, False, True, None]
     assert len({row.dialogue_id for row in rows}) == 3
     floats = write_lines(
         "rows.jsonl", [{"prompt": "a", "completion": "b", "label": value} for value in (0.0, 1.0, 0.5)]
     )
-    assert [row.label for row in load_splits(options(floats, eval_fraction=0.0), "sft").train] == [False, True, None]
+    assert [row.label for row in load_splits(options(floats, eval_fraction=0.0), REPLY_ROWS).train] == [
+        False,
+        True,
+        None,
+    ]

@@ -10,6 +10,7 @@ from empathax.data.records import Message
 from empathax.errors import ConfigError, DataError
 from empathax.evaluation import reply_metrics
 from empathax.evaluation.classifiers.data import LEVEL_HEAD
+from empathax.evaluation.metrics.bootstrap import resample
 from empathax.evaluation.reply_metrics import ReplyScorer
 from empathax.evaluation.reply_record import make_record, slug
 from empathax.evaluation.reply_set import Turn
@@ -52,14 +53,14 @@ def test_text_metrics_are_the_references(first_word):
     found = ReplyScorer().score(TURNS, REPLIES)
     expected = reference_metrics(REPLIES, REFERENCES)
     assert {name: found.metrics[name] for name in expected} == pytest.approx(expected, rel=1e-6)
-    assert not found.levels
+    assert found.gap is None
     assert "validation_gap" not in found.metrics
 
 
 def test_the_gap_by_hand(first_word):
     found = ReplyScorer(levels=object()).score(TURNS, REPLIES)
-    assert found.levels == (0, 3, 2, 3)
-    assert found.reference_levels == (0, 1, 2, 3)
+    assert found.gap.levels == (0, 3, 2, 3)
+    assert found.gap.reference_levels == (0, 1, 2, 3)
     # one reply a quartile; only the reply in quartile 3 differs: level 3 instead of 1, a share of 1 instead of 0
     assert found.metrics["validation_gap_reflection"] == pytest.approx(1 / 4)
     assert found.metrics["validation_gap_genuineness"] == pytest.approx(1 / 4)
@@ -90,6 +91,17 @@ def test_statistics_give_the_metrics_they_stand_for(first_word):
     assert isinstance(record, EvaluationRecord)
     assert record.replies[1].level == 3
     assert record.level_shares.model[3] == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_a_new_metric_is_one_entry(first_word, monkeypatch):
+    def exclamations(scorer, scored):
+        return scored.means({"exclamations": np.array([float(text.count("!")) for text in scored.replies])})
+
+    monkeypatch.setitem(reply_metrics.MEASURES, "exclamations", exclamations)
+    found = ReplyScorer().score(TURNS, ["Oh!", "No!!", "", "Yes."])
+    assert found.metrics["exclamations"] == 3 / 4
+    interval = resample(found.per_example, found.metrics, seed=0)["exclamations"].interval()
+    assert interval.low < 3 / 4 < interval.high
 
 
 def test_one_reply_to_each_turn(first_word):

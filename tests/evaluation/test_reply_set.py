@@ -1,11 +1,14 @@
-"""Which held-out turns are answered: whole dialogues, spread over all of them; what a turn knows of its dialogue."""
+"""Which held-out turns are answered, what a turn knows of its dialogue, and turns from two files of texts."""
+
+import json
 
 import numpy as np
 import pytest
 
 from empathax.data.examples import Example
 from empathax.data.records import Message
-from empathax.evaluation.reply_set import pick_turns, turn_of
+from empathax.errors import DataError
+from empathax.evaluation.reply_set import pick_turns, read_predictions, turn_of
 
 LENGTHS = (3, 1, 4, 2, 5, 3)
 
@@ -42,3 +45,47 @@ def test_a_turn_knows_its_place_and_what_was_said():
     assert turn.seeker == "last words"
     assert turn.supporter == ("assistant 0", "assistant 1")
     assert turn.reference == "reply 2"
+
+
+def test_turns_of_a_dialogue_know_the_seekers_last_message_and_their_quartile():
+    said = [("assistant", "Hi"), ("user", "I am sad"), ("assistant", "Why?"), ("user", "My cat"), ("assistant", "Oh")]
+    messages = tuple(Message(*one) for one in said)
+    turns = [
+        turn_of(Example(messages[:place], np.zeros(1, np.int32), "reply", (0,), "d", "file:1", number, 3))
+        for number, place in enumerate((0, 2, 4))
+    ]
+    assert [turn.seeker for turn in turns] == ["", "I am sad", "My cat"]
+    assert [turn.quartile for turn in turns] == [0, 1, 2]
+
+
+def write(path, rows):
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def test_rows_side_by_side(tmp_path):
+    predictions = write(tmp_path / "p.jsonl", [{"text": "a"}, {"text": ""}])
+    place = {"dialogue": 5, "turn": 3, "num_turns": 4, "seeker": "I am sad."}
+    references = write(tmp_path / "r.jsonl", [{"text": "b"}, {"text": "c", **place}])
+    turns, replies = read_predictions(predictions, references)
+    assert replies == ["a", ""]
+    assert [turn.reference for turn in turns] == ["b", "c"]
+    assert [turn.dialogue for turn in turns] == ["row 0", "5"]
+    assert [turn.quartile for turn in turns] == [None, 3]
+    assert turns[1].seeker == "I am sad."
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([{"text": "a"}], r"has 2 rows and .*r.jsonl 1: expected a reference for each"),
+        ([{"txt": "a"}, {"text": 5}], r"(?s)2 row\(s\) .*the keys txt; expected .*text"),
+        ([{"text": "a", "turn": 4, "num_turns": 4}, {"text": "b"}], "turn = 4 and num_turns = 4"),
+        ([{"text": "a", "turn": 1}, {"text": "b"}], "num_turns = None"),
+        ([], "the file is empty"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, rows, reason):
+    predictions = write(tmp_path / "p.jsonl", [{"text": "a"}, {"text": "b"}])
+    with pytest.raises(DataError, match=reason):
+        read_predictions(predictions, write(tmp_path / "r.jsonl", rows))

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from empathax.config.mesh import LOGICAL_AXES
+from empathax.config.options import REMAT_POLICIES
 from empathax.errors import ConfigError
-from empathax.models.architecture.presets import PRESETS, RopeConfig, preset
+from empathax.models.architecture.presets import PRESETS, preset
 from empathax.models.layers import embed
-from empathax.models.remat import REMAT
+from empathax.models.rope import RopeConfig
 from empathax.models.transformer import (
+    ComputeOptions,
     Transformer,
     abstract_params,
     hidden_states,
@@ -140,14 +142,14 @@ def test_remat_changes_no_value_and_no_gradient():
     params, inputs = _random_params(config), _chain(np.arange(NUM_TOKENS))
 
     def loss(params, remat):
-        return (hidden_states(params, config, *inputs, remat=remat) ** 2).sum()
+        return (hidden_states(params, config, *inputs, ComputeOptions(remat=remat)) ** 2).sum()
 
     run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     plain = run(params, "none")
-    for remat in REMAT[1:]:
+    for remat in REMAT_POLICIES[1:]:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), run(params, remat), plain)
     with pytest.raises(ConfigError, match="dots"):
-        hidden_states(params, config, *inputs, remat="some")
+        hidden_states(params, config, *inputs, ComputeOptions(remat="some"))
 
 
 def test_output_projection_is_the_embedding_only_if_tied():
@@ -181,8 +183,8 @@ def test_an_id_outside_the_vocabulary_is_nan_not_another_token():
 def test_bfloat16_compute_stays_near_float32():
     config = preset("tiny-gemma3")
     params, inputs = init_params(config, 0), _chain(np.arange(NUM_TOKENS))
-    run = jax.jit(hidden_states, static_argnums=1, static_argnames="compute_dtype")
-    narrow = run(params, config, *inputs, compute_dtype=jnp.bfloat16)
+    run = jax.jit(hidden_states, static_argnums=1, static_argnames="compute")
+    narrow = run(params, config, *inputs, compute=ComputeOptions(jnp.bfloat16))
     wide = run(params, config, *inputs)
     assert narrow.dtype == jnp.bfloat16
     assert float(jnp.abs(narrow.astype(jnp.float32) - wide).mean()) < 0.05

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from empathax.objectives.logprobs import sequence_logps, take_queries, token_logps
+from empathax.objectives.logprobs import TokenLogps, sequence_logps, sft_loss, take_queries, token_logps, token_sums
 
 
 def _inputs(vocab_size, num_slots=6, dim=5, batch=2, seed=0, scale=1.0):
@@ -208,3 +208,32 @@ def test_sequence_sums_by_hand():
     sums, counts = sequence_logps(logps, index, weight, 3)
     np.testing.assert_array_equal(sums, [[-1.0, 0.0, -6.0], [-1.0, -1.5, 0.0]])
     np.testing.assert_array_equal(counts, [[1.0, 0.0, 2.0], [1.0, 1.5, 0.0]])
+
+
+TOKENS = TokenLogps(
+    logps_BM=jnp.array([[-1.0, -2.0, -8.0], [-0.5, -3.0, -9.0]]),
+    entropy_BM=jnp.array([[0.5, 1.0, 7.0], [2.0, 0.25, 7.0]]),
+    correct_BM=jnp.array([[1.0, 0.0, 1.0], [1.0, 0.0, 1.0]]),
+)
+WEIGHT = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
+
+
+def test_loss_sums_trained_tokens_only():
+    loss_sum, count, sums = sft_loss(TOKENS, WEIGHT)
+    assert (float(loss_sum), float(count)) == (6.5, 4.0)
+    assert {name: float(value) for name, value in sums.items()} == {
+        "nll": 6.5,
+        "entropy": 3.75,
+        "correct": 2.0,
+        "tokens": 4.0,
+    }
+
+
+def test_sums_add_up_over_rows():
+    whole = token_sums(TOKENS, WEIGHT)
+    rows = [
+        token_sums(TokenLogps(*(x[i] for x in (TOKENS.logps_BM, TOKENS.entropy_BM, TOKENS.correct_BM))), WEIGHT[i])
+        for i in (0, 1)
+    ]
+    for name, value in whole.items():
+        np.testing.assert_allclose(rows[0][name] + rows[1][name], value)

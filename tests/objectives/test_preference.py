@@ -1,5 +1,6 @@
 """The preference losses against numbers worked out by hand, their limits, and splits of the data."""
 
+import inspect
 import math
 
 import jax
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from empathax.config import DpoOptions, losses
 from empathax.config.losses import LOSSES, REPLIES
 from empathax.errors import ConfigError
+from empathax.objectives import pair_losses
 from empathax.objectives.pairs import Pairs
-from empathax.objectives.preference import FUNCTIONS, check_options, initial_loss, nll_weight, preference_loss
+from empathax.objectives.preference import check_options, initial_loss, nll_weight, preference_loss
 from empathax.training import metrics
 
 OF_PAIRS = [name for name, loss in LOSSES.items() if loss.takes != REPLIES]
@@ -123,8 +125,29 @@ def test_two_pairs_by_hand(options, wanted):
     np.testing.assert_allclose(loss_sum, wanted, rtol=2e-6)
 
 
-def test_every_declared_loss_has_a_function_and_a_number_by_hand():
-    assert FUNCTIONS.keys() | {"sft"} == set(OF_PAIRS)
+def functions_of(module):
+    """The public functions that a module defines, by name."""
+    functions = inspect.getmembers(module, inspect.isfunction)
+    return {name: one for name, one in functions if one.__module__ == module.__name__ and not name.startswith("_")}
+
+
+def keywords_of(function):
+    """The keyword-only parameters of a function."""
+    return {name for name, one in inspect.signature(function).parameters.items() if one.kind is one.KEYWORD_ONLY}
+
+
+def test_a_loss_is_a_function_of_its_name_that_takes_the_declared_settings():
+    wanted = {name: set(LOSSES[name].options) for name in OF_PAIRS if LOSSES[name].takes != losses.NOTHING}
+    assert {name: keywords_of(function) for name, function in functions_of(pair_losses).items()} == wanted
+
+
+def test_a_new_loss_is_a_function_and_a_declaration(monkeypatch):
+    monkeypatch.setattr(pair_losses, "mine", lambda margin, *, beta: -beta * margin, raising=False)
+    monkeypatch.setitem(losses.LOSSES, "mine", losses.Loss("mine", losses.MARGIN))
+    assert _mean(TWO, _options("mine")) == pytest.approx(-0.1 * (3 - 1) / 2)
+
+
+def test_every_loss_has_a_number_by_hand():
     assert {name for options, _ in BY_HAND for name in options.loss} == set(OF_PAIRS)
 
 

@@ -1,5 +1,6 @@
 """Losses of single replies against numbers worked out by hand, their limits, and splits of the data."""
 
+import inspect
 import math
 
 import jax
@@ -10,11 +11,14 @@ import pytest
 from empathax.config import DpoOptions
 from empathax.config.losses import LOSSES, REPLIES
 from empathax.errors import ConfigError
+from empathax.objectives import unpaired
 from empathax.objectives.pairs import Pairs
 from empathax.objectives.preference import check_options, initial_loss, preference_loss
-from empathax.objectives.unpaired import FUNCTIONS, Replies, kl_estimate, unpaired_loss
+from empathax.objectives.unpaired import LABEL_WEIGHTS, Replies, kl_estimate, unpaired_loss
 from empathax.training import metrics
+from tests.objectives.test_preference import functions_of, keywords_of
 
+OF_REPLIES = [name for name, loss in LOSSES.items() if loss.takes == REPLIES]
 # Log-ratios 2 and -1 (desirable), 3 (undesirable); of mismatched replies 4 and -1, the third has none: KL 1.5.
 THREE = Replies(
     logps=jnp.array([-10.0, -5.0, -7.0]),
@@ -55,8 +59,13 @@ def test_three_replies_by_hand():
     assert "kl" not in sums
 
 
-def test_every_declared_loss_has_a_function():
-    assert FUNCTIONS.keys() == {name for name, loss in LOSSES.items() if loss.takes == REPLIES}
+def test_a_loss_is_a_function_of_its_name_that_takes_the_declared_settings():
+    takes_a_ratio = {
+        name: keywords_of(function)
+        for name, function in functions_of(unpaired).items()
+        if [*inspect.signature(function).parameters][:3] == ["ratio", "sign", "kl"]
+    }
+    assert takes_a_ratio == {name: set(LOSSES[name].options) - set(LABEL_WEIGHTS) for name in OF_REPLIES}
 
 
 def test_a_mixture_adds_up():
@@ -92,7 +101,7 @@ def test_batches_add_up_to_the_mean_of_their_own_losses():
     assert values["kl"] == pytest.approx((4.0 + 2 * 0.0) / 3, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", OF_REPLIES)
 @pytest.mark.parametrize("size", [1e4, -1e4])
 def test_everything_is_finite_at_extreme_log_ratios(name, size):
     extreme = THREE.replace(logps=THREE.ref_logps + size, mismatched_logps=THREE.ref_mismatched_logps - size)

@@ -5,5 +5,5 @@ import sys
 from empathax import train
 from empathax.parallel import agreement
 
-agreement._SIGHT_SECONDS = 0.5
+agreement._VISIBLE_SECONDS = 0.5
 sys.exit(train.main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""What processes are compared by; the comparison between real processes is in test_distributed.py."""
+"""What processes are compared by; the comparison between real processes is in test_processes.py."""
 
 import json
 
@@ -49,8 +49,8 @@ def test_an_error_names_the_processes_that_met_it():
 
 
 def test_one_process_alone_keeps_its_errors():
-    with pytest.raises(DataError, match=r"^as it is$"), fail_together():
-        raise DataError("as it is")
+    with pytest.raises(DataError, match=r"^unchanged$"), fail_together():
+        raise DataError("unchanged")
     with pytest.raises(ConfigError, match=r"^here$"):
         from_leader(_fail)
     assert from_leader(lambda: {"a": [1, None]}) == {"a": [1, None]}

@@ -52,7 +52,7 @@ def test_a_second_signal_ends_it_at_once():
     assert time.monotonic() - started < 40
 
 
-def test_a_wish_is_known_in_the_same_step_and_forgotten_afterwards():
+def test_a_signal_is_seen_in_the_same_step_and_forgotten_afterwards():
     vote = StopVote(make_mesh(MeshOptions()))
     before = signal.getsignal(signal.SIGTERM)
     with listening(), listening():

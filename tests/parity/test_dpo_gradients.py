@@ -21,7 +21,8 @@ from empathax.config import Config, DpoOptions, ModelOptions
 from empathax.data.loader import eval_batches
 from empathax.data.packing import pack
 from empathax.data.prefix_tree import ScoredSequence
-from empathax.models.architecture.presets import preset, to_hf_config
+from empathax.models.architecture.hf_config import to_hf_config
+from empathax.models.architecture.presets import preset
 from empathax.models.transformer import abstract_params, init_params
 from empathax.models.weights.locations import weights_in_package
 from empathax.models.weights.names import hf_naming, stored_parameters

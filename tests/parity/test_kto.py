@@ -143,7 +143,7 @@ def test_pairs_are_taken_apart_as_trl_does(tmp_path):
         (row["prompt"], row["completion"], row["label"]) for row in unpair_preference_dataset(Dataset.from_list(rows))
     }
     options = DataOptions(path=str(path), eval_fraction=0.0, unpair=True)
-    pairs = load_splits(options, "dpo", rows_kind=LABELED_ROWS).train
+    pairs = load_splits(options, LABELED_ROWS).train
     found = {
         (row.prompt, reply, label) for row in pairs for reply, label in ((row.chosen, True), (row.rejected, False))
     }

@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from empathax.config.lora import TARGETS, LoraSpec
-from empathax.models.architecture.presets import preset, to_hf_config
+from empathax.models.architecture.hf_config import to_hf_config
+from empathax.models.architecture.presets import preset
 from empathax.models.lora import adapters as lora
 from empathax.models.lora.files import read_adapter, write_adapter
 from empathax.models.transformer import abstract_params, logits

@@ -76,7 +76,7 @@ def test_errors_arrive_as_one_message(capsys, short, flags, code, reason):
     assert reason in error
 
 
-def test_a_child_that_dies_is_told_of(capsys, monkeypatch):
+def test_a_child_that_dies_is_reported(capsys, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_no_such_flag=1")
     assert plan.main([TINY, "--topology=cpu:2"]) == 2
     assert "the compiling process ended with" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from empathax.config.losses import PAIRED_ROWS
 from empathax.data.dataset import build_dataset
 from empathax.data.packing import RowSizes
 from empathax.errors import ConfigError, DataError
@@ -14,7 +15,7 @@ from tests.training.tiny import tiny_config
 def test_rows_of_data_are_counted():
     config, model = tiny_config(), find_model("random:tiny-llama")
     rows, origin = find_rows(config, "dpo", model)
-    packed = build_dataset(config.data, "dpo", model.tokenizer(), model.config, config.seed).train
+    packed = build_dataset(config.data, PAIRED_ROWS, model.tokenizer(), model.config, config.seed).train
     assert rows == measured_rows(packed)
     assert origin == "rows of samples"
     batches = [packed[row] for row in range(len(packed))]

@@ -4,9 +4,9 @@ import pytest
 
 from empathax.data.records import Message
 from empathax.errors import ConfigError
-from empathax.preferences.contexts import Candidate, Context, Pair
 from empathax.preferences.filters import REASONS, FilterOptions, filter_pairs
 from empathax.preferences.overlap import HeldOutTexts
+from empathax.preferences.pairs import Candidate, Context, Pair
 
 HELD_OUT = "I have not slept since my brother moved out and the flat is so quiet now that I hate it"
 CHOSEN, REJECTED = "That sounds lonely, and it makes sense that you miss him.", "You should find a new flatmate soon."
@@ -97,7 +97,7 @@ def test_of_duplicates_the_first_is_kept_and_named():
     assert reasons(*pairs, options=FilterOptions(near_duplicate_threshold=0)) == ["duplicate"]
 
 
-def test_linked_pairs_are_dropped_together():
+def test_of_linked_pairs_both_are_dropped():
     pairs = [
         pair(link="a"),
         CASES["refusal"].__class__(**{**vars(CASES["refusal"]), "link": "a"}),

@@ -10,7 +10,7 @@ from empathax.errors import ConfigError, DataError
 from empathax.evaluation.judging.chat_requests import ChatOutcome
 from empathax.evaluation.metrics.levels import LEVELS
 from empathax.preferences import ranking as rankers
-from empathax.preferences.contexts import Candidate, Context, Pair
+from empathax.preferences.pairs import Candidate, Context, Pair
 from empathax.preferences.ranking import (
     NO_MAJORITY_LEAST,
     NO_MAJORITY_MOST,
@@ -22,15 +22,15 @@ from empathax.preferences.ranking import (
     JudgeRanker,
     LevelRanker,
     Ranking,
-    Task,
+    RankingTask,
     check_rankers,
     choose,
 )
 
 
-def task(*variants: str, turn: int = 0, num_turns: int = 8) -> Task:
+def task(*variants: str, turn: int = 0, num_turns: int = 8) -> RankingTask:
     context = Context("d", turn, num_turns, (Message("user", "I lost my job."),), "", "file:1")
-    return Task(context, tuple(Candidate(f"reply {name}", {"variant": name}) for name in variants))
+    return RankingTask(context, tuple(Candidate(f"reply {name}", {"variant": name}) for name in variants))
 
 
 FOUR = task(*LEVELS)

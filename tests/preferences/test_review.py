@@ -1,4 +1,4 @@
-"""Candidates to annotators and back."""
+"""Candidates to annotators and back; Fleiss' kappa against published tables."""
 
 import csv
 
@@ -7,16 +7,18 @@ import pytest
 from empathax.data.records import Message
 from empathax.errors import ConfigError, DataError
 from empathax.evaluation.metrics.levels import LEVELS
-from empathax.preferences.contexts import Candidate, Context, Pair
-from empathax.preferences.ranking import Task, choose
-from empathax.preferences.review import agreement, letters, read_reviews, write_review
+from empathax.preferences.pairs import Candidate, Context, Pair
+from empathax.preferences.ranking import RankingTask, choose
+from empathax.preferences.review import agreement, fleiss_kappa, letters, read_reviews, write_review
 
 
-def tasks(count: int = 6) -> list[Task]:
+def tasks(count: int = 6) -> list[RankingTask]:
     found = []
     for number in range(count):
         context = Context("dialogue", number, 8, (Message("user", '=HYPERLINK("x")\nso, "quoted"'),), "", "")
-        found.append(Task(context, tuple(Candidate(f"-{level} {number}", {"variant": level}) for level in LEVELS)))
+        found.append(
+            RankingTask(context, tuple(Candidate(f"-{level} {number}", {"variant": level}) for level in LEVELS))
+        )
     return found
 
 
@@ -85,7 +87,7 @@ def test_ranks_of_other_replies_are_refused(tmp_path):
     shown = tasks(1)
     write_review(tmp_path / "review.csv", shown)
     copy = fill(tmp_path / "review.csv", "ann", FORWARD, tmp_path)
-    changed = Task(shown[0].context, tuple(Candidate(one.text + "!", one.source) for one in shown[0].candidates))
+    changed = RankingTask(shown[0].context, tuple(Candidate(one.text + "!", one.source) for one in shown[0].candidates))
     with pytest.raises(DataError, match=r"ann.csv:\d+: candidate . of context dialogue/0 is another reply"):
         read_reviews([copy]).rank([changed])
 
@@ -147,3 +149,43 @@ def test_contexts_in_which_somebody_ties_are_counted_apart(tmp_path):
     copies[1].write_text(copies[1].read_text().replace(",2\n", ",1\n", 2))  # two replies in the first place, twice
     found = agreement(shown, read_reviews(copies).rank(shown))
     assert (found.num_contexts, found.num_most, found.num_least) == (5, 3, 5)
+
+
+# Fleiss (1971), table 1: 30 patients, each given one of 5 diagnoses by 6 psychiatrists.
+PATIENTS = """444444 222555 233335 555555 222444 113333 333355 113334 114444 555555 144444 124444 222333 144444 224445
+333335 111455 111112 224444 133555 555555 244444 224555 114444 144445 222224 111155 224444 133333 555555""".split()  # noqa: SIM905
+# 14 raters, 10 subjects, 5 categories: the worked example of the article on Fleiss' kappa in Wikipedia.
+COUNTS = (
+    (0, 0, 0, 0, 14),
+    (0, 2, 6, 4, 2),
+    (0, 0, 3, 5, 6),
+    (0, 3, 9, 2, 0),
+    (2, 2, 8, 1, 1),
+    (7, 7, 0, 0, 0),
+    (3, 2, 6, 3, 0),
+    (2, 5, 3, 2, 2),
+    (6, 5, 2, 1, 0),
+    (0, 2, 2, 3, 7),
+)
+
+
+def test_the_table_of_fleiss():
+    assert round(fleiss_kappa(PATIENTS), 3) == 0.430  # as published
+
+
+def test_a_worked_example():
+    subjects = ["".join(str(number) * count for number, count in enumerate(row)) for row in COUNTS]
+    # By hand: mean P = (1 + .253 + .308 + .440 + .330 + .462 + .242 + .176 + .286 + .286) / 10 = .378, Pe = .213
+    assert fleiss_kappa(subjects) == pytest.approx(0.2099, abs=5e-5)
+
+
+def test_four_labels_by_hand():
+    # p = (3/4, 1/4): Pe = 10/16; P = 1 and 0, mean 1/2: kappa = (1/2 - 5/8) / (3/8)
+    assert fleiss_kappa(["aa", "ab"]) == pytest.approx(-1 / 3)
+
+
+def test_where_kappa_is_undefined():
+    assert fleiss_kappa([]) is None
+    assert fleiss_kappa(["aa", "aa"]) is None
+    with pytest.raises(DataError, match="subjects with 2, 3 raters"):
+        fleiss_kappa(["aa", "aab"])

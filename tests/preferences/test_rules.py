@@ -7,22 +7,19 @@ import pytest
 
 from empathax.config import DataOptions
 from empathax.data.records import CompletionRow, Dialogue, Message
-from empathax.data.sources import load_by_split
 from empathax.data.support_corpora import ADVICE
-from empathax.errors import DataError
-from empathax.preferences.contexts import contexts_of, digest, load_contexts
 from empathax.preferences.overlap import num_words
-from empathax.preferences.rules import check_made, distance, farthest, rule_pairs
+from empathax.preferences.rules import distance, farthest, rule_pairs
+from empathax.preferences.source import Source, contexts_of, read_source
 from tests.preferences.dialogues import write_corpus
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     directory = write_corpus(tmp_path_factory.mktemp("corpus"))
-    options = DataOptions(path=str(directory))
-    contexts = load_contexts(load_by_split(options), options)["train"]
-    failed = load_by_split(DataOptions(path=str(directory / "failed_esconv.json"), eval_fraction=0.0))
-    return {context.context_id: context for context in contexts}, list(contexts_of(failed["train"]))
+    contexts = read_source(DataOptions(path=str(directory)), ["train"]).contexts["train"]
+    failed = read_source(DataOptions(path=str(directory / "failed_esconv.json"), eval_fraction=0.0), ["train"])
+    return {context.context_id: context for context in contexts}, failed.contexts["train"]
 
 
 def made(corpus, name, seed=0):
@@ -95,14 +92,6 @@ def test_lengths_are_near_and_the_seed_decides_the_draw(corpus, name):
         assert pair.rejected.source["context_id"].split("/")[0] != pair.context.dialogue_id
 
 
-def test_a_rule_without_what_it_goes_by_says_so(corpus):
-    contexts = {"train": list(corpus[0].values()), "valid": []}
-    assert rule_pairs("failed_supporter", contexts["train"], [], 0) == []
-    with pytest.raises(DataError, match=r"failed_supporter: no pair .* FailedESConv"):
-        check_made("failed_supporter", {"train": [], "valid": []}, contexts)
-    check_made("failed_supporter", {"train": made(corpus, "position"), "valid": []}, contexts)  # one split is enough
-
-
 def test_the_wheel():
     assert distance("anger", "Fear") == 4
     assert distance("joyful", "sad") == 4
@@ -133,4 +122,6 @@ def test_dialogues_of_one_name_are_contexts_of_their_own():
 def test_a_digest_changes_with_what_rules_go_by(corpus):
     contexts = list(corpus[0].values())
     other = [dataclasses.replace(contexts[0], kinds={"emotion_type": "joy"}), *contexts[1:]]
-    assert digest([("train", contexts)]) == digest([("train", list(contexts))]) != digest([("train", other)])
+    source, same, changed = (Source("", {}, "", {"train": part}, {}) for part in (contexts, list(contexts), other))
+    assert source.digest() == same.digest() != changed.digest()
+    assert source.digest() != source.digest(("train", other))

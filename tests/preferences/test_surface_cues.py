@@ -17,7 +17,7 @@ def sets(pairs):
     return pairs, [f"d{number // 4}" for number in range(len(pairs))]
 
 
-def test_a_word_that_only_chosen_replies_have_tells_all_pairs_apart():
+def test_a_word_that_only_chosen_replies_have_orders_all_pairs():
     draw = random.Random(0)
     found = surface_cues(*sets([(f"hear {words(draw)}", f"{words(draw)} x") for _ in range(200)]))
     assert found.bag_accuracy == 1.0
@@ -33,7 +33,7 @@ def test_words_that_say_nothing_are_chance():
     assert not found.warnings()
 
 
-def test_pairs_that_stand_both_ways_cannot_be_told_apart_nor_learned_the_wrong_way_round():
+def test_pairs_that_stand_both_ways_cannot_be_ordered_nor_learned_the_wrong_way_round():
     draw = random.Random(0)
     pairs = [(words(draw), words(draw)) for _ in range(100)]
     turned = [(rejected, chosen) for chosen, rejected in pairs]
@@ -67,7 +67,7 @@ def test_an_empty_set_has_no_interval():
 
 
 def test_replies_that_return_are_not_known_by_heart():
-    """Random words: nothing but having seen the rejected replies before tells them apart."""
+    """Random words: nothing but having seen the rejected replies before orders them."""
     draw = random.Random(0)
     pool = [words(draw) for _ in range(30)]
     found = surface_cues([(words(draw), draw.choice(pool)) for _ in range(500)], [f"d{n}" for n in range(500)])

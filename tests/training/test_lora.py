@@ -19,6 +19,7 @@ from empathax.config import Config, DpoOptions, LoraOptions, ModelOptions, SftOp
 from empathax.config.lora import LoraSpec, spec_of
 from empathax.errors import CheckpointError
 from empathax.evaluation.generation.speaker import open_speaker
+from empathax.evaluation.scoring import logps_by_sequence
 from empathax.models.lora import adapters as lora
 from empathax.models.lora.files import write_adapter
 from empathax.models.transformer import init_params, logits
@@ -26,7 +27,6 @@ from empathax.models.weights.source import resolve_model
 from empathax.training.checkpoint import StageCheckpoints, latest_checkpoint
 from empathax.training.forward import make_score_step
 from empathax.training.optimizer import make_optimizer
-from empathax.training.reference import precompute
 from empathax.training.state import abstract_state, init_state
 from empathax.training.step import make_train_step
 from empathax.training.trainable import Trainable
@@ -86,7 +86,9 @@ def test_the_reference_with_adapters_off_is_the_base_models():
     assert logps(lora.without_adapters(params)) == logps(_base()) != logps(params)
 
     flat = dialogue_batch(4)
-    table = precompute(make_score_step(MODEL, CONFIG.model), _base(), [flat], int(flat.sequence_id_BS.max()) + 1)
+    table = logps_by_sequence(
+        make_score_step(MODEL, CONFIG.model), _base(), [flat], int(flat.sequence_id_BS.max()) + 1
+    )[0]
     ref_logps = np.where(flat.sequence_id_BS >= 0, table[flat.sequence_id_BS], 0.0).astype(np.float32)
     precomputed, _ = _compiled(dropout=0.0, reference="precomputed")
     found, wanted = _start(tx), _start(tx)

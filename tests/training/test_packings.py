@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from empathax.config import Config, DataOptions
+from empathax.config.losses import PAIRED_ROWS
 from empathax.data.dataset import build_dataset
 from empathax.data.loader import eval_batches
 from empathax.models.architecture.presets import preset
@@ -35,7 +36,7 @@ def test_esconv_dialogues_train_alike_however_they_are_packed():
     logps, grads, tokens = {}, {}, {}
     for packing in PACKINGS:
         options = DataOptions(path=str(ESCONV), packing=packing, max_train_dialogues=1, max_eval_dialogues=1)
-        rows = build_dataset(options, "dpo", tokenizer, model).train
+        rows = build_dataset(options, PAIRED_ROWS, tokenizer, model).train
         logps[packing] = np.full(rows.num_sequences, np.nan)
         tokens[packing] = sum(tree.num_tokens for tree in rows.trees)
         for batch in eval_batches(rows, 1):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from empathax.errors import CheckpointError
+from empathax.evaluation.scoring import logps_by_sequence
 from empathax.training import reference
 from empathax.training.forward import SequenceScores
-from empathax.training.reference import cache_path, cached_logps, fingerprint, frozen_copy, precompute
+from empathax.training.reference import cache_path, cached_logps, fingerprint, frozen_copy
 
 PARTS = {"rows": "abc", "tokenizer": "def", "template": "chatml", "lengths": "1024"}
 LOGPS = np.array([-1.5, np.nan, -3.25], np.float32)
@@ -26,7 +27,7 @@ def _never():
 def test_precompute_files_every_reply_under_its_id():
     batches = [np.array([[3, 0, -1]]), np.array([[1, -1, -1]])]
     score = lambda params, ids: SequenceScores(ids, ids * params, np.ones_like(ids))  # noqa: E731
-    table = precompute(score, -10.0, batches, 5)
+    table = logps_by_sequence(score, -10.0, batches, 5)[0]
     assert table.dtype == np.float32
     np.testing.assert_array_equal(table, [0, -10, np.nan, -30, np.nan])
 

@@ -17,13 +17,14 @@ from empathax.data.loader import eval_batches
 from empathax.data.packing import pack
 from empathax.data.prefix_tree import ScoredSequence
 from empathax.errors import ConfigError
+from empathax.evaluation.scoring import logps_by_sequence
 from empathax.models.transformer import abstract_params, init_params, logical_axes, logits
 from empathax.parallel.mesh import compute_dtype, make_mesh
 from empathax.parallel.rules import batch_sharding, param_shardings, replicated
 from empathax.training import metrics
 from empathax.training.forward import make_score_step
 from empathax.training.optimizer import make_optimizer
-from empathax.training.reference import frozen_copy, precompute
+from empathax.training.reference import frozen_copy
 from empathax.training.stages.stage import find_stage
 from empathax.training.state import abstract_state, init_state, state_shardings
 from empathax.training.step import make_train_step
@@ -136,7 +137,9 @@ def test_step_zero_of_dpo_is_log_two_with_margin_zero(reference):
     ref_params = _fresh() if reference == "resident" else None
     if reference == "precomputed":
         rows = (jax.tree.map(lambda x, i=i: x[i : i + 1], batch) for i in range(4))
-        table = precompute(make_score_step(MODEL, CONFIG.model), _fresh(), rows, int(batch.sequence_id_BS.max()) + 1)
+        table = logps_by_sequence(
+            make_score_step(MODEL, CONFIG.model), _fresh(), rows, int(batch.sequence_id_BS.max()) + 1
+        )[0]
         ids = batch.sequence_id_BS
         batch = batch.replace(ref_logps_BS=np.where(ids >= 0, table[ids], 0.0).astype(np.float32))
     step, state = _start("dpo")
@@ -149,7 +152,9 @@ def test_step_zero_of_dpo_is_log_two_with_margin_zero(reference):
 def test_resident_and_precomputed_references_train_alike_and_stay_frozen():
     batch = dialogue_batch(4)
     reference = _fresh(1)
-    table = precompute(make_score_step(MODEL, CONFIG.model), reference, [batch], int(batch.sequence_id_BS.max()) + 1)
+    table = logps_by_sequence(
+        make_score_step(MODEL, CONFIG.model), reference, [batch], int(batch.sequence_id_BS.max()) + 1
+    )[0]
     assert np.isfinite(table).all()
     precomputed = batch.replace(ref_logps_BS=np.where(batch.sequence_id_BS >= 0, table[batch.sequence_id_BS], 0.0))
     with_params, _ = _gradients("dpo", with_steps(batch, 1), reference)

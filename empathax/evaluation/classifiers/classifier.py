@@ -2,18 +2,14 @@
 
 The text may bring a context (a reply, the seeker's last turn), which the encoder reads as its second segment. Parameter
 tree: encoder/... (models/encoder/encoder.py), heads/NAME/hidden/{kernel [D, D], bias},
-heads/NAME/output/{kernel [D, C], bias}.
-
-A trained classifier as a directory: config.json, model.safetensors, tokenizer, classifier.json, README.md.
+heads/NAME/output/{kernel [D, C], bias}. A trained classifier is a directory: config.json, model.safetensors, the
+tokenizer, classifier.json (heads, limits, scores), README.md (its model card).
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +21,20 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from empathax.atomic import whole_directory
 from empathax.errors import ConfigError, WeightsError, raise_all
 from empathax.models.encoder.encoder import EncoderConfig, Params, mean_pooled, token_states
 from empathax.models.encoder.files import LoadedEncoder, load_encoder, save_encoder
 from empathax.models.encoder.text import EncoderRow, EncoderText
 from empathax.models.weights.safetensors import open_weights, read_json
 
-NO_LABEL = -1  # of an example that says nothing about a head
+CLASSIFIER_NAME = "classifier.json"
+CARD_NAME = "README.md"
+NO_LABEL = -1  # of a text that says nothing about a head
+_PREFIX = "head."  # of the heads' tensors, beside the encoder's
 
 
-class Example(NamedTuple):
+class LabeledText(NamedTuple):
     """A text with its context and one class for each head (NO_LABEL where unknown)."""
 
     text: str
@@ -67,91 +67,6 @@ class Classifier:
     config: ClassifierConfig
     params: Params
     encoder: LoadedEncoder  # its files and tokenizer; the parameters to use are `params["encoder"]`
-
-
-class Dense(nnx.Module):
-    """A kernel [in, out] and a bias."""
-
-    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs):
-        normal = jax.random.normal(rngs.params(), (inputs, outputs)) * inputs**-0.5
-        self.kernel = nnx.Param(normal, logical_axes=("embed", "classes"))
-        self.bias = nnx.Param(jnp.zeros(outputs), logical_axes=("classes",))
-
-
-class HeadLayers(nnx.Module):
-    """Two layers from a text's mean state to the logits of its classes."""
-
-    def __init__(self, model_dim: int, num_classes: int, rngs: nnx.Rngs):
-        self.hidden = Dense(model_dim, model_dim, rngs)
-        self.output = Dense(model_dim, num_classes, rngs)
-
-
-def init_heads(config: ClassifierConfig, seed: int) -> Params:
-    """Random parameters of the heads, by name."""
-    rngs = nnx.Rngs(jax.random.key(seed))
-    return {head.name: _head_params(config.encoder.model_dim, len(head.labels), rngs) for head in config.heads}
-
-
-def class_logits(
-    params: Params,
-    config: ClassifierConfig,
-    token_ids_BT: Int[Array, "B T"],
-    mask_BT: Bool[Array, "B T"],
-    segment_ids_BT: Int[Array, "B T"],
-    *,
-    compute_dtype: jnp.dtype = jnp.float32,
-    dropout_key: Array | None = None,
-) -> dict[str, Float[Array, "B C"]]:
-    """Float32 logits of every head. With a key, a tenth of the features is dropped (training)."""
-    states_BTD = token_states(
-        params["encoder"], config.encoder, token_ids_BT, mask_BT, segment_ids_BT, compute_dtype=compute_dtype
-    )
-    features_BD = mean_pooled(states_BTD, mask_BT & (segment_ids_BT == 0))
-    if dropout_key is not None:
-        kept_BD = jax.random.bernoulli(dropout_key, 0.9, features_BD.shape)
-        features_BD = jnp.where(kept_BD, features_BD / 0.9, 0.0)
-    return {name: _head_logits(head, features_BD) for name, head in params["heads"].items()}
-
-
-def encode_rows(classifier: Classifier, texts: Sequence[str], contexts: Sequence[str]) -> list[EncoderRow]:
-    """Texts and contexts (an empty string for none) as the rows the classifier reads."""
-    text, config = EncoderText(classifier.encoder.tokenizer, classifier.config.encoder), classifier.config
-    return [
-        text.row(one, context if config.max_context_tokens else "", config.max_text_tokens, config.max_context_tokens)
-        for one, context in zip(texts, contexts, strict=True)
-    ]
-
-
-def classify(
-    classifier: Classifier, texts: Sequence[str], contexts: Sequence[str], batch_size: int = 64
-) -> dict[str, np.ndarray]:
-    """Logits [texts, C] of every head, in the order of `texts`."""
-    rows = encode_rows(classifier, texts, contexts)
-    text = EncoderText(classifier.encoder.tokenizer, classifier.config.encoder)
-    out = {head.name: np.zeros((len(rows), len(head.labels)), np.float32) for head in classifier.config.heads}
-    for numbers, batch in text.batches(rows, batch_size):
-        logits = _jitted_logits(classifier.params, classifier.config, *batch)
-        for name, values in logits.items():
-            out[name][numbers] = np.asarray(values)[: len(numbers)]
-    return out
-
-
-_jitted_logits = jax.jit(class_logits, static_argnames=("config",))
-
-
-def _head_params(model_dim: int, num_classes: int, rngs: nnx.Rngs) -> Any:
-    return nnx.to_pure_dict(nnx.state(HeadLayers(model_dim, num_classes, rngs), nnx.Param))
-
-
-def _head_logits(head: Params, features_BD: Array) -> Array:
-    dense = functools.partial(jnp.einsum, "bi,io->bo", preferred_element_type=jnp.float32)
-    hidden_BD = jax.nn.gelu(dense(features_BD, head["hidden"]["kernel"]) + head["hidden"]["bias"])
-    return dense(hidden_BD, head["output"]["kernel"]) + head["output"]["bias"]
-
-
-CLASSIFIER_NAME = "classifier.json"
-CARD_NAME = "README.md"
-_PREFIX = "head."  # of the heads' tensors, beside the encoder's
 
 
 def new_classifier(encoder_path: str, heads: tuple[Head, ...], seed: int = 0, **limits: int) -> Classifier:
@@ -192,27 +107,99 @@ def save_classifier(classifier: Classifier, directory: Path, card: str, facts: d
         "max_context_tokens": config.max_context_tokens,
         **facts,
     }
-    target = directory.absolute()
+    heads = {name: np.asarray(value, np.float32) for name, value in _named(classifier.params["heads"])}
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-        try:
-            heads = {name: np.asarray(value, np.float32) for name, value in _named(classifier.params["heads"])}
+        with whole_directory(directory) as partial:
             save_encoder(classifier.encoder, classifier.params["encoder"], partial, heads)
             (partial / CLASSIFIER_NAME).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
             (partial / CARD_NAME).write_text(card, encoding="utf-8")
-            partial.chmod(0o755)  # mkdtemp's own mode keeps other users out
-            os.replace(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise ConfigError(f"{target} cannot be written: {error.strerror}; choose another directory") from error
+        raise ConfigError(
+            f"{directory.absolute()} cannot be written: {error.strerror}; choose another directory"
+        ) from error
 
 
 def check_new(directory: Path) -> None:
     """Raises a ConfigError unless `directory` is absent or empty."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"{directory} exists and is not empty: name another directory, or remove it first")
+
+
+def encode_rows(classifier: Classifier, texts: Sequence[str], contexts: Sequence[str]) -> list[EncoderRow]:
+    """Texts and contexts (an empty string for none) as the rows the classifier reads."""
+    text, config = EncoderText(classifier.encoder.tokenizer, classifier.config.encoder), classifier.config
+    return [
+        text.row(one, context if config.max_context_tokens else "", config.max_text_tokens, config.max_context_tokens)
+        for one, context in zip(texts, contexts, strict=True)
+    ]
+
+
+def classify(
+    classifier: Classifier, texts: Sequence[str], contexts: Sequence[str], batch_size: int = 64
+) -> dict[str, np.ndarray]:
+    """Logits [texts, C] of every head, in the order of `texts`."""
+    rows = encode_rows(classifier, texts, contexts)
+    text = EncoderText(classifier.encoder.tokenizer, classifier.config.encoder)
+    out = {head.name: np.zeros((len(rows), len(head.labels)), np.float32) for head in classifier.config.heads}
+    for numbers, batch in text.batches(rows, batch_size):
+        logits = _jitted_logits(classifier.params, classifier.config, *batch)
+        for name, values in logits.items():
+            out[name][numbers] = np.asarray(values)[: len(numbers)]
+    return out
+
+
+def class_logits(
+    params: Params,
+    config: ClassifierConfig,
+    token_ids_BT: Int[Array, "B T"],
+    mask_BT: Bool[Array, "B T"],
+    segment_ids_BT: Int[Array, "B T"],
+    *,
+    compute_dtype: jnp.dtype = jnp.float32,
+    dropout_key: Array | None = None,
+) -> dict[str, Float[Array, "B C"]]:
+    """Float32 logits of every head. With a key, a tenth of the features is dropped (training)."""
+    states_BTD = token_states(
+        params["encoder"], config.encoder, token_ids_BT, mask_BT, segment_ids_BT, compute_dtype=compute_dtype
+    )
+    features_BD = mean_pooled(states_BTD, mask_BT & (segment_ids_BT == 0))
+    if dropout_key is not None:
+        kept_BD = jax.random.bernoulli(dropout_key, 0.9, features_BD.shape)
+        features_BD = jnp.where(kept_BD, features_BD / 0.9, 0.0)
+    return {name: _head_logits(head, features_BD) for name, head in params["heads"].items()}
+
+
+def _head_logits(head: Params, features_BD: Array) -> Array:
+    dense = functools.partial(jnp.einsum, "bi,io->bo", preferred_element_type=jnp.float32)
+    hidden_BD = jax.nn.gelu(dense(features_BD, head["hidden"]["kernel"]) + head["hidden"]["bias"])
+    return dense(hidden_BD, head["output"]["kernel"]) + head["output"]["bias"]
+
+
+_jitted_logits = jax.jit(class_logits, static_argnames=("config",))
+
+
+class Dense(nnx.Module):
+    """A kernel [in, out] and a bias."""
+
+    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs):
+        normal = jax.random.normal(rngs.params(), (inputs, outputs)) * inputs**-0.5
+        self.kernel = nnx.Param(normal, logical_axes=("embed", "classes"))
+        self.bias = nnx.Param(jnp.zeros(outputs), logical_axes=("classes",))
+
+
+class HeadLayers(nnx.Module):
+    """Two layers from a text's mean state to the logits of its classes."""
+
+    def __init__(self, model_dim: int, num_classes: int, rngs: nnx.Rngs):
+        self.hidden = Dense(model_dim, model_dim, rngs)
+        self.output = Dense(model_dim, num_classes, rngs)
+
+
+def init_heads(config: ClassifierConfig, seed: int) -> Params:
+    """Random parameters of the heads, by name."""
+    rngs = nnx.Rngs(jax.random.key(seed))
+    layers = {head.name: HeadLayers(config.encoder.model_dim, len(head.labels), rngs) for head in config.heads}
+    return {name: nnx.to_pure_dict(nnx.state(head, nnx.Param)) for name, head in layers.items()}
 
 
 def _named(heads: Params) -> Iterator[tuple[str, Any]]:

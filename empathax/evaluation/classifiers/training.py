@@ -1,9 +1,8 @@
-"""Training a classifier end to end: encoder layers and heads, the best epoch on held-out data kept.
+"""Training a classifier: encoder layers and heads together, with the epoch that is best on held-out data kept.
 
 The loss is logit-adjusted cross-entropy (Menon et al. 2021, eq. 10): tau times the log of a class's share is added to
-its logit while training, so that rare classes are not given up. Embeddings stay as they are.
-
-How good a classifier is: accuracy, F1 of every class, their mean, and the confusion counts.
+its logit while training, so that rare classes are not given up. Embeddings are not trained. A classifier is scored by
+accuracy, F1 of every class and their mean, from the confusion counts.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from empathax.evaluation.classifiers.classifier import (
     NO_LABEL,
     Classifier,
     ClassifierConfig,
-    Example,
     Head,
+    LabeledText,
     class_logits,
     classify,
     encode_rows,
@@ -52,6 +51,45 @@ class TrainingOptions:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class HeadScores:
+    """Scores of one head. `confusion_CC` counts [true class, predicted class]."""
+
+    labels: tuple[str, ...]
+    confusion_CC: np.ndarray
+
+    @property
+    def num_examples(self) -> int:
+        """How many texts were classified."""
+        return int(self.confusion_CC.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of texts whose class was found."""
+        return float(np.trace(self.confusion_CC) / max(1, self.num_examples))
+
+    @property
+    def f1(self) -> np.ndarray:
+        """F1 of every class: 2 hits / (predicted + true); 0 for a class that is neither."""
+        either_C = self.confusion_CC.sum(0) + self.confusion_CC.sum(1)
+        return 2.0 * np.diag(self.confusion_CC) / np.maximum(either_C, 1)
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean of the classes' F1."""
+        return float(self.f1.mean())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a JSON file."""
+        return {
+            "examples": self.num_examples,
+            "accuracy": self.accuracy,
+            "macro_f1": self.macro_f1,
+            "f1": dict(zip(self.labels, self.f1.tolist(), strict=True)),
+            "confusion": self.confusion_CC.tolist(),
+        }
+
+
 class Trained(NamedTuple):
     """The best epoch's classifier, its scores on the held-out examples, and those of every epoch."""
 
@@ -62,8 +100,8 @@ class Trained(NamedTuple):
 
 def train_classifier(
     classifier: Classifier,
-    train: Sequence[Example],
-    valid: Sequence[Example],
+    train: Sequence[LabeledText],
+    valid: Sequence[LabeledText],
     options: TrainingOptions,
     report: Callable[[str], None] = print,
 ) -> Trained:
@@ -100,7 +138,7 @@ def train_classifier(
     return Trained(*best, history)
 
 
-def evaluate_classifier(classifier: Classifier, examples: Sequence[Example]) -> dict[str, HeadScores]:
+def evaluate_classifier(classifier: Classifier, examples: Sequence[LabeledText]) -> dict[str, HeadScores]:
     """Scores of every head over the examples that have a label for it."""
     logits = classify(classifier, [e.text for e in examples], [e.context for e in examples])
     labels = np.array([example.labels for example in examples])
@@ -109,6 +147,13 @@ def evaluate_classifier(classifier: Classifier, examples: Sequence[Example]) -> 
         for number, head in enumerate(classifier.config.heads)
         if (known := labels[:, number] != NO_LABEL).any()
     }
+
+
+def head_scores(true_B: np.ndarray, predicted_B: np.ndarray, labels: Sequence[str]) -> HeadScores:
+    """Scores of predicted against true class numbers."""
+    confusion_CC = np.zeros((len(labels), len(labels)), np.int64)
+    np.add.at(confusion_CC, (true_B, predicted_B), 1)
+    return HeadScores(tuple(labels), confusion_CC)
 
 
 def class_shares(labels_BH: np.ndarray, heads: Sequence[Head]) -> dict[str, np.ndarray]:
@@ -218,49 +263,3 @@ def adjusted_loss(
     targets_BC = optax.smooth_labels(jax.nn.one_hot(labels_B, len(shares_C)), options.label_smoothing)
     losses_B = optax.softmax_cross_entropy(adjusted_BC, targets_BC)
     return jnp.sum(jnp.where(known_B, losses_B, 0.0)) / jnp.maximum(known_B.sum(), 1)
-
-
-@dataclass(frozen=True)
-class HeadScores:
-    """Scores of one head. `confusion_CC` counts [true class, predicted class]."""
-
-    labels: tuple[str, ...]
-    confusion_CC: np.ndarray
-
-    @property
-    def num_examples(self) -> int:
-        """How many texts were classified."""
-        return int(self.confusion_CC.sum())
-
-    @property
-    def accuracy(self) -> float:
-        """Share of texts whose class was found."""
-        return float(np.trace(self.confusion_CC) / max(1, self.num_examples))
-
-    @property
-    def f1(self) -> np.ndarray:
-        """F1 of every class: 2 hits / (predicted + true); 0 for a class that is neither."""
-        either_C = self.confusion_CC.sum(0) + self.confusion_CC.sum(1)
-        return 2.0 * np.diag(self.confusion_CC) / np.maximum(either_C, 1)
-
-    @property
-    def macro_f1(self) -> float:
-        """The mean of the classes' F1."""
-        return float(self.f1.mean())
-
-    def as_dict(self) -> dict[str, Any]:
-        """For a JSON file."""
-        return {
-            "examples": self.num_examples,
-            "accuracy": self.accuracy,
-            "macro_f1": self.macro_f1,
-            "f1": dict(zip(self.labels, self.f1.tolist(), strict=True)),
-            "confusion": self.confusion_CC.tolist(),
-        }
-
-
-def head_scores(true_B: np.ndarray, predicted_B: np.ndarray, labels: Sequence[str]) -> HeadScores:
-    """Scores of predicted against true class numbers."""
-    confusion_CC = np.zeros((len(labels), len(labels)), np.int64)
-    np.add.at(confusion_CC, (true_B, predicted_B), 1)
-    return HeadScores(tuple(labels), confusion_CC)

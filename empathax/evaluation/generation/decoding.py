@@ -4,21 +4,62 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key
 
+from empathax.config import Config
 from empathax.evaluation.generation.prompt_tree import PromptTree, prefill_tree
-from empathax.evaluation.generation.sampling import Sampling, mark_seen, next_token, row_keys, seen_in_prompts
+from empathax.evaluation.generation.sampling import (
+    Sampling,
+    mark_seen,
+    next_token,
+    row_keys,
+    sampling_from,
+    seen_in_prompts,
+)
 from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.kv_cache import Cache, decode_step, split_layers
-from empathax.models.transformer import output_projection, project_logits
+from empathax.models.transformer import FLOAT32, ComputeOptions, output_projection, project_logits
+from empathax.parallel.mesh import compute_dtype, platform_of
 
 Params = dict[str, Any]
-_STATIC = ("config", "max_new_tokens", "stop_ids", "platform", "sampling", "compute_dtype", "attention")
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How replies are decoded; hashable, a compile-time constant.
+
+    `platform` ("cpu", "tpu", "gpu") is where it will run: a CPU's decode loop takes weights in another layout
+    (`split_layers`).
+    """
+
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+    platform: str
+    sampling: Sampling = field(default_factory=Sampling)
+    compute: ComputeOptions = FLOAT32
+
+    @classmethod
+    def of(cls, config: Config, stop_ids: Sequence[int], mesh: Mesh | None = None) -> DecodeOptions:
+        """What `config` asks for on `mesh`. Raises a ConfigError for sampling that cannot work."""
+        return cls(
+            max_new_tokens=config.eval.max_new_tokens,
+            stop_ids=tuple(stop_ids),
+            platform=platform_of(mesh),
+            sampling=sampling_from(config.eval),
+            # rows of prompts do not always divide into blocks, and lie on no mesh: the kernels are for the steps
+            compute=ComputeOptions(
+                compute_dtype(config.model, mesh),
+                attention="dense" if config.model.attention == "dense" else "auto",
+            ),
+        )
 
 
 @flax.struct.dataclass
@@ -42,7 +83,7 @@ class _Loop:
     cache: Cache
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC)
+@functools.partial(jax.jit, static_argnames=("config", "options"))
 def generate(
     params: Params,
     config: ModelConfig,
@@ -51,38 +92,32 @@ def generate(
     seed: Int[Array, ""] | int = 0,
     sample_ids_B: Int[Array, " B"] | None = None,
     *,
-    max_new_tokens: int,
-    stop_ids: tuple[int, ...],
-    platform: str,
-    sampling: Sampling = Sampling(),  # noqa: B008  frozen, and static under jit
-    compute_dtype: Any = jnp.float32,
-    attention: str = "auto",
+    options: DecodeOptions,
 ) -> Generated:
-    """Continues each prompt until one of `stop_ids` or `max_new_tokens`.
+    """Continues each prompt until one of `options.stop_ids` or `options.max_new_tokens`.
 
     A row's random numbers come from (seed, row_ids_B, sample_ids_B, its own step), so neither its place in the batch
     nor its neighbours change what it says; samples are numbered from 0, all are 0 if left out. Rows with a negative id
-    are padding: they generate nothing and nobody waits for them. `platform` ("cpu", "tpu", "gpu") is where it will run:
-    a CPU's decode loop takes weights in another layout (`split_layers`).
+    are padding: they generate nothing and nobody waits for them.
     """
+    dtype, sampling = options.compute.dtype, options.sampling
     keys_B = row_keys(seed, row_ids_B, sample_ids_B)
-    split_params = split_layers(params, config, compute_dtype, platform)
+    split_params = split_layers(params, config, dtype, options.platform)
 
     def extend(loop: _Loop, hidden_BD: Array) -> _Loop:
         logits_BV = project_logits(split_params, config, hidden_BD)
-        return _append(loop, next_token(logits_BV, _step_keys(keys_B, loop.step), sampling, loop.seen_BV), stop_ids)
+        new_id_B = next_token(logits_BV, _step_keys(keys_B, loop.step), sampling, loop.seen_BV)
+        return _append(loop, new_id_B, options.stop_ids)
 
     def body(loop: _Loop) -> _Loop:
-        hidden_BD, cache = decode_step(split_params, config, loop.last_id_B, loop.cache, compute_dtype=compute_dtype)
+        hidden_BD, cache = decode_step(split_params, config, loop.last_id_B, loop.cache, compute_dtype=dtype)
         return extend(dataclasses.replace(loop, cache=cache), hidden_BD)
 
-    hidden_BD, cache = prefill_tree(
-        params, config, prompts, max_new_tokens - 1, compute_dtype=compute_dtype, attention=attention
-    )
+    hidden_BD, cache = prefill_tree(params, config, prompts, options.max_new_tokens - 1, options.compute)
     penalised = sampling.repetition_penalty != 1
     seen_BV = seen_in_prompts(prompts, output_projection(params, config).shape[0]) if penalised else None
-    loop = extend(_start(cache, row_ids_B, max_new_tokens, seen_BV), hidden_BD)
-    running = lambda loop: (loop.step < max_new_tokens) & ~jnp.all(loop.done_B)  # noqa: E731
+    loop = extend(_start(cache, row_ids_B, options.max_new_tokens, seen_BV), hidden_BD)
+    running = lambda loop: (loop.step < options.max_new_tokens) & ~jnp.all(loop.done_B)  # noqa: E731
     return jax.lax.while_loop(running, body, loop).generated
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import flax.struct
 import jax
@@ -14,9 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from empathax.data.prefix_tree import PrefixTrie
 from empathax.models.architecture.model_config import ModelConfig
-from empathax.models.kv_cache import Cache, filled, init_cache
+from empathax.models.kv_cache import Cache, filled_cache
 from empathax.models.layers import Params, rms_norm
-from empathax.models.transformer import all_layers
+from empathax.models.transformer import FLOAT32, ComputeOptions, all_layers
 
 _SMALLEST = 128  # tokens; the block size of blockwise attention
 
@@ -70,9 +68,7 @@ def prefill_tree(
     config: ModelConfig,
     prompts: PromptTree,
     num_new: int,
-    *,
-    compute_dtype: jnp.dtype = jnp.float32,
-    attention: str = "auto",
+    compute: ComputeOptions = FLOAT32,
 ) -> tuple[Float[Array, "B D"], Cache]:
     """Reads the prompts into a new cache with room for `num_new` more tokens a row.
 
@@ -85,12 +81,11 @@ def prefill_tree(
         prompts.token_ids_RT,
         prompts.positions_RT,
         prompts.subtree_end_RT,
+        compute,
         lambda new_RKTH: _along_paths(new_RKTH, prompts.path_BS),
-        compute_dtype=compute_dtype,
-        attention=attention,
     )
     last_BD = _along_paths(x_RTD[:, None], prompts.path_BS[:, -1:])[:, 0, 0]
-    cache = _filled_cache(config, prompts, num_new, key_LBKSH, value_LBKSH)
+    cache = filled_cache(key_LBKSH, value_LBKSH, prompts.lengths_B, num_new)
     return rms_norm(params["final_norm"], config, last_BD), cache
 
 
@@ -120,16 +115,3 @@ def _along_paths(x_RKTH: Float[Array, "R K T H"], path_BS: Int[Array, "B S"]) ->
     B, S = path_BS.shape
     taken_RKCSH = jax.vmap(lambda x_KTH, path_CS: x_KTH[:, path_CS])(x_RKTH, path_BS.reshape(R, B // R, S))
     return taken_RKCSH.swapaxes(1, 2).reshape(B, K, S, H)
-
-
-def _filled_cache(config: ModelConfig, prompts: PromptTree, num_new: int, keys: Any, values: Any) -> Cache:
-    B, S = prompts.path_BS.shape
-    empty = init_cache(config, B, S + num_new, keys.dtype)
-    offset_BS = jnp.arange(S, dtype=jnp.int32) - (S - prompts.lengths_B[:, None])
-    return dataclasses.replace(
-        empty,
-        **filled(empty, keys, values),
-        position_BS=empty.position_BS.at[:, :S].set(jnp.maximum(offset_BS, -1)),
-        next_position_B=prompts.lengths_B.astype(jnp.int32),
-        num_filled=jnp.int32(S),
-    )

@@ -1,6 +1,6 @@
-"""Replies to any number of prompts: batches of one compiled shape, whatever shares a beginning side by side.
+"""Replies to any number of prompts, in batches of one compiled shape; prompts that begin alike share a batch.
 
-The tokens that end a reply: the template's own, and those that a user adds.
+Also the tokens that end a reply: the template's own, and those that a user adds.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from empathax.config import Config
 from empathax.data.chat import ChatTemplate
 from empathax.errors import ConfigError, DataError, raise_all
-from empathax.evaluation.generation.decoding import Generated, generate
+from empathax.evaluation.generation.decoding import DecodeOptions, Generated, generate
 from empathax.evaluation.generation.prompt_tree import lay_out_prompts
-from empathax.evaluation.generation.sampling import sampling_from
 from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.tokenizers.tokenizer import Tokenizer
-from empathax.parallel.mesh import compute_dtype, platform_of
 from empathax.parallel.rules import replicated
 
 Prompts = Sequence[Sequence[int]]
@@ -73,31 +71,17 @@ def generate_ids(
     stream, j); prompt i has the stream i, or `stream_ids[i]` (0 to 2^31 - 1) where these are given. Replies end
     at `stop_ids` alone: `config.eval.stop_tokens` are a text's business, see `stop_token_ids`.
     """
-    options = config.eval
-    sampling = sampling_from(options)
+    options, num_samples = DecodeOptions.of(config, stop_ids, mesh), config.eval.num_samples
     check_room(prompts, model_config, options.max_new_tokens)
     num_shards = mesh.shape["data"] if mesh else 1
     streams = np.arange(len(prompts), dtype=np.int32) if stream_ids is None else np.array(stream_ids, np.int32)
-    for indices in _batches(prompts, options.num_samples, options.generation_batch, num_shards):
-        row_ids, sample_ids = np.divmod(indices, options.num_samples)
+    for indices in _batches(prompts, num_samples, config.eval.generation_batch, num_shards):
+        row_ids, sample_ids = np.divmod(indices, num_samples)
         layout = lay_out_prompts([prompts[row] for row in np.where(row_ids < 0, row_ids.max(), row_ids)], num_shards)
         random_ids = np.where(row_ids < 0, row_ids, streams[row_ids])
         layout, random_ids, sample_ids = _placed((layout, random_ids, sample_ids), mesh)
-        generated = generate(
-            params,
-            model_config,
-            layout,
-            random_ids,
-            np.int32(config.seed),
-            sample_ids,
-            max_new_tokens=options.max_new_tokens,
-            stop_ids=tuple(stop_ids),
-            sampling=sampling,
-            compute_dtype=compute_dtype(config.model, mesh),
-            platform=platform_of(mesh),
-            # rows of prompts do not always divide into blocks, and lie on no mesh: the kernels are for the steps
-            attention="dense" if config.model.attention == "dense" else "auto",
-        )
+        seed = np.int32(config.seed)
+        generated = generate(params, model_config, layout, random_ids, seed, sample_ids, options=options)
         yield from _new_ids(indices, _fetched(generated, mesh))
 
 

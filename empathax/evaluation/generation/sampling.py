@@ -1,6 +1,6 @@
 """Choosing the next token from logits, in float32, the same for a row whatever stands beside it in the batch.
 
-Which tokens a row has already seen, in its prompt or its reply, and their penalty.
+Cuts and draws follow transformers' order; the repetition penalty needs the tokens that a row has seen so far.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BLOCK = 256  # entries summed at once when drawing from a vocabulary
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen; hashable, a compile-time constant. All applies in transformers' order, which is this one.
+    """How a token is chosen; hashable, a compile-time constant. The settings apply in this order, as in transformers.
 
     The penalty changes greedy choices too; the cuts (`top_k`, `top_p`, `min_p`) do nothing there.
     """
@@ -76,7 +76,7 @@ def row_keys(
 ) -> Key[Array, " B"]:
     """One random key a row, from the seed, the row's own number and its sample's: never from its place in a batch.
 
-    `sample_ids_B` tells several samples of one row apart; left out, all are sample 0.
+    `sample_ids_B` numbers the samples of one row; left out, all are sample 0.
     """
     fold = jax.vmap(jax.random.fold_in)
     keys_B = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), row_ids_B)
@@ -144,6 +144,33 @@ def nucleus(probs_BV: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:
     return jnp.where(probs_BV >= jax.lax.bitcast_convert_type(low_B, jnp.float32)[:, None], probs_BV, 0.0)
 
 
+def seen_in_prompts(prompts: PromptTree, vocab_size: int) -> Bool[Array, "B V"]:
+    """Whether each token stands in each row's prompt; the padding before a prompt counts for nothing."""
+    (R, _), (B, S) = prompts.token_ids_RT.shape, prompts.path_BS.shape
+    take = jax.vmap(lambda token_ids_T, path_CS: token_ids_T[path_CS])
+    token_ids_BS = take(prompts.token_ids_RT, prompts.path_BS.reshape(R, B // R, S)).reshape(B, S)
+    is_token_BS = jnp.arange(S) >= S - prompts.lengths_B[:, None]
+    nothing_BV = jnp.zeros((B, vocab_size), bool)
+    return nothing_BV.at[jnp.arange(B)[:, None], jnp.where(is_token_BS, token_ids_BS, vocab_size)].set(
+        True, mode="drop"
+    )
+
+
+def mark_seen(seen_BV: Bool[Array, "B V"], token_id_B: Int[Array, " B"]) -> Bool[Array, "B V"]:
+    """`seen_BV` with one more token a row."""
+    return seen_BV.at[jnp.arange(token_id_B.size), token_id_B].set(True)
+
+
+def penalise_seen(logits_BV: Float[Array, "B V"], seen_BV: Bool[Array, "B V"], penalty: float) -> Float[Array, "B V"]:
+    """Logits with those of seen tokens divided by `penalty` where positive, multiplied where negative.
+
+    The repetition penalty of Keskar et al. 2019 (section 4.1), in transformers' form: the paper's own divides always,
+    which would make a token with a negative logit likelier. How often a token was seen does not matter.
+    """
+    penalised_BV = jnp.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty)
+    return jnp.where(seen_BV, penalised_BV, logits_BV)
+
+
 def _penalised(
     logits_BV: Float[Array, "B V"], sampling: Sampling, seen_BV: Bool[Array, "B V"] | None
 ) -> Float[Array, "B V"]:
@@ -183,30 +210,3 @@ def _first_above(sums_BN: Float[Array, "B N"], target_B: Float[Array, " B"]) -> 
     """The first entry whose running sum is above the target; of none (rounding), the last that added something."""
     passed_BN = (sums_BN > target_B[:, None]) | (sums_BN >= sums_BN[:, -1:])
     return jnp.argmax(passed_BN, axis=-1).astype(jnp.int32)
-
-
-def seen_in_prompts(prompts: PromptTree, vocab_size: int) -> Bool[Array, "B V"]:
-    """Whether each token stands in each row's prompt; the padding before a prompt counts for nothing."""
-    (R, _), (B, S) = prompts.token_ids_RT.shape, prompts.path_BS.shape
-    take = jax.vmap(lambda token_ids_T, path_CS: token_ids_T[path_CS])
-    token_ids_BS = take(prompts.token_ids_RT, prompts.path_BS.reshape(R, B // R, S)).reshape(B, S)
-    is_token_BS = jnp.arange(S) >= S - prompts.lengths_B[:, None]
-    nothing_BV = jnp.zeros((B, vocab_size), bool)
-    return nothing_BV.at[jnp.arange(B)[:, None], jnp.where(is_token_BS, token_ids_BS, vocab_size)].set(
-        True, mode="drop"
-    )
-
-
-def mark_seen(seen_BV: Bool[Array, "B V"], token_id_B: Int[Array, " B"]) -> Bool[Array, "B V"]:
-    """`seen_BV` with one more token a row."""
-    return seen_BV.at[jnp.arange(token_id_B.size), token_id_B].set(True)
-
-
-def penalise_seen(logits_BV: Float[Array, "B V"], seen_BV: Bool[Array, "B V"], penalty: float) -> Float[Array, "B V"]:
-    """Logits with those of seen tokens divided by `penalty` where positive, multiplied where negative.
-
-    The repetition penalty of Keskar et al. 2019 (section 4.1), in transformers' form: the paper's own divides always,
-    which would make a token with a negative logit likelier. How often a token was seen does not matter.
-    """
-    penalised_BV = jnp.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty)
-    return jnp.where(seen_BV, penalised_BV, logits_BV)

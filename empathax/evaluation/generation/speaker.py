@@ -20,8 +20,7 @@ from empathax.errors import DataError
 from empathax.evaluation.generation.prompt_file import PromptRow
 from empathax.evaluation.generation.replies import generate_replies, stop_token_ids
 from empathax.models.architecture.model_config import ModelConfig
-from empathax.models.lora.merged_model import adapted_model
-from empathax.models.weights.source import resolve_model
+from empathax.models.weights.source import adapted_model, resolve_model
 
 HELP = "type a message; /reset begins a new dialogue, /quit (or end of input) ends"
 

@@ -17,7 +17,7 @@ STATUSES = (ANSWERED, REFUSED, EMPTY, FAILED)
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """Messages to be answered, and how; `sample` tells several answers to the same request apart (it is not sent)."""
+    """Messages to be answered, and how; `sample` numbers several answers to the same request (it is not sent)."""
 
     messages: tuple[Message, ...]
     max_tokens: int
@@ -79,7 +79,7 @@ class ChatOutcome:
         return self.attempts == 0 and self.status != FAILED
 
 
-class Answers(Protocol):
+class Answerer(Protocol):
     """Whoever answers requests: a chat server, or a model of one's own."""
 
     def complete(
@@ -97,7 +97,6 @@ class ChatTally:
     num_cached: int = 0
     num_shared: int = 0  # requests equal to another of the same call: asked once
     num_cut: int = 0
-    num_attempts: int = 0
     retries: Counter[str] = field(default_factory=Counter)  # attempts in vain, by reason
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -107,7 +106,6 @@ class ChatTally:
         """Counts one outcome."""
         self.statuses[outcome.status] += 1
         self.num_cut += outcome.finish_reason == "length"
-        self.num_attempts += outcome.attempts
         if outcome.is_cached:
             self.num_cached += 1
         elif outcome.status != FAILED:

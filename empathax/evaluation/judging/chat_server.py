@@ -6,22 +6,78 @@ import asyncio
 import os
 import random
 import time
+import urllib.parse
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from empathax.errors import ConfigError, DataError, EmpathaxError
+from empathax.errors import ConfigError, DataError, EmpathaxError, raise_all
 from empathax.evaluation.judging.chat_requests import FAILED, ChatOutcome, ChatRequest, ChatTally
-from empathax.evaluation.judging.limits import Budget, Pace, ServerOptions
+from empathax.evaluation.judging.limits import Budget, Pace
 from empathax.evaluation.judging.openai_client import OpenAIClient, Trouble, require_openai
 from empathax.evaluation.judging.response_cache import ResponseCache
 
 
+@dataclass(frozen=True)
+class ServerOptions:
+    """A server, and how much patience to have with it. Raises a ConfigError with everything that cannot work.
+
+    Attributes:
+        url: up to and with /v1, such as http://127.0.0.1:8000/v1.
+        model: the name by which the server knows the model.
+        key_variable: the environment variable with the API key; servers of one's own often need none.
+        concurrency: requests under way at once.
+        timeout_seconds: of one attempt, from the first byte sent to the last received.
+        max_attempts: of one request.
+        first_wait_seconds, longest_wait_seconds: between attempts. The wait doubles from one to the next, less a
+            random part of up to half; what a server asks for with Retry-After is kept to, unless it is more than the
+            longest wait, which ends the request.
+        give_up_after: requests in a row that the server failed at before nothing more is sent. One that it turned down
+            (HTTP 400) is not among them.
+        max_failed_share: of the requests of a call, that may fail without an error.
+        requests_per_minute, tokens_per_minute: what the server allows, attempts counted one by one and tokens as the
+            prompt's estimate and the answer's limit; 0 = no limit.
+    """
+
+    url: str
+    model: str
+    key_variable: str = "OPENAI_API_KEY"
+    concurrency: int = 8
+    timeout_seconds: float = 120.0
+    max_attempts: int = 6
+    first_wait_seconds: float = 1.0
+    longest_wait_seconds: float = 60.0
+    give_up_after: int = 5
+    max_failed_share: float = 0.0
+    requests_per_minute: float = 0.0
+    tokens_per_minute: float = 0.0
+
+    def __post_init__(self) -> None:
+        parts = urllib.parse.urlsplit(self.url)
+        problems = []
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            problems.append(f"url = {self.url!r}: expected http:// or https:// and a host, up to and with /v1")
+        elif parts.username or parts.password:
+            problems.append(f"url: holds a user name or password; put a key into ${self.key_variable} instead")
+        problems += ["model: no name given"] if not self.model.strip() else []
+        for name in ("concurrency", "timeout_seconds", "max_attempts", "give_up_after"):
+            value = getattr(self, name)
+            problems += [f"{name} = {value}: expected more than 0"] if value <= 0 else []
+        for name in ("requests_per_minute", "tokens_per_minute"):
+            value = getattr(self, name)
+            problems += [f"{name} = {value}: expected 0 (no limit) or more"] if value < 0 else []
+        raise_all(ConfigError, "the chat server cannot be used", problems)
+
+
+class BudgetReached(DataError):
+    """The next request could cost more than is left."""
+
+
 @dataclass
-class _Progress:
-    """A call under way."""
+class _Call:
+    """A call of `complete` under way."""
 
     pending: list[tuple[str, ChatRequest]]  # the next one last
     outcomes: dict[str, ChatOutcome]
@@ -35,10 +91,6 @@ class _GaveUp(Exception):
     def __init__(self, reason: str, is_fatal: bool) -> None:
         super().__init__(reason)
         self.is_fatal = is_fatal
-
-
-class BudgetReached(DataError):
-    """The next request could cost more than is left."""
 
 
 class ChatServer:
@@ -87,11 +139,11 @@ class ChatServer:
             for key, kept in outcomes.items():
                 self.budget.count(key, unique[key], kept)
         pending = [(key, request) for key, request in unique.items() if key not in outcomes]
-        progress = _Progress(pending[::-1], outcomes, on_progress)
+        call = _Call(pending[::-1], outcomes, on_progress)
         gave_up: _GaveUp | None = None
         if pending:
             try:
-                asyncio.run(self._run(progress))
+                asyncio.run(self._run(call))
             except _GaveUp as error:
                 gave_up = error
         for outcome in outcomes.values():
@@ -100,37 +152,37 @@ class ChatServer:
         self._check(len(unique), outcomes, gave_up)
         return [outcomes[key] for key in keys]
 
-    async def _run(self, progress: _Progress) -> None:
+    async def _run(self, call: _Call) -> None:
         options, key = self.options, os.environ.get(self.options.key_variable, "")
         raised: Exception | None = None
         async with OpenAIClient(options.url, options.model, key or "none", options.timeout_seconds) as client:
             try:
                 async with asyncio.TaskGroup() as group:
-                    for _ in range(min(options.concurrency, len(progress.pending))):
-                        group.create_task(self._work(client, progress))
+                    for _ in range(min(options.concurrency, len(call.pending))):
+                        group.create_task(self._work(client, call))
             except* (_GaveUp, EmpathaxError) as errors:
                 raised = errors.exceptions[0]  # the first to be raised; it ended the others
         if raised:
             raise raised
 
-    async def _work(self, client: OpenAIClient, progress: _Progress) -> None:
+    async def _work(self, client: OpenAIClient, call: _Call) -> None:
         """Takes one pending request after another until there is none, or none that can be paid for."""
-        while progress.pending:
-            key, request = progress.pending[-1]
+        while call.pending:
+            key, request = call.pending[-1]
             if self.budget and not self.budget.reserve(request):
                 return  # what others have under way may cost less than is set aside for it: they ask again
-            progress.pending.pop()
+            call.pending.pop()
             outcome, is_unwell = await self._answer(client, request)
-            progress.outcomes[key] = outcome
+            call.outcomes[key] = outcome
             if self.budget:
                 self.budget.settle(key, request, outcome)
             if self.cache:
                 self.cache.put(key, self.options.url, self.options.model, request, outcome)
-            progress.failed_in_a_row = progress.failed_in_a_row + 1 if is_unwell else 0
-            if progress.failed_in_a_row >= self.options.give_up_after and progress.pending:
-                raise _GaveUp(f"{progress.failed_in_a_row} requests failed one after another", is_fatal=False)
-            if progress.on_done:
-                progress.on_done(len(progress.outcomes))
+            call.failed_in_a_row = call.failed_in_a_row + 1 if is_unwell else 0
+            if call.failed_in_a_row >= self.options.give_up_after and call.pending:
+                raise _GaveUp(f"{call.failed_in_a_row} requests failed one after another", is_fatal=False)
+            if call.on_done:
+                call.on_done(len(call.outcomes))
 
     async def _answer(self, client: OpenAIClient, request: ChatRequest) -> tuple[ChatOutcome, bool]:
         """The outcome, and whether the server failed (not: turned this one request down)."""

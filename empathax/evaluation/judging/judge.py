@@ -1,11 +1,7 @@
-"""What a judge is shown: one of our rubrics, and the texts to be judged under their names in a JSON object.
+"""An LLM as judge of single replies: empathy, politeness (1 to 5) and factuality (entailed by the reference, percent).
 
-What a judge said, out of the text of its answer: the JSON object that it ends with.
-
-An LLM as judge of single replies: empathy, politeness (1 to 5) and factuality (entailed by the reference, percent).
-
-In the manner of G-Eval (Liu et al. 2023): a written rubric with questions to go through, then one score. Through any
-OpenAI-compatible server; what is asked and how it is scored: docs/judge.md.
+In the manner of G-Eval (Liu et al. 2023): a written rubric with questions to go through, then one score, asked of any
+OpenAI-compatible server. What is asked and how it is scored: docs/judge.md.
 """
 
 from __future__ import annotations
@@ -26,6 +22,16 @@ from empathax.evaluation.judging.chat_requests import ANSWERED, ChatOutcome, Cha
 from empathax.evaluation.judging.chat_server import ChatServer
 from empathax.evaluation.metrics.statistics import MeanOfValues
 
+SCORED, UNPARSABLE = "scored", "unparsable"
+CRITERIA = ("empathy", "politeness", "factuality")
+_PERCENT = 100.0
+LOWEST_SCORE, HIGHEST_SCORE = 1, 5
+# Exact names: "entailment" is part of "not_entailment", which says the opposite.
+ENTAILMENT_LABELS = {"entailment": 1.0, "neutral": 0.0, "contradiction": 0.0, "not_entailment": 0.0}
+WINNERS = ("first", "second", "tie")
+_OUT_OF_FIVE = re.compile(r"\s*(\d(?:\.\d+)?)\s*(?:/\s*5\s*)?")
+_LETTER_OR_DIGIT = re.compile(r"\w")
+
 
 @dataclass(frozen=True)
 class JudgeOptions:
@@ -37,6 +43,94 @@ class JudgeOptions:
 
 
 DEFAULT_OPTIONS = JudgeOptions()
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge made of one reply.
+
+    Attributes:
+        score: on the criterion's scale; None unless `status` is "scored", never 0 for want of a score.
+        status: "scored", "unparsable", or the status of a request without an answer: "refused", "empty", "failed".
+        answer: what the judge said, word for word.
+    """
+
+    score: float | None
+    status: str
+    reason: str = ""
+    answer: str = ""
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """One criterion, in the order of the replies."""
+
+    criterion: str
+    items: tuple[Judgement, ...]
+
+    @property
+    def scores(self) -> tuple[float | None, ...]:
+        return tuple(item.score for item in self.items)
+
+    def metrics(self) -> dict[str, float]:
+        """The mean over the replies with a score, left out if there is none, and how many have none for what reason.
+
+        CRITERION_unparsable: the judge answered without a usable score; CRITERION_unanswered: it refused, or failed.
+        """
+        scores = [score for score in self.scores if score is not None]
+        num_unparsable = sum(item.status == UNPARSABLE for item in self.items)
+        return {
+            **({self.criterion: sum(scores) / len(scores)} if scores else {}),
+            f"{self.criterion}_unparsable": float(num_unparsable),
+            f"{self.criterion}_unanswered": float(len(self.items) - len(scores) - num_unparsable),
+        }
+
+    def statistic(self, dialogues: Sequence[str]) -> MeanOfValues | None:
+        """The scores for bootstrap intervals, with the dialogue of each reply given; None if no reply has a score."""
+        return mean_of_known(dialogues, self.scores)
+
+    def in_words(self) -> str:
+        """One line: how many replies have a score, and why the others have none."""
+        statuses = Counter(item.status for item in self.items)
+        missing = "".join(f", {number} {status}" for status, number in statuses.items() if status != SCORED)
+        return f"{self.criterion}: {statuses[SCORED]} of {len(self.items)} replies scored{missing}"
+
+
+def judge_replies(
+    judge: ChatServer,
+    prompts: Sequence[Sequence[Message]],
+    *,
+    replies: Sequence[str],
+    references: Sequence[str],
+    criteria: Sequence[str] = CRITERIA,
+    options: JudgeOptions = DEFAULT_OPTIONS,
+    on_progress: Callable[[int], None] | None = None,
+) -> dict[str, Judgements]:
+    """Scores every reply under every criterion; references are shown for factuality alone.
+
+    Raises:
+        ConfigError: an unknown criterion; or as `ChatServer.complete`.
+        DataError: factuality without a reference text; or as `ChatServer.complete`.
+    """
+    if unknown := [name for name in criteria if name not in CRITERIA]:
+        raise ConfigError(f"the judge has no criterion {unknown[0]!r}: expected {', '.join(CRITERIA)}")
+    missing = [number for number, text in enumerate(references, start=1) if not text.strip()]
+    if "factuality" in criteria and missing:
+        raise DataError(f"factuality: reference {missing[0]} is empty ({len(missing)} are): nothing to compare with")
+    rows = list(zip(prompts, replies, references, strict=True))
+    requests = [_request(name, *row, options) for name in criteria for row in rows]
+    outcomes = judge.complete(requests, on_progress)
+    found = {}
+    for number, name in enumerate(criteria):
+        part = outcomes[number * len(rows) : (number + 1) * len(rows)]
+        found[name] = Judgements(name, tuple(_judgement(name, outcome) for outcome in part))
+    return found
+
+
+def mean_of_known(dialogues: Sequence[str], scores: Sequence[float | None]) -> MeanOfValues | None:
+    """The mean over the entries with a score, each with its dialogue; None if there is no score at all."""
+    scored = [(dialogue, score) for dialogue, score in zip(dialogues, scores, strict=True) if score is not None]
+    return MeanOfValues(*map(tuple, zip(*scored, strict=True))) if scored else None
 
 
 @functools.cache
@@ -63,12 +157,26 @@ def judge_request(name: str, prompt: Sequence[Message], texts: dict[str, str], o
     return ChatRequest(messages, options.max_tokens, temperature=options.temperature, seed=options.seed)
 
 
-LOWEST_SCORE, HIGHEST_SCORE = 1, 5
-# Exact names: "entailment" is part of "not_entailment", which says the opposite.
-ENTAILMENT_LABELS = {"entailment": 1.0, "neutral": 0.0, "contradiction": 0.0, "not_entailment": 0.0}
-WINNERS = ("first", "second", "tie")
-_OUT_OF_FIVE = re.compile(r"\s*(\d(?:\.\d+)?)\s*(?:/\s*5\s*)?")
-_LETTER_OR_DIGIT = re.compile(r"\w")
+def _request(name: str, prompt: Sequence[Message], reply: str, reference: str, options: JudgeOptions) -> ChatRequest:
+    texts = {"trusted_text": reference, "answer": reply} if name == "factuality" else {"reply": reply}
+    return judge_request(name, prompt, texts, options)
+
+
+def _judgement(name: str, outcome: ChatOutcome) -> Judgement:
+    if outcome.status != ANSWERED:
+        return Judgement(None, outcome.status, outcome.reason)
+    answer = final_object(outcome.text)
+    score = _score(name, answer) if answer else None
+    if answer is None or score is None:
+        return Judgement(None, UNPARSABLE, answer=outcome.text)
+    return Judgement(score, SCORED, reason_in(answer), outcome.text)
+
+
+def _score(name: str, answer: dict[str, Any]) -> float | None:
+    if name != "factuality":
+        return score_in(answer)
+    entailed = entailment_in(answer)
+    return None if entailed is None else _PERCENT * entailed
 
 
 def final_object(text: str) -> dict[str, Any] | None:
@@ -115,114 +223,3 @@ def reason_in(answer: dict[str, Any]) -> str:
 
 def _name(value: Any) -> str:
     return re.sub(r"[\s-]+", "_", value.strip().lower()) if isinstance(value, str) else ""
-
-
-SCORED, UNPARSABLE = "scored", "unparsable"
-CRITERIA = ("empathy", "politeness", "factuality")
-_PERCENT = 100.0
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What a judge made of one reply.
-
-    Attributes:
-        score: on the criterion's scale; None unless `status` is "scored", never 0 for want of a score.
-        status: "scored", "unparsable", or the status of a request without an answer: "refused", "empty", "failed".
-        answer: what the judge said, word for word.
-    """
-
-    score: float | None
-    status: str
-    reason: str = ""
-    answer: str = ""
-
-
-@dataclass(frozen=True)
-class Judgements:
-    """One criterion, in the order of the replies."""
-
-    criterion: str
-    items: tuple[Judgement, ...]
-
-    @property
-    def scores(self) -> tuple[float | None, ...]:
-        return tuple(item.score for item in self.items)
-
-    def metrics(self) -> dict[str, float]:
-        """The mean over the replies with a score, left out if there is none, and how many have none for what reason.
-
-        CRITERION_unparsable: the judge answered without a usable score; CRITERION_unanswered: it refused, or failed.
-        """
-        scores = [score for score in self.scores if score is not None]
-        num_unparsable = sum(item.status == UNPARSABLE for item in self.items)
-        return {
-            **({self.criterion: sum(scores) / len(scores)} if scores else {}),
-            f"{self.criterion}_unparsable": float(num_unparsable),
-            f"{self.criterion}_unanswered": float(len(self.items) - len(scores) - num_unparsable),
-        }
-
-    def statistic(self, dialogues: Sequence[str]) -> MeanOfValues | None:
-        """The scores for bootstrap intervals, with the dialogue of each reply given; None if no reply has a score."""
-        pairs = zip(dialogues, self.scores, strict=True)
-        scored = [(dialogue, score) for dialogue, score in pairs if score is not None]
-        return MeanOfValues(*map(tuple, zip(*scored, strict=True))) if scored else None
-
-    def in_words(self) -> str:
-        """One line: how many replies have a score, and why the others have none."""
-        statuses = Counter(item.status for item in self.items)
-        missing = "".join(f", {number} {status}" for status, number in statuses.items() if status != SCORED)
-        return f"{self.criterion}: {statuses[SCORED]} of {len(self.items)} replies scored{missing}"
-
-
-def judge_replies(
-    judge: ChatServer,
-    prompts: Sequence[Sequence[Message]],
-    *,
-    replies: Sequence[str],
-    references: Sequence[str],
-    criteria: Sequence[str] = CRITERIA,
-    options: JudgeOptions = DEFAULT_OPTIONS,
-    on_progress: Callable[[int], None] | None = None,
-) -> dict[str, Judgements]:
-    """Scores every reply under every criterion; references are shown for factuality alone.
-
-    Raises:
-        ConfigError: an unknown criterion; or as `ChatServer.complete`.
-        DataError: factuality without a reference text; or as `ChatServer.complete`.
-    """
-    if unknown := [name for name in criteria if name not in CRITERIA]:
-        raise ConfigError(f"the judge has no criterion {unknown[0]!r}: expected {', '.join(CRITERIA)}")
-    missing = [number for number, text in enumerate(references, start=1) if not text.strip()]
-    if "factuality" in criteria and missing:
-        raise DataError(f"factuality: reference {missing[0]} is empty ({len(missing)} are): nothing to compare with")
-    rows = list(zip(prompts, replies, references, strict=True))
-    requests = [_request(name, *row, options) for name in criteria for row in rows]
-    outcomes = judge.complete(requests, on_progress)
-    found = {}
-    for number, name in enumerate(criteria):
-        part = outcomes[number * len(rows) : (number + 1) * len(rows)]
-        found[name] = Judgements(name, tuple(_judgement(name, outcome) for outcome in part))
-    return found
-
-
-def _request(name: str, prompt: Sequence[Message], reply: str, reference: str, options: JudgeOptions) -> ChatRequest:
-    texts = {"trusted_text": reference, "answer": reply} if name == "factuality" else {"reply": reply}
-    return judge_request(name, prompt, texts, options)
-
-
-def _judgement(name: str, outcome: ChatOutcome) -> Judgement:
-    if outcome.status != ANSWERED:
-        return Judgement(None, outcome.status, outcome.reason)
-    answer = final_object(outcome.text)
-    score = _score(name, answer) if answer else None
-    if answer is None or score is None:
-        return Judgement(None, UNPARSABLE, answer=outcome.text)
-    return Judgement(score, SCORED, reason_in(answer), outcome.text)
-
-
-def _score(name: str, answer: dict[str, Any]) -> float | None:
-    if name != "factuality":
-        return score_in(answer)
-    entailed = entailment_in(answer)
-    return None if entailed is None else _PERCENT * entailed

@@ -6,8 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from empathax.data.records import Message
-from empathax.evaluation.judging.chat_requests import ANSWERED, Answers, ChatOutcome, ChatRequest
-from empathax.evaluation.judging.judge import DEFAULT_OPTIONS, JudgeOptions, final_object, judge_request, winner_in
+from empathax.evaluation.judging.chat_requests import ANSWERED, Answerer, ChatOutcome, ChatRequest
+from empathax.evaluation.judging.judge import (
+    DEFAULT_OPTIONS,
+    JudgeOptions,
+    final_object,
+    judge_request,
+    mean_of_known,
+    winner_in,
+)
 from empathax.evaluation.metrics.statistics import MeanOfValues
 
 WIN, TIE, LOSS = "win", "tie", "loss"
@@ -73,13 +80,11 @@ class Comparison:
 
     def statistic(self, dialogues: Sequence[str]) -> MeanOfValues | None:
         """`win_rate` for bootstrap intervals, with the dialogue of each prompt given; None without any verdict."""
-        pairs = zip(dialogues, self.results, strict=True)
-        decided = [(dialogue, _POINTS[result]) for dialogue, result in pairs if result]
-        return MeanOfValues(*map(tuple, zip(*decided, strict=True))) if decided else None
+        return mean_of_known(dialogues, [_POINTS[result] if result else None for result in self.results])
 
 
 def compare_replies(
-    judge: Answers,
+    judge: Answerer,
     prompts: Sequence[Sequence[Message]],
     *,
     replies_a: Sequence[str],

@@ -51,7 +51,7 @@ class OpenAIClient:
         import openai  # takes half a second
 
         self._openai = openai
-        # Retries are counted and told apart elsewhere; here every attempt is one attempt.
+        # ChatServer decides on retries and counts them; here every attempt is one attempt.
         self._client = openai.AsyncOpenAI(base_url=url, api_key=api_key, timeout=timeout_seconds, max_retries=0)
         self._model, self._api_key, self._timeout_seconds = model, api_key, timeout_seconds
         self._limit_field = "max_tokens"

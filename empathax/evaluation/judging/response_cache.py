@@ -15,8 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from empathax.errors import ConfigError
+from empathax.errors import ConfigError, DataError
 from empathax.evaluation.judging.chat_requests import FAILED, STATUSES, ChatOutcome, ChatRequest
+from empathax.evaluation.typed_json import decode
 
 FILE_NAME = "responses.jsonl"
 
@@ -29,7 +30,6 @@ class ResponseCache:
 
     def __init__(self, directory: Path, *, now: Callable[[], float] = time.time) -> None:
         self.path = directory / FILE_NAME
-        self.num_ignored = 0
         self._now = now
         self._outcomes: dict[str, ChatOutcome] = {}
         self._times: dict[str, float] = {}
@@ -85,8 +85,7 @@ class ResponseCache:
                     continue
                 try:
                     key, outcome, when = _entry(json.loads(line))
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    self.num_ignored += 1
+                except (ValueError, KeyError, TypeError, RecursionError, DataError):
                     continue
                 if key not in self._outcomes:
                     self._outcomes[key] = outcome
@@ -106,10 +105,9 @@ class ResponseCache:
 
 
 def _entry(value: Any) -> tuple[str, ChatOutcome, float | None]:
-    """Key, outcome and time of a line. Raises ValueError, KeyError or TypeError for anything else."""
-    outcome = ChatOutcome(**value["outcome"])
-    is_usable = isinstance(value["key"], str) and isinstance(outcome.text, str) and outcome.status in STATUSES
-    if not is_usable or outcome.status == FAILED:
+    """Key, outcome and time of a line. Raises ValueError, KeyError, TypeError or DataError for anything else."""
+    outcome = decode(ChatOutcome, value["outcome"])
+    if not isinstance(value["key"], str) or outcome.status not in STATUSES or outcome.status == FAILED:
         raise ValueError("not an answer")
     when = value.get("time")
     return value["key"], outcome, float(when) if isinstance(when, int | float) else None

@@ -1,21 +1,20 @@
 """What is wrong with a set of replies at a glance: repetition, length, questions, kinds of response, leaked templates.
 
-Definitions: docs/metrics.md. Shares are in percent.
+Definitions: docs/metrics.md. The columns are found by patterns, so the host counts them; the four-grams of all replies
+are counted under jit. A new column is one entry of what `health_columns` returns.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Int
+import numpy as np
+from jaxtyping import Float
 
-from empathax.errors import DataError
-from empathax.evaluation.metrics.id_rows import one_row
-from empathax.evaluation.metrics.ngrams import TableSizes, ngram_table
-from empathax.evaluation.metrics.words import lower_pieces, treebank_piece
+from empathax.evaluation.metrics.ngrams import count_ngrams
+from empathax.evaluation.metrics.words import TextIds
 
 # Wordings that mark a kind of response; a reply may be of several kinds.
 CUES = {
@@ -35,74 +34,48 @@ _TEMPLATE = re.compile(
     r"<\|[^|<>\s]{1,40}\|>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS)\]|<</?SYS>>|</?s>|</?think>"
     r"|</?(?:start_of_turn|end_of_turn|bos|eos|pad|unk)>"
 )
-NAMES = ("reply_words", "empty_replies", "questions_per_reply", *CUES, "template_leakage")
-_PER_REPLY = ("reply_words", "questions_per_reply")  # counts; all others are shares
-SCALE = {name: 1.0 if name in _PER_REPLY else 100.0 for name in (*NAMES, "repeated_replies")}
+_QUESTIONS = re.compile(r"\?+").findall
 
 
-def dialogue_health(
-    replies: Sequence[str],
-    *,
-    dialogue_ids: Sequence[Hashable] | None = None,
-    histories: Sequence[Sequence[str]] | None = None,
-    special_tokens: Sequence[str] = (),
-) -> dict[str, float]:
-    """The numbers of `replies`, in the order in which they were said.
+def health_columns(replies: Sequence[str], words: TextIds) -> dict[str, Float[np.ndarray, " E"]]:
+    """A number for each reply by metric name: counts, or 0 and 100. `words` are the replies' Treebank words."""
+    plain = [" ".join(reply.lower().replace("’", "'").split()) for reply in replies]
+
+    def share(is_so: Callable[[str], object], texts: Sequence[str] = plain) -> Float[np.ndarray, " E"]:
+        return np.array([100.0 if is_so(text) else 0.0 for text in texts])
+
+    return {
+        "reply_words": words.lengths_N.astype(np.float64),
+        "empty_replies": share(lambda text: not text),
+        "questions_per_reply": np.array([float(len(_QUESTIONS(text))) for text in plain]),
+        **{kind: share(finds) for kind, finds in _CUES.items()},
+        "template_leakage": share(leaks_template, replies),
+    }
+
+
+def repeated_replies(
+    replies: Sequence[str], dialogues: Sequence[Hashable], histories: Sequence[Sequence[str]]
+) -> Float[np.ndarray, " E"]:
+    """100 for a reply that was said before in its dialogue, but for case and spacing; an empty one never was.
 
     Args:
-        dialogue_ids: the dialogue of each reply. Without it and `histories` there is no `repeated_replies`.
-        histories: the supporter turns before each reply, for replies to given histories.
-        special_tokens: a tokenizer's control tokens, besides those of the known templates.
-
-    Raises:
-        DataError: no replies, or not one dialogue id or history for each.
+        replies: in the order in which they were said.
+        dialogues: the dialogue of each.
+        histories: the supporter's turns before each.
     """
-    columns = health_columns(replies, dialogue_ids=dialogue_ids, histories=histories, special_tokens=special_tokens)
-    return health_metrics(replies, columns)
+    said: dict[Hashable, set[str]] = {}
+    found = []
+    for reply, dialogue, history in zip(replies, dialogues, histories, strict=True):
+        own, earlier = _same(reply), said.setdefault(dialogue, set())
+        found.append(100.0 if own and own in earlier | set(map(_same, history)) else 0.0)
+        earlier.add(own)
+    return np.array(found)
 
 
-def health_metrics(replies: Sequence[str], columns: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    """The numbers of `replies` from their `health_columns`."""
-    row_1K = one_row(lower_pieces(replies).ids(treebank_piece))
-    sums, sizes = jax.device_get(_count(jnp.array(list(columns.values()), jnp.int32), row_1K))
-    found = {name: SCALE[name] * int(total) / len(replies) for name, total in zip(columns, sums, strict=True)}
-    return found | {"top_4gram_share": 100.0 * int(sizes.most) / max(int(sizes.total), 1)}
-
-
-def health_columns(
-    replies: Sequence[str],
-    *,
-    dialogue_ids: Sequence[Hashable] | None = None,
-    histories: Sequence[Sequence[str]] | None = None,
-    special_tokens: Sequence[str] = (),
-) -> dict[str, list[int]]:
-    """A number for each reply: metric -> counts, or 0 and 1. Times SCALE, their mean is the metric.
-
-    Arguments and errors as `dialogue_health`; `top_4gram_share` is of all replies together and not among them.
-    """
-    _check(replies, dialogue_ids, histories)
-    words = lower_pieces(replies).ids(treebank_piece)
-    columns = dict(zip(NAMES, _columns(replies, words.lengths_N.tolist(), special_tokens), strict=True))
-    if dialogue_ids is None and histories is None:
-        return columns
-    return columns | {"repeated_replies": _repeats(replies, dialogue_ids, histories)}
-
-
-@jax.jit
-def _count(columns_FN: Int[Array, "F N"], row_1K: Int[Array, "1 K"]) -> tuple[Array, TableSizes]:
-    return jnp.sum(columns_FN, axis=1), ngram_table(row_1K, 4).sizes()
-
-
-def _columns(replies: Sequence[str], num_words: Sequence[int], special_tokens: Sequence[str]) -> Iterator[list[int]]:
-    """One number a reply for each of NAMES."""
-    plain = [" ".join(reply.lower().replace("’", "'").split()) for reply in replies]
-    own = re.compile("|".join(map(re.escape, special_tokens)) or r"(?!)").search
-    yield list(num_words)
-    yield [not text for text in plain]
-    yield [len(re.findall(r"\?+", text)) for text in plain]
-    for finds in _CUES.values():
-        yield [finds(text) is not None for text in plain]
-    yield [bool(leaks_template(reply) or own(reply)) for reply in replies]
+def top_4gram_share(words: TextIds) -> float:
+    """Occurrences of the most frequent four-gram over all four-grams of all replies, x100. Of no single reply."""
+    counts = jax.device_get(count_ngrams(words.in_one_row()[0], 4))
+    return 100.0 * int(counts.most) / max(int(counts.total), 1)
 
 
 def leaks_template(reply: str) -> bool:
@@ -110,30 +83,5 @@ def leaks_template(reply: str) -> bool:
     return _TEMPLATE.search(reply) is not None
 
 
-def _repeats(
-    replies: Sequence[str], dialogue_ids: Sequence[Hashable] | None, histories: Sequence[Sequence[str]] | None
-) -> list[int]:
-    """Whether a reply was said before in its dialogue, but for case and spacing; an empty one never was."""
-    said: dict[Hashable, set[str]] = {}
-    found: list[int] = []
-    for number, reply in enumerate(replies):
-        own = _same(reply)
-        earlier = said.setdefault(dialogue_ids[number], set()) if dialogue_ids is not None else set()
-        before = earlier | {_same(turn) for turn in histories[number]} if histories is not None else earlier
-        found.append(bool(own) and own in before)
-        earlier.add(own)
-    return found
-
-
 def _same(text: str) -> str:
     return " ".join(text.casefold().split())
-
-
-def _check(
-    replies: Sequence[str], dialogue_ids: Sequence[Hashable] | None, histories: Sequence[Sequence[str]] | None
-) -> None:
-    if not replies:
-        raise DataError("found no replies: expected at least one")
-    for name, values in (("dialogue_ids", dialogue_ids), ("histories", histories)):
-        if values is not None and len(values) != len(replies):
-            raise DataError(f"found {len(values)} {name} for {len(replies)} replies: expected one for each")

@@ -7,67 +7,30 @@ level l among a model's replies in quartile q, V_q^l the reference's, and
 
     validation_gap_l = 1/4 * sum over q of (T_q^l - V_q^l)^2        lower is better; the mean over l is the headline.
 
-Shares and gaps take any number of leading axes, so that a thousand resamples are one call.
+Levels and counts are taken under jit. Shares and gaps work on any kind of array with any number of leading axes, so
+that a thousand resamples are one call.
+
+Axes: E replies, D dialogues, Q quartiles, L levels.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import TypeVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from empathax.errors import ConfigError
 
 LEVELS = ("listening", "reflection", "validating", "genuineness")  # Linehan's six merged to four, lowest first
 NUM_LEVELS = len(LEVELS)
 NUM_QUARTILES = 4
-
-AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)  # [*R, 4, 4] in; [*R, 4, 4] or [*R] out
-
-
-def shares(counts_QL: AnyArray, normalise: str) -> AnyArray:
-    """Counts [quartile, level] as shares of a quartile ("quartile") or of a level ("level"); zeros where none are."""
-    totals = counts_QL.sum(axis=-1 if normalise == "quartile" else -2, keepdims=True)
-    return counts_QL / totals.clip(min=1)
-
-
-def gap_by_level(model_QL: AnyArray, reference_QL: AnyArray) -> dict[str, AnyArray]:
-    """`validation_gap_LEVEL` = 1/4 sum over quartiles of the squared difference, and `validation_gap`, the mean."""
-    gap_L = ((model_QL - reference_QL) ** 2).mean(axis=-2)
-    by_level = {f"validation_gap_{level}": gap_L[..., number] for number, level in enumerate(LEVELS)}
-    return {"validation_gap": gap_L.mean(axis=-1), **by_level}
-
-
 NORMALISATIONS = ("quartile", "level")
 
-
-@flax.struct.dataclass
-class LevelCounts:
-    """How many replies of each quartile have each level: a state that adds up over batches, devices and hosts."""
-
-    counts_QL: Int[Array, "4 4"]
-
-    @classmethod
-    def empty(cls) -> LevelCounts:
-        """No replies yet."""
-        return cls(jnp.zeros((NUM_QUARTILES, len(LEVELS)), jnp.int32))
-
-    def merge(self, other: LevelCounts) -> LevelCounts:
-        """The counts of both; exact, in any order."""
-        return LevelCounts(self.counts_QL + other.counts_QL)
-
-    def shares(self, normalise: str = "quartile") -> Float[Array, "4 4"]:
-        """Shares [quartile, level] that sum to 1 over levels ("quartile") or over quartiles ("level").
-
-        An empty quartile (or a level that nobody uses) has zeros. Raises a ConfigError for another `normalise`.
-        """
-        if normalise not in NORMALISATIONS:
-            raise ConfigError(f"normalise = {normalise!r}: expected one of {', '.join(NORMALISATIONS)}")
-        return shares(self.counts_QL, normalise)
+AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)  # [*R, 4, 4] in; [*R, 4, 4] or [*R] out
 
 
 def quartile(index: int, num_turns: int) -> int:
@@ -77,20 +40,34 @@ def quartile(index: int, num_turns: int) -> int:
     return min(NUM_QUARTILES - 1, NUM_QUARTILES * index // num_turns)
 
 
+@jax.jit
+def most_likely(logits_EC: Float[Array, "E C"]) -> Int[Array, " E"]:
+    """The class of the largest logit, the first one of equals."""
+    return jnp.argmax(logits_EC, axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames="num_dialogues")
 def count_levels(
-    levels_B: Int[Array, " B"], quartiles_B: Int[Array, " B"], valid_B: Bool[Array, " B"] | None = None
-) -> LevelCounts:
-    """Counts of replies with levels and quartiles from 0 to 3; rows that are not valid (padding) do not count."""
-    cells_BQL = (
-        (quartiles_B[:, None, None] == jnp.arange(NUM_QUARTILES)[:, None])
-        & (levels_B[:, None, None] == jnp.arange(len(LEVELS)))
-        & (True if valid_B is None else valid_B[:, None, None])
-    )
-    return LevelCounts(cells_BQL.sum(axis=0, dtype=jnp.int32))
+    levels_E: Int[Array, " E"], quartiles_E: Int[Array, " E"], dialogues_E: Int[Array, " E"], num_dialogues: int
+) -> Int[Array, "D Q L"]:
+    """How many replies of each dialogue and quartile have each level. All indices are from 0 and in range."""
+    empty_DQL = jnp.zeros((num_dialogues, NUM_QUARTILES, NUM_LEVELS), jnp.int32)
+    return empty_DQL.at[dialogues_E, quartiles_E, levels_E].add(1)
 
 
-def validation_gap(
-    model: LevelCounts, reference: LevelCounts, normalise: str = "quartile"
-) -> dict[str, Float[Array, ""]]:
-    """`validation_gap_LEVEL` of the four levels, and `validation_gap`, their mean. Can run inside jit."""
-    return gap_by_level(model.shares(normalise), reference.shares(normalise))
+def shares(counts_QL: AnyArray, normalise: str) -> AnyArray:
+    """Counts [quartile, level] as shares of a quartile ("quartile") or of a level ("level"); zeros where none are.
+
+    Raises a ConfigError for another `normalise`.
+    """
+    if normalise not in NORMALISATIONS:
+        raise ConfigError(f"normalise = {normalise!r}: expected one of {', '.join(NORMALISATIONS)}")
+    totals = counts_QL.sum(axis=-1 if normalise == "quartile" else -2, keepdims=True)
+    return counts_QL / totals.clip(min=1)
+
+
+def validation_gap(model_QL: AnyArray, reference_QL: AnyArray, normalise: str = "quartile") -> dict[str, AnyArray]:
+    """`validation_gap`, the mean, and `validation_gap_LEVEL` of the four levels, from counts [quartile, level]."""
+    gap_L = ((shares(model_QL, normalise) - shares(reference_QL, normalise)) ** 2).mean(axis=-2)
+    by_level = {f"validation_gap_{level}": gap_L[..., number] for number, level in enumerate(LEVELS)}
+    return {"validation_gap": gap_L.mean(axis=-1), **by_level}

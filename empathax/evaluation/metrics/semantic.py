@@ -3,51 +3,24 @@
 BERTScore matches every token with the most similar one of the other text: precision is the mean over the reply's
 tokens, recall over the reference's, F1 their harmonic mean. As in the bert-score package, [CLS] and [SEP] can be
 matched but are not averaged, there is no idf weighting, and scores are not rescaled. States are the last layer's.
+
+The encoder and the matching run under jit, batch by batch; a new column is one entry of what `pair_scores` returns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from empathax.models.encoder.encoder import EncoderConfig, Params, mean_pooled, normalised, token_states
 from empathax.models.encoder.files import LoadedEncoder
 from empathax.models.encoder.text import EncoderBatch, EncoderText
 
-METRICS = ("semantic_similarity", "bertscore_precision", "bertscore_recall", "bertscore_f1")
 _UNSEEN = -2.0  # below every cosine
-
-
-@flax.struct.dataclass
-class SemanticSums:
-    """Sums over pairs of reply and reference: a state that adds up over batches, devices and hosts."""
-
-    similarity: Float[Array, ""]
-    precision: Float[Array, ""]
-    recall: Float[Array, ""]
-    f1: Float[Array, ""]
-    count: Int[Array, ""]
-
-    @classmethod
-    def empty(cls) -> SemanticSums:
-        """No pairs yet."""
-        zero = jnp.float32(0.0)
-        return cls(zero, zero, zero, zero, jnp.int32(0))
-
-    def merge(self, other: SemanticSums) -> SemanticSums:
-        """The sums of both."""
-        return jax.tree.map(jnp.add, self, other)
-
-    def compute(self) -> dict[str, Float[Array, ""]]:
-        """Means over all pairs; NaN if there is none."""
-        totals = (self.similarity, self.precision, self.recall, self.f1)
-        return {name: total / self.count for name, total in zip(METRICS, totals, strict=True)}
 
 
 def semantic_similarity(
@@ -83,80 +56,45 @@ def bertscore(
     return precision_B, recall_B, f1_B
 
 
-class PairScores(NamedTuple):
-    """The scores of each pair."""
-
-    similarity: Float[Array, " B"]
-    precision: Float[Array, " B"]
-    recall: Float[Array, " B"]
-    f1: Float[Array, " B"]
-
-
-def pair_scores(params: Params, config: EncoderConfig, replies: EncoderBatch, references: EncoderBatch) -> PairScores:
-    """The scores of a batch of pairs; to be called inside jit. Rows are [CLS] text [SEP]."""
+def pair_scores(
+    params: Params, config: EncoderConfig, replies: EncoderBatch, references: EncoderBatch
+) -> dict[str, Float[Array, " B"]]:
+    """The scores of each pair of a batch by metric name; to be called inside jit. Rows are [CLS] text [SEP]."""
     a_BTD = token_states(params, config, replies.token_ids_BT, replies.mask_BT)
     b_BSD = token_states(params, config, references.token_ids_BT, references.mask_BT)
-    return PairScores(
-        semantic_similarity(a_BTD, replies.mask_BT, b_BSD, references.mask_BT),
-        *bertscore(
-            a_BTD,
-            replies.mask_BT,
-            b_BSD,
-            references.mask_BT,
-            reply_weights_BT=_inner(replies.mask_BT),
-            reference_weights_BS=_inner(references.mask_BT),
-        ),
+    precision_B, recall_B, f1_B = bertscore(
+        a_BTD,
+        replies.mask_BT,
+        b_BSD,
+        references.mask_BT,
+        reply_weights_BT=_inner(replies.mask_BT),
+        reference_weights_BS=_inner(references.mask_BT),
     )
+    return {
+        "semantic_similarity": semantic_similarity(a_BTD, replies.mask_BT, b_BSD, references.mask_BT),
+        "bertscore_precision": precision_B,
+        "bertscore_recall": recall_B,
+        "bertscore_f1": f1_B,
+    }
 
 
-def score_pairs(
-    params: Params,
-    config: EncoderConfig,
-    replies: EncoderBatch,
-    references: EncoderBatch,
-    valid_B: Bool[Array, " B"],
-) -> SemanticSums:
-    """Sums over the valid rows of a batch of pairs; to be called inside jit."""
-    scores = pair_scores(params, config, replies, references)
-    similarity, precision, recall, f1 = (jnp.sum(jnp.where(valid_B, values_B, 0.0)) for values_B in scores)
-    return SemanticSums(similarity, precision, recall, f1, jnp.sum(valid_B))
-
-
-def semantic_scores(
-    encoder: LoadedEncoder, replies: Sequence[str], references: Sequence[str], batch_size: int = 32
-) -> SemanticSums:
-    """Sums over all pairs; too long texts lose their end."""
-    sums = SemanticSums.empty()
-    for numbers, *batch in _pair_batches(encoder, replies, references, batch_size):
-        valid_B = np.arange(batch_size) < len(numbers)
-        sums = sums.merge(_jitted_pairs(encoder.params, encoder.config, *batch, valid_B))
-    return sums
+_jitted_scores = jax.jit(pair_scores, static_argnames=("config",))
 
 
 def semantic_values(
     encoder: LoadedEncoder, replies: Sequence[str], references: Sequence[str], batch_size: int = 32
 ) -> dict[str, Float[np.ndarray, " E"]]:
-    """The scores of every pair by metric name, in the pairs' order; their means are those of `semantic_scores`."""
-    values_ES = np.zeros((len(replies), len(PairScores._fields)))
-    for numbers, *batch in _pair_batches(encoder, replies, references, batch_size):
-        scores = jax.device_get(_jitted_values(encoder.params, encoder.config, *batch))
-        values_ES[numbers] = np.stack(scores, axis=1)[: len(numbers)]
-    return dict(zip(METRICS, values_ES.T, strict=True))
-
-
-def _pair_batches(
-    encoder: LoadedEncoder, replies: Sequence[str], references: Sequence[str], batch_size: int
-) -> Iterator[tuple[Int[np.ndarray, " M"], EncoderBatch, EncoderBatch]]:
-    """(which pairs, their replies, their references): M <= batch_size pairs, filled up to the batch's size."""
+    """The scores of every pair by metric name, in the pairs' order; too long texts lose their end."""
     text = EncoderText(encoder.tokenizer, encoder.config)
     reply_rows, reference_rows = [text.row(one) for one in replies], [text.row(one) for one in references]
+    found: dict[str, np.ndarray] = {}
     for numbers, batch in text.batches(reply_rows, batch_size):
         filled = np.pad(numbers, (0, batch_size - len(numbers)), mode="edge")
-        yield numbers, batch, text.batch([reference_rows[number] for number in filled])
-
-
-_jitted_values = jax.jit(pair_scores, static_argnames=("config",))
-_jitted_pairs = jax.jit(score_pairs, static_argnames=("config",))
+        references_batch = text.batch([reference_rows[number] for number in filled])
+        scores = jax.device_get(_jitted_scores(encoder.params, encoder.config, batch, references_batch))
+        for name, values_B in scores.items():
+            found.setdefault(name, np.zeros(len(replies)))[numbers] = values_B[: len(numbers)]
+    return found
 
 
 def _inner(mask_BT: Array) -> Array:

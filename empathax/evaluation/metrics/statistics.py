@@ -1,11 +1,11 @@
-"""Per-example statistics of metrics: additive parts from which a metric can be computed again for any set of dialogues.
+"""Per-example statistics: what a metric is computed from, on all dialogues (its value) or on resamples (its interval).
 
-Axes: E examples (replies or pairs), D dialogues, R resamples. `weights_RD` says how often each dialogue is in a
-resample; a row of ones gives the metric itself.
+A metric's value is its estimate with every dialogue once (`Statistic.metrics`); the replicates behind its interval are
+the same estimate with resampled weights (bootstrap.py). Sums and quotients are float64 on the host, n-grams and levels
+are counted under jit. KINDS lists the kinds of statistics as evaluation.json names them (docs/report.md).
 
-Statistics of replies as wholes: Distinct from their words, corpus BLEU from n-gram counts, gaps from levels.
-
-Axes as in statistics.py, with N orders of n-grams, K n-grams, Q quartiles, L levels and C = Q x L cells.
+Axes: E examples (replies or pairs), D dialogues, R resamples, N orders of n-grams, Q quartiles, L levels. `weights_RD`
+says how often each dialogue is in a resample.
 """
 
 from __future__ import annotations
@@ -15,10 +15,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from empathax.evaluation.metrics.levels import NUM_LEVELS, gap_by_level, shares
+from empathax.evaluation.metrics.levels import NORMALISATIONS, NUM_LEVELS, count_levels, shares, validation_gap
+from empathax.evaluation.metrics.ngrams import distinct_ngrams
+from empathax.evaluation.metrics.overlap import MAX_ORDER
+from empathax.evaluation.metrics.words import MAX_ID, TextIds
+
+DISTINCT_ORDERS = (1, 2, 3)
 
 Weights = Float[np.ndarray, "R D"]
 Replicates = Mapping[str, Float[np.ndarray, " R"]]
@@ -32,6 +38,12 @@ class Statistic:
     is_biased: ClassVar[bool] = False  # resamples repeat dialogues, and that alone moves the metric
     highest: ClassVar[float] = math.inf  # that the metric can be
     dialogues: tuple[str, ...]
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """The metrics that the entry `name` of a record gives: their estimates with every dialogue once."""
+        order = self.all_dialogues()
+        found = self.estimates(name, order, np.ones((1, len(order))))
+        return {metric: float(value_R[0]) for metric, value_R in found.items()}
 
     def estimates(self, name: str, order: Sequence[str], weights_RD: Weights) -> Replicates:
         """The metrics that the entry `name` of a record gives, by name, on each resample of the dialogues `order`."""
@@ -57,6 +69,20 @@ class Statistic:
     def _value_problems(self) -> list[str]:
         return []
 
+    def _sums(self, order: Sequence[str], weights_RD: Weights, values: Sequence[object]) -> np.ndarray:
+        """[R, ...] sums of one value (or row of values) per example over the examples of each resample, in float64."""
+        values_E = np.array(values, float)
+        sums_D = np.zeros((len(order), *values_E.shape[1:]))
+        np.add.at(sums_D, _places(self.dialogues, order), values_E)
+        return weights_RD @ sums_D
+
+    def _ratio(
+        self, order: Sequence[str], weights_RD: Weights, above: Sequence[float], below: Sequence[float]
+    ) -> Float[np.ndarray, " R"]:
+        """Sum over sum; NaN where a resample has nothing to divide by, which an interval leaves out."""
+        above_R, below_R = (self._sums(order, weights_RD, values) for values in (above, below))
+        return np.divide(above_R, below_R, out=np.full_like(above_R, np.nan), where=below_R > 0)
+
 
 @dataclass(frozen=True)
 class MeanOfValues(Statistic):
@@ -71,8 +97,14 @@ class MeanOfValues(Statistic):
         return cls(dialogues, tuple(values_E.astype(np.float64).tolist()))
 
     def estimates(self, name: str, order: Sequence[str], weights_RD: Weights) -> Replicates:
-        sums_D, counts_D = by_dialogue(self.dialogues, order, np.array(self.values)), _counts(self.dialogues, order)
-        return {name: _quotient(weights_RD @ sums_D, weights_RD @ counts_D)}
+        return {name: self._ratio(order, weights_RD, self.values, (1.0,) * len(self.values))}
+
+
+def mean_of_known(dialogues: Sequence[str], values_E: Float[np.ndarray, " E"]) -> MeanOfValues | None:
+    """The mean over the examples that have a value, without those that are NaN; None if none has."""
+    is_known_E = np.isfinite(values_E)
+    known = tuple(dialogue for dialogue, is_known in zip(dialogues, is_known_E.tolist(), strict=True) if is_known)
+    return MeanOfValues.of(known, values_E[is_known_E]) if known else None
 
 
 @dataclass(frozen=True)
@@ -84,9 +116,7 @@ class RatioOfSums(Statistic):
     denominators: tuple[float, ...]
 
     def estimates(self, name: str, order: Sequence[str], weights_RD: Weights) -> Replicates:
-        top_D = by_dialogue(self.dialogues, order, np.array(self.numerators))
-        bottom_D = by_dialogue(self.dialogues, order, np.array(self.denominators))
-        return {name: _quotient(weights_RD @ top_D, weights_RD @ bottom_D)}
+        return {name: self._ratio(order, weights_RD, self.numerators, self.denominators)}
 
     def _value_problems(self) -> list[str]:
         is_usable = min(self.denominators) >= 0 and sum(self.denominators) > 0
@@ -102,8 +132,7 @@ class LogLikelihoods(Statistic):
     tokens: tuple[int, ...]
 
     def estimates(self, name: str, order: Sequence[str], weights_RD: Weights) -> Replicates:
-        ratio = RatioOfSums(self.dialogues, self.nlls, self.tokens).estimates(name, order, weights_RD)
-        return {name: np.exp(ratio[name])}
+        return {name: np.exp(self._ratio(order, weights_RD, self.nlls, self.tokens))}
 
     def _value_problems(self) -> list[str]:
         is_usable = min(self.tokens) >= 0 and sum(self.tokens) > 0
@@ -118,38 +147,9 @@ class RewardMargins(Statistic):
     margins: tuple[float, ...]
 
     def estimates(self, name: str, order: Sequence[str], weights_RD: Weights) -> Replicates:
-        margins_E = np.array(self.margins)
-        wins = MeanOfValues(self.dialogues, tuple((margins_E > 0).astype(float)))
-        return {
-            **MeanOfValues(self.dialogues, self.margins).estimates("reward_margin", order, weights_RD),
-            **wins.estimates("reward_accuracy", order, weights_RD),
-        }
-
-
-def places(dialogues: Sequence[str], order: Sequence[str]) -> Int[np.ndarray, " E"]:
-    """The place of each dialogue in `order`."""
-    place = {dialogue: number for number, dialogue in enumerate(order)}
-    return np.array([place[dialogue] for dialogue in dialogues], np.int64)
-
-
-def by_dialogue(dialogues: Sequence[str], order: Sequence[str], values_E: np.ndarray) -> np.ndarray:
-    """Sums over the examples of each dialogue: [D, ...]."""
-    sums_D = np.zeros((len(order), *values_E.shape[1:]))
-    np.add.at(sums_D, places(dialogues, order), values_E)
-    return sums_D
-
-
-def _counts(dialogues: Sequence[str], order: Sequence[str]) -> Float[np.ndarray, " D"]:
-    return np.bincount(places(dialogues, order), minlength=len(order)).astype(float)
-
-
-def _quotient(top_R: np.ndarray, bottom_R: np.ndarray) -> np.ndarray:
-    """NaN where a resample has nothing to divide by; such resamples are left out of an interval."""
-    return np.divide(top_R, bottom_R, out=np.full_like(top_R, np.nan), where=bottom_R > 0)
-
-
-DISTINCT_ORDERS = (1, 2, 3)
-BLEU_ORDERS = 4
+        columns = {"reward_margin": self.margins, "reward_accuracy": tuple(float(one > 0) for one in self.margins)}
+        ones = (1.0,) * len(self.margins)
+        return {metric: self._ratio(order, weights_RD, column, ones) for metric, column in columns.items()}
 
 
 @dataclass(frozen=True)
@@ -162,22 +162,20 @@ class ReplyWords(Statistic):
     words: tuple[tuple[int, ...], ...]
 
     def estimates(self, name: str, order: Sequence[str], weights_RD: Weights) -> Replicates:
-        place_E = places(self.dialogues, order)
-        return {f"distinct_{n}": self._distinct(n, place_E, weights_RD) for n in DISTINCT_ORDERS}
+        ids = TextIds.of(self.words)
+        ids_P, text_P = ids.in_one_row()
+        owners_P = _places(self.dialogues, order)[text_P].astype(np.int32)
+        found = {}
+        for n in DISTINCT_ORDERS:
+            distinct_R = np.asarray(distinct_ngrams(ids_P, owners_P, weights_RD > 0, n), np.float64)
+            totals_R = self._sums(order, weights_RD, np.maximum(ids.lengths_N - n + 1, 0).tolist())
+            found[f"distinct_{n}"] = 100.0 * distinct_R / np.maximum(totals_R, 1)
+        return found
 
-    def _distinct(self, n: int, place_E: Int[np.ndarray, " E"], weights_RD: Weights) -> Float[np.ndarray, " R"]:
-        rows = [np.lib.stride_tricks.sliding_window_view(np.array(reply), n) for reply in self.words if len(reply) >= n]
-        if not rows:
-            return np.zeros(len(weights_RD))
-        place_K = np.repeat(place_E, [max(len(reply) - n + 1, 0) for reply in self.words])
-        _, type_K = np.unique(np.concatenate(rows), axis=0, return_inverse=True)
-        # (type, dialogue) once each, sorted by type: a type is there if one of its dialogues is drawn
-        entry_2K = np.unique(np.stack([type_K.reshape(-1), place_K]), axis=1)
-        starts = np.flatnonzero(np.diff(entry_2K[0], prepend=-1))
-        is_drawn_RD = weights_RD > 0
-        distinct_R = [np.logical_or.reduceat(drawn_D[entry_2K[1]], starts).sum() for drawn_D in is_drawn_RD]
-        total_R = weights_RD @ np.bincount(place_K, minlength=weights_RD.shape[1])
-        return 100.0 * np.array(distinct_R) / np.maximum(total_R, 1)
+    def _value_problems(self) -> list[str]:
+        ends = [end for reply in self.words if reply for end in (min(reply), max(reply))]
+        is_usable = not ends or (min(ends) >= 0 and max(ends) <= MAX_ID)
+        return [] if is_usable else [f"has word ids from {min(ends)} to {max(ends)}: expected 0 to {MAX_ID}"]
 
 
 @dataclass(frozen=True)
@@ -195,19 +193,17 @@ class BleuCounts(Statistic):
     reference_lengths: tuple[int, ...]
 
     def estimates(self, name: str, order: Sequence[str], weights_RD: Weights) -> Replicates:
-        def sums(values: Sequence[object]) -> np.ndarray:
-            return weights_RD @ by_dialogue(self.dialogues, order, np.array(values, float))
-
-        matches_RN, totals_RN = sums(self.matches), sums(self.totals)
+        columns = self.matches, self.totals, self.lengths, self.reference_lengths
+        matches_RN, totals_RN, lengths_R, references_R = (self._sums(order, weights_RD, column) for column in columns)
         smoothed_RN = np.where(matches_RN > 0, matches_RN, 2.0 ** -np.cumsum(matches_RN == 0, axis=1))
         precisions_RN = smoothed_RN / np.maximum(totals_RN, 1)
-        penalty_R = np.minimum(0.0, 1.0 - sums(self.reference_lengths) / np.maximum(sums(self.lengths), 1))
+        penalty_R = np.minimum(0.0, 1.0 - references_R / np.maximum(lengths_R, 1))
         score_R = 100.0 * np.exp(penalty_R + np.log(precisions_RN).mean(axis=1))
         return {name: np.where((matches_RN[:, 0] > 0) & (totals_RN > 0).all(axis=1), score_R, 0.0)}
 
     def _value_problems(self) -> list[str]:
-        is_four = all(len(row) == BLEU_ORDERS for row in (*self.matches, *self.totals))
-        return [] if is_four else [f"has counts of other than {BLEU_ORDERS} orders for some reply"]
+        is_four = all(len(row) == MAX_ORDER for row in (*self.matches, *self.totals))
+        return [] if is_four else [f"has counts of other than {MAX_ORDER} orders for some reply"]
 
 
 @dataclass(frozen=True)
@@ -228,29 +224,29 @@ class ReplyLevels(Statistic):
         return tuple(sorted({*self.dialogues, *self.reference_dialogues}))
 
     def estimates(self, name: str, order: Sequence[str], weights_RD: Weights) -> Replicates:
-        model_RQL, reference_RQL = (
-            shares((weights_RD @ counts_DC).reshape(-1, NUM_LEVELS, NUM_LEVELS), self.normalise)
-            for counts_DC in self._counts_by_dialogue(order)
-        )
-        return gap_by_level(model_RQL, reference_RQL)
+        model_RQL, reference_RQL = (np.tensordot(weights_RD, counts, 1) for counts in self._counts_DQL(order))
+        return validation_gap(model_RQL, reference_RQL, self.normalise)
+
+    def counts(self) -> tuple[Int[np.ndarray, "Q L"], Int[np.ndarray, "Q L"]]:
+        """How many of the model's and of the reference's replies in each quartile have each level."""
+        model_DQL, reference_DQL = self._counts_DQL(self.all_dialogues())
+        return model_DQL.sum(axis=0), reference_DQL.sum(axis=0)
 
     def shares_in_quartiles(self) -> tuple[np.ndarray, np.ndarray]:
         """Shares [quartile, level] of model and reference; they sum to 1 over the levels of a quartile."""
-        model_QL, reference_QL = (
-            shares(counts_DC.sum(axis=0).reshape(NUM_LEVELS, NUM_LEVELS), "quartile")
-            for counts_DC in self._counts_by_dialogue(self.all_dialogues())
-        )
-        return model_QL, reference_QL
+        model_QL, reference_QL = self.counts()
+        return shares(model_QL, "quartile"), shares(reference_QL, "quartile")
 
-    def _counts_by_dialogue(self, order: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        def counts(dialogues: Sequence[str], quartiles: Sequence[int], levels: Sequence[int]) -> np.ndarray:
-            cell_E = NUM_LEVELS * np.array(quartiles) + np.array(levels)
-            return by_dialogue(dialogues, order, np.eye(NUM_LEVELS**2)[cell_E])
-
-        return (
-            counts(self.dialogues, self.quartiles, self.levels),
-            counts(self.reference_dialogues, self.reference_quartiles, self.reference_levels),
+    def _counts_DQL(self, order: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        sides = (
+            (self.levels, self.quartiles, self.dialogues),
+            (self.reference_levels, self.reference_quartiles, self.reference_dialogues),
         )
+        model, reference = (
+            count_levels(np.array(levels), np.array(quartiles), _places(dialogues, order), len(order))
+            for levels, quartiles, dialogues in sides
+        )
+        return jax.device_get((model, reference))
 
     def problems(self) -> list[str]:
         reference = (self.reference_dialogues, self.reference_levels, self.reference_quartiles)
@@ -265,9 +261,15 @@ class ReplyLevels(Statistic):
         numbers = {*self.levels, *self.quartiles, *self.reference_levels, *self.reference_quartiles}
         outside = sorted(numbers - set(range(NUM_LEVELS)))
         found = [f"has levels or quartiles {outside}: expected 0 to {NUM_LEVELS - 1}"] if outside else []
-        if self.normalise not in ("quartile", "level"):
+        if self.normalise not in NORMALISATIONS:
             found.append(f"has normalise = {self.normalise!r}: expected 'quartile' or 'level'")
         return found
+
+
+def _places(dialogues: Sequence[str], order: Sequence[str]) -> Int[np.ndarray, " E"]:
+    """The place of each dialogue in `order`."""
+    place = {dialogue: number for number, dialogue in enumerate(order)}
+    return np.array([place[dialogue] for dialogue in dialogues], np.int32)
 
 
 KINDS: Mapping[str, type[Statistic]] = {

@@ -1,202 +1,166 @@
-"""BLEU-4, ROUGE-L and Distinct of replies: text (unit "word") or a model's own ids (unit "token") in, numbers out.
+"""BLEU-4, ROUGE-L and Distinct of replies, as per-reply statistics: definitions in docs/metrics.md.
 
-Definitions: docs/metrics.md. Everything is counted under jit from integer ids, in sums that merge exactly; the host
-turns text into ids, and the sums into quotients in float64, once, at the end.
+The host turns text into ids (words.py) and lays them out as blocks of a few shapes. Under jit a block of pairs becomes
+per-reply values (overlap.py). TEXT_METRICS says which values a metric needs, and under which tokenization; a new
+column is one entry there, and a field of `overlap.PairValues` if it counts something new.
+
+Axes as in overlap.py; E pairs of the whole set, in the caller's order, and M of a block.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from typing import Any
 
-import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
-from empathax.errors import ConfigError, DataError
-from empathax.evaluation.metrics.id_rows import PairRows, one_row
-from empathax.evaluation.metrics.ngrams import NgramTable, ngram_table
-from empathax.evaluation.metrics.pair_sums import PairSums, block_sums, count_pairs, merged
-from empathax.evaluation.metrics.words import (
-    TextIds,
-    cased_pieces,
-    lower_pieces,
-    mteval_piece,
-    rouge_piece,
-    treebank_piece,
-)
+from empathax.evaluation.metrics.overlap import PairRows, pair_values
+from empathax.evaluation.metrics.statistics import DISTINCT_ORDERS, BleuCounts, ReplyWords, Statistic, mean_of_known
+from empathax.evaluation.metrics.words import TextIds, TokenizedPairs
 
-DISTINCT_ORDERS = (1, 2, 3)
-_BLEU = ("bleu4_sentence", "bleu4_corpus")
-_DISTINCT = tuple(f"distinct_{n}" for n in DISTINCT_ORDERS)
-REPLY_DISTINCT = tuple(f"distinct_{n}_reply" for n in DISTINCT_ORDERS)
-# tokenization -> the metrics that it feeds
-METRICS_OF = {
-    "treebank": (*_BLEU, "rouge_l_coco", *_DISTINCT, *REPLY_DISTINCT),
-    "rouge": ("rouge_l",),
-    "mteval": ("bleu4_sacre",),
-}
-METRICS = tuple(chain.from_iterable(METRICS_OF.values()))
-
-
-@flax.struct.dataclass
-class TextState:
-    """What a set of pairs adds to the metrics; states merge in any order, across batches, devices and hosts."""
-
-    pairs: PairSums
-    tables: tuple[NgramTable, ...]  # of the replies, one for each of DISTINCT_ORDERS
-
-    def merge(self, other: TextState) -> TextState:
-        """The state of both sets. Their ids must mean the same."""
-        tables = tuple(mine.merge(theirs) for mine, theirs in zip(self.tables, other.tables, strict=True))
-        return TextState(self.pairs.merge(other.pairs), tables)
-
-    def compute(self) -> dict[str, float]:
-        """Every metric of METRICS, all from the same ids. On the host."""
-        sizes = _table_sizes(self.tables)
-        return {**self.pairs.compute(METRICS), **_distinct(dict(zip(_DISTINCT, sizes, strict=True)))}
-
-
-def score_ids(
-    reply_ids_BT: Int[Array, "B T"],
-    reply_lengths_B: Int[Array, " B"],
-    reference_ids_BU: Int[Array, "B U"],
-    reference_lengths_B: Int[Array, " B"],
-    counted_B: Bool[Array, " B"] | None = None,
-) -> TextState:
-    """The state of replies that are ids already (unit "token"): a pure function, to be called under jit.
-
-    Generated ids go in as they are (`Generated.token_ids_BM`; its lengths less the stop token), so that generation and
-    scoring can be one compiled function. Rows may be split over a mesh. Ids are from 0 to `ngrams.MAX_ID`; what is past
-    a row's length is not read, and rows that are not `counted_B` add nothing.
-    """
-    counted_B = reply_lengths_B >= 0 if counted_B is None else counted_B
-    rows = PairRows(reply_ids_BT, reply_lengths_B, reference_ids_BU, reference_lengths_B, counted_B)
-    inside_BT = (jnp.arange(reply_ids_BT.shape[1]) < reply_lengths_B[:, None]) & counted_B[:, None]
-    tables = tuple(ngram_table(reply_ids_BT, n, inside_BT) for n in DISTINCT_ORDERS)
-    return TextState(count_pairs(rows), tables)
-
-
-def score_texts(
-    replies: Sequence[str],
-    references: Sequence[str],
-    *,
-    metrics: Collection[str] = METRICS,
-    unit: str = "word",
-    encode: Callable[[str], Sequence[int]] | None = None,
-    mesh: Mesh | None = None,
-) -> dict[str, float]:
-    """The named metrics of `replies`, each against the reference at its place; x100 as docs/metrics.md says.
-
-    Args:
-        metrics: names of METRICS; only what they need is computed.
-        unit: "word", every metric by the tokenization of its reference implementation, or "token", all of them by the
-            ids of `encode`.
-        mesh: devices to spread the pairs over; the numbers are the same on any.
-
-    Raises:
-        ConfigError: an unknown metric or unit.
-        DataError: no replies, or not one reference for each.
-    """
-    _check(replies, references, metrics, unit, encode)
-    texts = [*replies, *references]
-    ids_of = _encoded(texts, encode) if encode else _word_ids(texts)
-    started = []  # the host turns the next tokenization into ids while a device counts the last one's
-    for tokenization, names in _plan(metrics, unit):
-        ids = ids_of(tokenization)
-        parts = ids[: len(replies)], ids[len(replies) :]
-        started.append(_start(*parts, [name for name in names if name in metrics], mesh))
-    found: dict[str, float] = {}
-    for counts in started:
-        found |= counts.compute()
-    return {name: found[name] for name in METRICS if name in found}
+_MIN_WIDTH = 8
+_MAX_ROWS = 1024
+_MAX_CELLS = 1 << 22  # rows x width x width: one row where a text is that long
 
 
 @dataclass(frozen=True)
-class _Counts:
-    """What one tokenization's metrics are made of, on its way."""
+class Pairs:
+    """Replies and references under one tokenization, with the values of each pair by their names in `PairValues`."""
 
-    sizes: dict[str, tuple[Array, Array]]  # Distinct: different and all n-grams
-    blocks: list[PairSums]
-    pair_names: list[str]
-
-    def compute(self) -> dict[str, float]:
-        found = merged(self.blocks).compute(self.pair_names) if self.blocks else {}
-        return found | _distinct(self.sizes)
+    dialogues: tuple[str, ...]
+    replies: TextIds
+    references: TextIds
+    values: Mapping[str, np.ndarray]  # [E, ...]
 
 
-def _start(replies: TextIds, references: TextIds, names: Sequence[str], mesh: Mesh | None) -> _Counts:
-    sizes = {}
-    if orders := [n for n, name in zip(DISTINCT_ORDERS, _DISTINCT, strict=True) if name in names]:
-        bits = int(replies.ids_K.max(initial=0) + 1).bit_length()
-        sizes = _row_sizes(one_row(replies), tuple(orders), 2**bits - 1)
-        sizes = jax.device_get(sizes) if mesh else sizes  # see block_sums
-    pair_names = [name for name in names if name not in _DISTINCT]
-    return _Counts(sizes, block_sums(replies, references, pair_names, mesh) if pair_names else [], pair_names)
+@dataclass(frozen=True)
+class TextMetric:
+    """`statistic` takes the pairs under `tokenization` with their `values`; None if no reply has a value."""
+
+    tokenization: str
+    values: tuple[str, ...]
+    statistic: Callable[[Pairs], Statistic | None]
 
 
-@functools.partial(jax.jit, static_argnames=("orders", "num_ids"))
-def _row_sizes(row_1K: Int[Array, "1 K"], orders: tuple[int, ...], num_ids: int) -> dict[str, tuple[Array, Array]]:
-    return {f"distinct_{n}": _ratio(ngram_table(row_1K, n, num_ids=num_ids)) for n in orders}
+def text_statistics(
+    ids_of: TokenizedPairs, dialogues: Sequence[str], names: Collection[str] | None = None
+) -> dict[str, Statistic]:
+    """The statistics of TEXT_METRICS (or of those `names`), by name; what no reply has (a bigram, say) is left out.
 
-
-@jax.jit
-def _table_sizes(tables: Sequence[NgramTable]) -> list[tuple[Array, Array]]:
-    return [_ratio(table) for table in tables]
-
-
-def _ratio(table: NgramTable) -> tuple[Array, Array]:
-    sizes = table.sizes()
-    return sizes.distinct, sizes.total
-
-
-def _distinct(sizes: dict[str, tuple[Array, Array]]) -> dict[str, float]:
-    """Different n-grams over all n-grams, x100; 0 if there are none."""
-    return {name: 100.0 * int(distinct) / max(int(total), 1) for name, (distinct, total) in sizes.items()}
-
-
-def _plan(metrics: Collection[str], unit: str) -> Iterable[tuple[str, Sequence[str]]]:
-    """(tokenization, the metrics it feeds), without those that feed none of `metrics`."""
-    plan = METRICS_OF.items() if unit == "word" else [("token", METRICS)]
-    return [(tokenization, names) for tokenization, names in plan if set(names) & set(metrics)]
-
-
-def _word_ids(texts: Sequence[str]) -> Callable[[str], TextIds]:
-    lower = functools.cache(lambda: lower_pieces(texts))
-    ways = {
-        "treebank": lambda: lower().ids(treebank_piece),
-        "rouge": lambda: lower().ids(rouge_piece),
-        "mteval": lambda: cased_pieces(texts).ids(mteval_piece),
+    Args:
+        ids_of: tokenization -> ids of the replies and of their references: `words.tokenized` of texts (unit "word").
+            One that always returns the same ids scores by a model's own tokens (unit "token").
+        dialogues: the dialogue of each pair.
+    """
+    wanted = {name: metric for name, metric in TEXT_METRICS.items() if names is None or name in names}
+    started = {}  # the host turns the next tokenization into ids while a device counts the last one's
+    for tokenization in dict.fromkeys(metric.tokenization for metric in wanted.values()):
+        metrics = [metric for metric in wanted.values() if metric.tokenization == tokenization]
+        ids = ids_of(tokenization)
+        started[tokenization] = ids, _start(*ids, frozenset(name for metric in metrics for name in metric.values))
+    pairs = {
+        tokenization: Pairs(tuple(dialogues), *ids, _gathered(blocks, len(dialogues)))
+        for tokenization, (ids, blocks) in started.items()
     }
-    return lambda tokenization: ways[tokenization]()
+    found = {name: metric.statistic(pairs[metric.tokenization]) for name, metric in wanted.items()}
+    return {name: statistic for name, statistic in found.items() if statistic is not None}
 
 
-def _encoded(texts: Sequence[str], encode: Callable[[str], Sequence[int]]) -> Callable[[str], TextIds]:
-    rows = [list(encode(text)) for text in texts]
-    ids = TextIds(np.array(list(chain.from_iterable(rows)), np.int32), np.array(list(map(len, rows)), np.int64))
-    return lambda _: ids
+def _sentence_bleu(pairs: Pairs) -> Statistic | None:
+    mantissas_E = pairs.values["sentence_mantissas_B"].astype(np.float64)
+    return _mean(pairs, np.ldexp(mantissas_E, pairs.values["sentence_exponents_B"]))
 
 
-def _check(
-    replies: Sequence[str],
-    references: Sequence[str],
-    metrics: Collection[str],
-    unit: str,
-    encode: Callable[[str], Sequence[int]] | None,
-) -> None:
-    if unknown := sorted(set(metrics) - set(METRICS)):
-        raise ConfigError(f"unknown metrics {', '.join(unknown)}: expected some of {', '.join(METRICS)}")
-    if unit not in ("word", "token"):
-        raise ConfigError(f"unit = {unit!r}: expected 'word' or 'token'")
-    if (unit == "token") != (encode is not None):
-        raise ConfigError(f"unit = {unit!r}: 'token' needs `encode`, a text's token ids; 'word' takes none")
-    if not replies or len(replies) != len(references):
-        raise DataError(
-            f"found {len(replies)} replies and {len(references)} references: expected one reference for each reply, "
-            "and at least one"
+def _corpus_bleu(pairs: Pairs, smallest_total: int) -> Statistic:
+    tables = pairs.values["matches_BN"], np.maximum(pairs.values["totals_BN"], smallest_total)
+    matches, totals = (tuple(map(tuple, table.tolist())) for table in tables)
+    lengths, reference_lengths = (tuple(ids.lengths_N.tolist()) for ids in (pairs.replies, pairs.references))
+    return BleuCounts(pairs.dialogues, matches, totals, lengths, reference_lengths)
+
+
+def _rouge(pairs: Pairs, name: str) -> Statistic | None:
+    return _mean(pairs, pairs.values[name].astype(np.float64))
+
+
+def _distinct(pairs: Pairs) -> Statistic:
+    return ReplyWords(pairs.dialogues, pairs.replies.rows())
+
+
+def _reply_distinct(pairs: Pairs, n: int) -> Statistic | None:
+    """Different over all n-grams of each reply; a reply too short to have any has no value."""
+    distinct_E, totals_E = pairs.values["distinct_BN"][:, n - 1], pairs.values["totals_BN"][:, n - 1]
+    return _mean(pairs, np.divide(distinct_E, totals_E, out=np.full(len(totals_E), np.nan), where=totals_E > 0))
+
+
+def _mean(pairs: Pairs, values_E: np.ndarray) -> Statistic | None:
+    return mean_of_known(pairs.dialogues, 100.0 * values_E)
+
+
+_NGRAMS = ("matches_BN", "totals_BN")
+TEXT_METRICS: dict[str, TextMetric] = {
+    "bleu4_sentence": TextMetric("treebank", ("sentence_mantissas_B", "sentence_exponents_B"), _sentence_bleu),
+    # NLTK counts one n-gram for a reply without any
+    "bleu4_corpus": TextMetric("treebank", _NGRAMS, functools.partial(_corpus_bleu, smallest_total=1)),
+    "rouge_l_coco": TextMetric("treebank", ("rouge_l_coco_B",), functools.partial(_rouge, name="rouge_l_coco_B")),
+    "distinct": TextMetric("treebank", (), _distinct),  # gives distinct_1, distinct_2 and distinct_3
+    **{
+        f"distinct_{n}_reply": TextMetric(
+            "treebank", ("distinct_BN", "totals_BN"), functools.partial(_reply_distinct, n=n)
         )
+        for n in DISTINCT_ORDERS
+    },
+    "rouge_l": TextMetric("rouge", ("rouge_l_B",), functools.partial(_rouge, name="rouge_l_B")),
+    "bleu4_sacre": TextMetric("mteval", _NGRAMS, functools.partial(_corpus_bleu, smallest_total=0)),
+}
+
+_Blocks = list[tuple[Int[np.ndarray, " M"], dict[str, Array]]]
+
+
+@functools.partial(jax.jit, static_argnames="names")
+def _block_values(rows: PairRows, names: frozenset[str]) -> dict[str, Array]:
+    return {name: value for name, value in vars(pair_values(rows)).items() if name in names}
+
+
+def _start(replies: TextIds, references: TextIds, names: frozenset[str]) -> _Blocks:
+    """Dispatches the values of all pairs, without waiting for them."""
+    return [(members_M, _block_values(rows, names)) for members_M, rows in _blocks(replies, references) if names]
+
+
+def _gathered(blocks: _Blocks, num_pairs: int) -> dict[str, np.ndarray]:
+    """The values of all pairs, in their order."""
+    found: dict[str, np.ndarray] = {}
+    for members_M, block in blocks:
+        for name, values in jax.device_get(block).items():
+            column = found.setdefault(name, np.zeros((num_pairs, *values.shape[1:]), values.dtype))
+            column[members_M] = values[: len(members_M)]
+    return found
+
+
+def _blocks(replies: TextIds, references: TextIds) -> Iterator[tuple[Int[np.ndarray, " M"], PairRows]]:
+    """(which pairs, their block): the block's first M rows are these pairs. Pairs of like length are together.
+
+    Widths are powers of two and each width has one number of rows, so that any set of texts compiles few programs.
+    """
+    longest_N = np.maximum(replies.lengths_N, references.lengths_N)
+    widths_N = np.left_shift(1, np.ceil(np.log2(np.maximum(longest_N, _MIN_WIDTH))).astype(np.int64))
+    for width in np.unique(widths_N).tolist():
+        rows = min(_MAX_ROWS, max(1, _MAX_CELLS // width**2))
+        members = np.flatnonzero(widths_N == width)
+        for start in range(0, len(members), rows):
+            members_M = members[start : start + rows]
+            arrays: Any = (*_padded(replies, members_M, rows, width), *_padded(references, members_M, rows, width))
+            yield members_M, PairRows(*arrays)
+
+
+def _padded(texts: TextIds, members_M: np.ndarray, rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """([rows, width] ids, [rows] lengths) of some texts; rows past the last text have length 0."""
+    lengths_R, starts_R = np.zeros(rows, np.int32), np.zeros(rows, np.int64)
+    lengths_R[: len(members_M)] = texts.lengths_N[members_M]
+    starts_R[: len(members_M)] = (np.cumsum(texts.lengths_N) - texts.lengths_N)[members_M]
+    ids_K = texts.ids_K if len(texts.ids_K) else np.zeros(1, np.int32)
+    # past a row's end stand other texts' ids: nobody reads them
+    return ids_K.take(starts_R[:, None] + np.arange(width), mode="clip"), lengths_R

@@ -13,7 +13,7 @@ import numpy as np
 
 from empathax.evaluation.metrics.levels import LEVELS
 from empathax.evaluation.metrics.statistics import RewardMargins
-from empathax.evaluation.report.curves import NAMES
+from empathax.evaluation.report.curves import names
 from empathax.evaluation.report.record import EvaluationRecord, LevelShares
 
 WIDTH, HEIGHT = 360, 230
@@ -91,11 +91,12 @@ class LevelChart:
 
 
 def line_charts(records: Sequence[EvaluationRecord]) -> list[LineChart]:
-    """A chart for each stage and metric that any record has curves of."""
-    kinds = {(curve.stage, curve.name) for record in records for curve in record.curves}
-    stages = sorted({stage for stage, _ in kinds}, key=lambda stage: (stage != "sft", stage))
-    names = [*NAMES, *sorted({name for _, name in kinds} - set(NAMES))]
-    ordered = [(stage, name) for stage in stages for name in names if (stage, name) in kinds]
+    """A chart for each stage and metric that any record has curves of; stages in the order of the records."""
+    kinds = {(curve.stage, curve.name): None for record in records for curve in record.curves}  # in their order
+    known = names()
+    titles = [*known, *sorted({name for _, name in kinds} - set(known))]
+    stages = dict.fromkeys(stage for stage, _ in kinds)
+    ordered = [(stage, name) for stage in stages for name in titles if (stage, name) in kinds]
     return [_line_chart(records, stage, name) for stage, name in ordered]
 
 

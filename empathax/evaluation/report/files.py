@@ -1,7 +1,4 @@
-"""Records found, checked against each other and put in order; the report's files written.
-
-Every row of a report against its first one, reply by reply, as a judge sees it.
-"""
+"""From evaluation.json files to a report's files: records read and checked against each other, judged, written."""
 
 from __future__ import annotations
 
@@ -37,6 +34,17 @@ def read_runs(directories: Sequence[Path]) -> list[EvaluationRecord]:
         problems += [f"{paths[number]} {difference}" for difference in _differences(records[0], record)]
     raise_all(DataError, "these evaluations cannot stand in one table", problems)
     return sorted(records, key=lambda record: ROWS.index(record.label) if record.label in ROWS else len(ROWS))
+
+
+def judged(judge: ChatServer, records: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
+    """The records with `win_rate` against the first one, its counts, and what is needed for its interval.
+
+    Raises a DataError if a record lacks replies to the first one's prompts, and what `compare_replies` raises.
+    """
+    first, *others = records
+    if not first.replies or any(_asked(record) != _asked(first) for record in others):
+        raise DataError("--judge compares replies to the same prompts: expected all of them in every evaluation.json")
+    return [first, *(_against(judge, record, first) for record in others)]
 
 
 def write_report(
@@ -79,17 +87,6 @@ def _differences(first: EvaluationRecord, record: EvaluationRecord) -> list[str]
 
 def _dialogues(record: EvaluationRecord) -> set[str]:
     return {dialogue for statistic in record.per_example.values() for dialogue in statistic.all_dialogues()}
-
-
-def judged(judge: ChatServer, records: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
-    """The records with `win_rate` against the first one, its counts, and what is needed for its interval.
-
-    Raises a DataError if a record lacks replies to the first one's prompts, and what `compare_replies` raises.
-    """
-    first, *others = records
-    if not first.replies or any(_asked(record) != _asked(first) for record in others):
-        raise DataError("--judge compares replies to the same prompts: expected all of them in every evaluation.json")
-    return [first, *(_against(judge, record, first) for record in others)]
 
 
 def _against(judge: ChatServer, record: EvaluationRecord, first: EvaluationRecord) -> EvaluationRecord:

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from empathax.errors import ConfigError
-from empathax.evaluation.classifiers.data import LEVELS
-from empathax.evaluation.metrics.levels import LevelCounts, validation_gap
+from empathax.evaluation.metrics.levels import LEVELS, shares, validation_gap
 
-_COLOURS = ("#b7d3f2", "#6ba3d6", "#f4b860", "#c8553d")  # listening to genuineness; told apart in grey too
+_COLOURS = ("#b7d3f2", "#6ba3d6", "#f4b860", "#c8553d")  # listening to genuineness; they differ in grey too
 _QUARTILES = ("1st", "2nd", "3rd", "4th")
 
 
-def level_plot(named_counts: Sequence[tuple[str, LevelCounts]], normalise: str = "quartile") -> bytes:
-    """A PNG with a panel for each (name, counts); the last one is the reference, the others state their gap to it.
+def level_plot(named_counts: Sequence[tuple[str, np.ndarray]], normalise: str = "quartile") -> bytes:
+    """A PNG with a panel for each (name, counts [quartile, level]).
+
+    The last one is the reference; the others state their gap to it.
 
     Needs matplotlib (the extra `plots`); raises a ConfigError without it.
     """
@@ -28,7 +29,7 @@ def level_plot(named_counts: Sequence[tuple[str, LevelCounts]], normalise: str =
     figure = Figure(figsize=(3.2 * len(named_counts) + 1.4, 3.6), dpi=120, layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(named_counts), sharey=True))
     for number, (panel, (name, counts)) in enumerate(zip(panels, named_counts, strict=True)):
-        shares_QL, bottom = np.asarray(counts.shares(normalise)), np.zeros(len(_QUARTILES))
+        shares_QL, bottom = shares(counts, normalise), np.zeros(len(_QUARTILES))
         for level, (label, colour) in enumerate(zip(LEVELS, _COLOURS, strict=True)):
             panel.bar(_QUARTILES, shares_QL[:, level], bottom=bottom, color=colour, label=label, width=0.8)
             bottom += shares_QL[:, level]

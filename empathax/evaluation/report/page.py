@@ -1,7 +1,4 @@
-"""report.html: one self-contained page. Whatever a model or a user wrote is escaped; the page may load nothing.
-
-Templates of self-contained pages: whatever a model or a user wrote is escaped.
-"""
+"""report.html: one self-contained page that loads nothing. Whatever a model or a user wrote is escaped."""
 
 from __future__ import annotations
 
@@ -18,16 +15,17 @@ from markupsafe import Markup
 from empathax.data.records import Message
 from empathax.evaluation.metrics.levels import LEVELS
 from empathax.evaluation.report import charts
-from empathax.evaluation.report.paper import CITATION
+from empathax.evaluation.report.paper import CITATION, HEADINGS, paper_columns
 from empathax.evaluation.report.record import EvaluationRecord, Reply
-from empathax.evaluation.report.table import RECONSTRUCTION, TABLE_1
+from empathax.evaluation.report.table import RECONSTRUCTION
 from empathax.evaluation.report.text import BEST, NEAR, NOT_MEASURED, Report
 
-NUM_PROMPTS = 36
+NUM_PROMPTS = 36  # with the replies of all models
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnsweredPrompt:
     """A prompt, its reference, and every model's reply in the order of the rows."""
 
     prompt: tuple[Message, ...]
@@ -51,7 +49,8 @@ def page(report: Report) -> str:
             report=report,
             records=records,
             sections=report.results.sections(),
-            table_1=TABLE_1,
+            paper_columns=paper_columns(),
+            paper_headings=HEADINGS,
             legend=report.legend(),
             marks={"best": BEST, "near": NEAR, "missing": NOT_MEASURED},
             reconstruction=RECONSTRUCTION,
@@ -66,6 +65,21 @@ def page(report: Report) -> str:
     )
 
 
+def side_by_side(records: Sequence[EvaluationRecord], limit: int = NUM_PROMPTS) -> list[AnsweredPrompt]:
+    """Up to `limit` prompts that all records answer, spread evenly over them."""
+    tables = [_numbered(record.replies) for record in records]
+    common = [key for key in tables[0] if all(key in table for table in tables)]
+    picked = np.unique(np.linspace(0, len(common) - 1, min(limit, len(common))).round().astype(int))
+    return [
+        AnsweredPrompt(
+            prompt=common[number][1],
+            reference=tables[0][common[number]],
+            replies=tuple((record.label, table[common[number]]) for record, table in zip(records, tables, strict=True)),
+        )
+        for number in picked.tolist()
+    ]
+
+
 def _numbered(replies: Sequence[Reply]) -> dict[tuple[Any, ...], Reply]:
     """Replies by dialogue, prompt, reference and how many came before with all three: samples, or rows without one."""
     counts: Counter[tuple[Any, ...]] = Counter()
@@ -77,26 +91,8 @@ def _numbered(replies: Sequence[Reply]) -> dict[tuple[Any, ...], Reply]:
     return found
 
 
-def side_by_side(records: Sequence[EvaluationRecord], limit: int = NUM_PROMPTS) -> list[Answers]:
-    """Up to `limit` prompts that all records answer, spread evenly over them."""
-    tables = [_numbered(record.replies) for record in records]
-    common = [key for key in tables[0] if all(key in table for table in tables)]
-    picked = np.unique(np.linspace(0, len(common) - 1, min(limit, len(common))).round().astype(int))
-    return [
-        Answers(
-            prompt=common[number][1],
-            reference=tables[0][common[number]],
-            replies=tuple((record.label, table[common[number]]) for record, table in zip(records, tables, strict=True)),
-        )
-        for number in picked.tolist()
-    ]
-
-
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-
-
 def environment(*packages: str) -> jinja2.Environment:
-    """The templates of `packages`, then those of the report."""
+    """Templates of self-contained pages: those of `packages`, then those of the report."""
     return jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in (*packages, "empathax.evaluation.report")]),
         autoescape=True,

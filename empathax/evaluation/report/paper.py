@@ -1,6 +1,6 @@
 """The DBT paper's own Table 1 (Son and So, "Improving Empathetic Response Generation in LLMs Using DPO"), ESConv.
 
-Where the order of the rows is the paper's, and where it is not.
+And where the order of a report's rows is the paper's, and where it is not.
 """
 
 from __future__ import annotations
@@ -11,28 +11,30 @@ from itertools import combinations
 
 from empathax.errors import ConfigError
 from empathax.evaluation.metrics.bootstrap import Interval
-from empathax.evaluation.report.table import TABLE_1, Column, Results
+from empathax.evaluation.report.table import Column, Results, table_1
 
-Figures = tuple[float, float, float, float]  # B-4, R-L, Dist, DBT metric
 CITATION = "Son and So, Improving Empathetic Response Generation in LLMs Using DPO, Table 1"
 ROWS = ("base", "+SFT", "+DPO", "+SFT+DPO")
-_METRICS = ("bleu4_sentence", "rouge_l", "distinct_2", "validation_gap")
+# The metrics that the paper prints, in its order, and what it calls them. Table 1 may have other columns too.
+HEADINGS = {"bleu4_sentence": "B-4", "rouge_l": "R-L", "distinct_2": "Dist", "validation_gap": "DBT metric"}
 
 
 @dataclass(frozen=True)
 class PaperModel:
-    """One block of the paper's table."""
+    """One block of the paper's table: the figures of each row by our metrics' names."""
 
     name: str
-    figures: Mapping[str, Figures]
+    figures: Mapping[str, Mapping[str, float]]
 
     def values(self, metric: str) -> dict[str, float]:
-        """Row label -> the paper's figure for what our `metric` corresponds to."""
-        return {label: figures[_METRICS.index(metric)] for label, figures in self.figures.items()}
+        """Row label -> the paper's figure for what our `metric` corresponds to; {} where the paper prints none."""
+        return {label: row[metric] for label, row in self.figures.items() if metric in row}
 
 
-def _block(name: str, *rows: Figures) -> PaperModel:
-    return PaperModel(name, dict(zip(ROWS, rows, strict=True)))
+def _block(name: str, *rows: tuple[float, ...]) -> PaperModel:
+    return PaperModel(
+        name, {label: dict(zip(HEADINGS, row, strict=True)) for label, row in zip(ROWS, rows, strict=True)}
+    )
 
 
 PAPER = {
@@ -65,6 +67,11 @@ def paper_models(names: Sequence[str]) -> list[PaperModel]:
     if unknown := [name for name in names if name not in PAPER]:
         raise ConfigError(f"--paper={unknown[0]} is not in the paper's table: expected one of {', '.join(PAPER)}")
     return [PAPER[name] for name in names or PAPER]
+
+
+def paper_columns() -> list[Column]:
+    """The columns of Table 1 that the paper prints too."""
+    return [column for column in table_1() if column.metric in HEADINGS]
 
 
 @dataclass(frozen=True)
@@ -122,8 +129,8 @@ class Ordering:
 
 
 def orderings(results: Results, papers: Sequence[PaperModel]) -> list[Ordering]:
-    """Every column of Table 1 against every model of the paper, where at least two rows are in both."""
-    found = [_ordering(results, paper, column) for paper in papers for column in TABLE_1]
+    """Every column that Table 1 and the paper share, against every model of the paper; two rows must be in both."""
+    found = [_ordering(results, paper, column) for paper in papers for column in paper_columns()]
     return [ordering for ordering in found if ordering.num_pairs]
 
 

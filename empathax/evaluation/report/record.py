@@ -1,19 +1,16 @@
-"""One model's evaluation: what `evaluate` leaves behind and `report` makes tables of. The file: docs/report.md.
+"""One model's evaluation as a record: what `evaluate` writes to evaluation.json and `report` makes tables of.
 
-evaluation.json: an EvaluationRecord on disk, read strictly. docs/report.md is its specification.
+docs/report.md specifies the file.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
@@ -22,7 +19,10 @@ from empathax.errors import DataError, raise_all
 from empathax.evaluation import output
 from empathax.evaluation.metrics.levels import NUM_LEVELS
 from empathax.evaluation.metrics.statistics import KINDS, ReplyLevels, Statistic
+from empathax.evaluation.typed_json import decode
 
+FILE = "evaluation.json"
+FORMAT = 1
 Scalar = str | bool | int | float
 Rows = tuple[tuple[float, ...], ...]
 AGREEMENT = 1e-3  # relative: float32 sums on a device against float64 here
@@ -105,7 +105,11 @@ class EvaluationRecord:
 
     def __post_init__(self) -> None:
         problems = [] if self.label.strip() else ["label is empty: expected the model's name in the table"]
-        problems += [f"metrics.{name} is {value}: leave it out" for name, value in self.metrics.items() if _odd(value)]
+        problems += [
+            f"metrics.{name} is {value}: leave it out"
+            for name, value in self.metrics.items()
+            if not math.isfinite(value)
+        ]
         for name, statistic in self.per_example.items():
             wrong = statistic.problems() or self._disagreements(name, statistic)
             problems += [f"per_example.{name} {problem}" for problem in wrong]
@@ -136,24 +140,6 @@ class EvaluationRecord:
         ]
 
 
-def _odd(value: float) -> bool:
-    return not math.isfinite(value)
-
-
-def _share_problems(levels: LevelShares) -> list[str]:
-    problems = []
-    for name, rows in (("model", levels.model), ("reference", levels.reference)):
-        if len(rows) != NUM_LEVELS or any(len(row) != NUM_LEVELS for row in rows):
-            problems.append(f"level_shares.{name} is not 4 quartiles of 4 levels")
-        elif bad := [row for row in rows if min(row) < 0 or min(abs(sum(row) - 1), abs(sum(row))) > AGREEMENT]:
-            problems.append(f"level_shares.{name} has a quartile {list(bad[0])}: expected shares that sum to 1 (or 0)")
-    return problems
-
-
-FILE = "evaluation.json"
-FORMAT = 1
-
-
 def write_record(path: Path, record: EvaluationRecord) -> None:
     """Writes the file whole or not at all, one top-level entry a line. Raises a ConfigError if the disk refuses."""
     value = {"format": FORMAT, **asdict(record)}
@@ -179,7 +165,7 @@ def read_record(path: Path) -> EvaluationRecord:
     if value.pop("format") != FORMAT:
         raise DataError(f"{path} is not of format {FORMAT}, the one this version reads: evaluate the model again")
     try:
-        return typing.cast(EvaluationRecord, _decoded(EvaluationRecord, value, ""))
+        return decode(EvaluationRecord, value, {Statistic: KINDS}, remedy="evaluate the model again")
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
@@ -188,73 +174,11 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"found {name}, expected a finite number")
 
 
-def _decoded(kind: Any, value: Any, where: str) -> Any:
-    """`value` as JSON gave it, as the type `kind` of a dataclass's field."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Statistic:
-        return _decoded_statistic(value, where)
-    if is_dataclass(kind):
-        return _decoded_fields(typing.cast(type, kind), _checked(dict, value, where), where)
-    if origin is types.UnionType:
-        return _decoded_union(arguments, value, where)
-    if origin is tuple:
-        rows = _checked(list, value, where)
-        return tuple(_decoded(arguments[0], row, f"{where}[{number}]") for number, row in enumerate(rows))
-    if origin is Mapping:
-        entries = _checked(dict, value, where)
-        return {key: _decoded(arguments[1], entry, f"{where}.{key}") for key, entry in entries.items()}
-    return _checked(kind, value, where)
-
-
-def _decoded_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and types.NoneType in kinds:
-        return None
-    known = [kind for kind in kinds if kind is not types.NoneType]
-    if len(known) == 1:
-        return _decoded(known[0], value, where)
-    if not isinstance(value, tuple(known)):
-        _refuse("a string, a number or true or false", value, where)
-    return value
-
-
-def _decoded_fields(kind: type, value: dict[str, Any], where: str) -> Any:
-    hints = _hints(kind)
-    if unknown := sorted(value.keys() - hints.keys()):
-        raise DataError(f"{where or 'the record'} has an unknown entry {unknown[0]!r}: expected {', '.join(hints)}")
-    needed = [field.name for field in fields(kind) if field.default is field.default_factory is MISSING]
-    if missing := [name for name in needed if name not in value]:
-        raise DataError(f"{where or 'the record'} has no entry {missing[0]!r}: evaluate the model again")
-    prefix = f"{where}." if where else ""
-    return kind(**{name: _decoded(hints[name], entry, prefix + name) for name, entry in value.items()})
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    known = typing.get_type_hints(kind)
-    return {field.name: known[field.name] for field in fields(kind)}
-
-
-def _decoded_statistic(value: Any, where: str) -> Any:
-    entries = dict(_checked(dict, value, where))
-    kind = entries.pop("kind", None)
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise DataError(f"{where}.kind is {kind!r}: expected one of {', '.join(KINDS)}")
-    return _decoded_fields(KINDS[kind], entries, where)
-
-
-def _checked(kind: type, value: Any, where: str) -> Any:
-    if kind is float and type(value) in (int, float):
-        if not math.isfinite(value):  # 1e999
-            _refuse("a finite number", value, where)
-        return float(value)
-    if type(value) is not kind:
-        _refuse(_IN_WORDS[kind], value, where)
-    return value
-
-
-_IN_WORDS = {str: "a string", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
-
-
-def _refuse(expected: str, value: Any, where: str) -> NoReturn:
-    shown = json.dumps(value)
-    raise DataError(f"{where} is {shown[:60]}{'...' if len(shown) > 60 else ''}: expected {expected}")
+def _share_problems(levels: LevelShares) -> list[str]:
+    problems = []
+    for name, rows in (("model", levels.model), ("reference", levels.reference)):
+        if len(rows) != NUM_LEVELS or any(len(row) != NUM_LEVELS for row in rows):
+            problems.append(f"level_shares.{name} is not 4 quartiles of 4 levels")
+        elif bad := [row for row in rows if min(row) < 0 or min(abs(sum(row) - 1), abs(sum(row))) > AGREEMENT]:
+            problems.append(f"level_shares.{name} has a quartile {list(bad[0])}: expected shares that sum to 1 (or 0)")
+    return problems

@@ -1,16 +1,109 @@
-"""The numbers of a report: values with intervals, the best of a column, and what is not clearly behind it.
+"""The comparison as numbers: its columns, and each row's values with intervals, the best and what is near it.
 
-The columns of the report: heading, digits, and which way is better. Definitions: docs/metrics.md.
+`COLUMNS` is the registry. A metric that is entered there has its heading, digits and direction in every table; any
+other one stands under `OTHER` by its own name. Definitions of the metrics: docs/metrics.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from empathax.evaluation.metrics.bootstrap import NUM_RESAMPLES, Interval, Resampled, difference, resample
 from empathax.evaluation.metrics.levels import LEVELS
 from empathax.evaluation.report.record import EvaluationRecord
+
+RECONSTRUCTION = (
+    "validation_gap is a reconstruction: the DBT paper does not define its metric; this is the definition in a later "
+    "paper of its first author (EVAEval, Findings of ACL 2026), with a level classifier of our own. Compare orders of "
+    "rows with the paper, not magnitudes."
+)
+ARROWS = {"higher": "↑", "lower": "↓", "": ""}
+
+# The tables, in their order.
+TABLE_1 = "Table 1"
+OVERLAP = "Overlap with the reference"
+DIVERSITY = "Diversity"
+GAP_BY_LEVEL = "validation_gap of each level (reconstruction)"
+JUDGED = "An LLM's judgement"
+MODEL = "Language model and preferences"
+OTHER = "Other measurements"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric in the table `section`; `better` is "higher", "lower", or "" where neither is."""
+
+    metric: str
+    section: str
+    heading: str
+    digits: int | None = 2  # None: four significant ones
+    better: str = ""
+
+    @property
+    def arrow(self) -> str:
+        return ARROWS[self.better]
+
+    def number(self, value: float) -> str:
+        return f"{value:.4g}" if self.digits is None else f"{value:.{self.digits}f}"
+
+    def is_better(self, first: float, second: float) -> bool:
+        """Whether `first` is the better value; False where neither way is better."""
+        return first > second if self.better == "higher" else self.better == "lower" and first < second
+
+
+COLUMNS = {
+    column.metric: column
+    for column in (
+        Column("bleu4_sentence", TABLE_1, "B-4", 2, "higher"),
+        Column("rouge_l", TABLE_1, "R-L", 2, "higher"),
+        Column("distinct_2", TABLE_1, "Dist", 2, "higher"),
+        Column("validation_gap", TABLE_1, "DBT metric, reconstructed", 4, "lower"),
+        Column("bleu4_corpus", OVERLAP, "BLEU-4, corpus", 2, "higher"),
+        Column("bleu4_sacre", OVERLAP, "BLEU-4, sacrebleu", 2, "higher"),
+        Column("rouge_l_coco", OVERLAP, "ROUGE-L, beta 1.2", 2, "higher"),
+        Column("semantic_similarity", OVERLAP, "sentence cosine", 3, "higher"),
+        Column("bertscore_f1", OVERLAP, "BERTScore F1", 3, "higher"),
+        Column("distinct_1", DIVERSITY, "Distinct-1", 2, "higher"),
+        Column("distinct_3", DIVERSITY, "Distinct-3", 2, "higher"),
+        Column("distinct_1_reply", DIVERSITY, "Distinct-1 a reply", 2, "higher"),
+        Column("distinct_2_reply", DIVERSITY, "Distinct-2 a reply", 2, "higher"),
+        Column("distinct_3_reply", DIVERSITY, "Distinct-3 a reply", 2, "higher"),
+        *(
+            Column(f"validation_gap_{level}", GAP_BY_LEVEL, f"{number} {level}", 4, "lower")
+            for number, level in enumerate(LEVELS, start=1)
+        ),
+        Column("empathy", JUDGED, "empathy, 1 to 5", 2, "higher"),
+        Column("politeness", JUDGED, "politeness, 1 to 5", 2, "higher"),
+        Column("factuality", JUDGED, "entailed by the reference, %", 1, "higher"),
+        Column("win_rate", JUDGED, "wins against the first row, %", 1, "higher"),
+        Column("perplexity", MODEL, "perplexity", 2, "lower"),
+        Column("token_accuracy", MODEL, "token accuracy", 3, "higher"),
+        Column("entropy", MODEL, "entropy", 3),
+        Column("reward_accuracy", MODEL, "reward accuracy", 3, "higher"),
+        Column("reward_margin", MODEL, "reward margin", 3, "higher"),
+        Column("reward_chosen", MODEL, "reward chosen", 3),
+        Column("reward_rejected", MODEL, "reward rejected", 3),
+        Column("logp_chosen", MODEL, "log-prob chosen", 1),
+        Column("logp_rejected", MODEL, "log-prob rejected", 1),
+    )
+}
+
+
+def table_1() -> tuple[Column, ...]:
+    """The columns of Table 1, whether they were measured or not."""
+    return tuple(column for column in COLUMNS.values() if column.section == TABLE_1)
+
+
+def better_metrics() -> dict[str, str]:
+    """The metrics of which one way is better: "higher" or "lower"."""
+    found = {metric: column.better for metric, column in COLUMNS.items() if column.better}
+    return found | {"loss": "lower"}  # of a stage's evaluations, never of a table
+
+
+def better_way(metric: str) -> str:
+    """ "higher" or "lower"; "" where neither is better, or the metric is unknown."""
+    return better_metrics().get(metric, "")
 
 
 @dataclass(frozen=True)
@@ -46,12 +139,14 @@ class Results:
         return tuple(record.label for record in self.records)
 
     def sections(self) -> list[Section]:
-        """Table 1, then a section for each group of other metrics that any row has."""
+        """Table 1, then a section for each table of other metrics that any row has."""
         measured = {metric for record in self.records for metric in record.metrics}
-        return [
-            self._section("Table 1", TABLE_1),
-            *(self._section(heading, columns) for heading, columns in groups_of(measured).items()),
-        ]
+        columns = [column for column in COLUMNS.values() if column.section == TABLE_1 or column.metric in measured]
+        others = [Column(name, OTHER, name.replace("_", " "), None) for name in sorted(measured - COLUMNS.keys())]
+        by_section: dict[str, list[Column]] = {}
+        for column in (*columns, *others):
+            by_section.setdefault(column.section, []).append(column)
+        return [self._section(heading, tuple(found)) for heading, found in by_section.items()]
 
     def values(self, metric: str) -> dict[str, float]:
         """Row label -> value, of the rows that have it."""
@@ -92,98 +187,3 @@ def _best(column: Column, values: Mapping[str, float]) -> list[str]:
         return []
     best = (max if column.better == "higher" else min)(values.values())
     return [label for label, value in values.items() if value == best]
-
-
-RECONSTRUCTION = (
-    "validation_gap is a reconstruction: the DBT paper does not define its metric; this is the definition in a later "
-    "paper of its first author (EVAEval, Findings of ACL 2026), with a level classifier of our own. Compare orders of "
-    "rows with the paper, not magnitudes."
-)
-ARROWS = {"higher": "↑", "lower": "↓", "": ""}
-
-
-@dataclass(frozen=True)
-class Column:
-    """One metric; `better` is "higher", "lower", or "" where neither is."""
-
-    metric: str
-    heading: str
-    digits: int | None = 2  # None: four significant ones
-    better: str = ""
-    paper_heading: str = ""  # where the paper's own figures stand below it
-
-    @property
-    def arrow(self) -> str:
-        return ARROWS[self.better]
-
-    def number(self, value: float) -> str:
-        return f"{value:.4g}" if self.digits is None else f"{value:.{self.digits}f}"
-
-    def is_better(self, first: float, second: float) -> bool:
-        """Whether `first` is the better value; False where neither way is better."""
-        return first > second if self.better == "higher" else self.better == "lower" and first < second
-
-
-TABLE_1 = (
-    Column("bleu4_sentence", "B-4", 2, "higher"),
-    Column("rouge_l", "R-L", 2, "higher"),
-    Column("distinct_2", "Dist", 2, "higher"),
-    Column("validation_gap", "DBT metric, reconstructed", 4, "lower", "DBT metric"),
-)
-GROUPS = {
-    "Overlap with the reference": (
-        Column("bleu4_corpus", "BLEU-4, corpus", 2, "higher"),
-        Column("bleu4_sacre", "BLEU-4, sacrebleu", 2, "higher"),
-        Column("rouge_l_coco", "ROUGE-L, beta 1.2", 2, "higher"),
-        Column("semantic_similarity", "sentence cosine", 3, "higher"),
-        Column("bertscore_f1", "BERTScore F1", 3, "higher"),
-    ),
-    "Diversity": (
-        Column("distinct_1", "Distinct-1", 2, "higher"),
-        Column("distinct_3", "Distinct-3", 2, "higher"),
-        Column("distinct_1_reply", "Distinct-1 a reply", 2, "higher"),
-        Column("distinct_2_reply", "Distinct-2 a reply", 2, "higher"),
-        Column("distinct_3_reply", "Distinct-3 a reply", 2, "higher"),
-    ),
-    "validation_gap of each level (reconstruction)": tuple(
-        Column(f"validation_gap_{level}", f"{number} {level}", 4, "lower")
-        for number, level in enumerate(LEVELS, start=1)
-    ),
-    "An LLM's judgement": (
-        Column("empathy", "empathy, 1 to 5", 2, "higher"),
-        Column("politeness", "politeness, 1 to 5", 2, "higher"),
-        Column("factuality", "entailed by the reference, %", 1, "higher"),
-        Column("win_rate", "wins against the first row, %", 1, "higher"),
-    ),
-    "Language model and preferences": (
-        Column("perplexity", "perplexity", 2, "lower"),
-        Column("token_accuracy", "token accuracy", 3, "higher"),
-        Column("entropy", "entropy", 3),
-        Column("reward_accuracy", "reward accuracy", 3, "higher"),
-        Column("reward_margin", "reward margin", 3, "higher"),
-        Column("reward_chosen", "reward chosen", 3),
-        Column("reward_rejected", "reward rejected", 3),
-        Column("logp_chosen", "log-prob chosen", 1),
-        Column("logp_rejected", "log-prob rejected", 1),
-    ),
-}
-OTHER = "Other measurements"
-
-
-def better_metrics() -> dict[str, str]:
-    """The metrics of which one way is better: "higher" or "lower"."""
-    columns = [column for columns in (TABLE_1, *GROUPS.values()) for column in columns if column.better]
-    return {column.metric: column.better for column in columns} | {"loss": "lower"}
-
-
-def better_way(metric: str) -> str:
-    """ "higher" or "lower"; "" where neither is better, or the metric is unknown."""
-    return better_metrics().get(metric, "")
-
-
-def groups_of(metrics: Collection[str]) -> dict[str, tuple[Column, ...]]:
-    """The groups' columns that were measured; metrics of no group stand under OTHER by their own names, in words."""
-    found = {name: tuple(column for column in columns if column.metric in metrics) for name, columns in GROUPS.items()}
-    known = {column.metric for columns in (TABLE_1, *GROUPS.values()) for column in columns}
-    found[OTHER] = tuple(Column(metric, metric.replace("_", " "), None) for metric in sorted(set(metrics) - known))
-    return {name: columns for name, columns in found.items() if columns}

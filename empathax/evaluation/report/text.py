@@ -1,4 +1,4 @@
-"""The tables of a report as Markdown, as LaTeX (booktabs) and as JSON."""
+"""A report's tables in Markdown, LaTeX (booktabs) and JSON."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from empathax.evaluation.report.paper import CITATION, Ordering, PaperModel
-from empathax.evaluation.report.table import RECONSTRUCTION, TABLE_1, Cell, Column, Results, Section
+from empathax.evaluation.report.paper import CITATION, HEADINGS, Ordering, PaperModel, paper_columns
+from empathax.evaluation.report.table import RECONSTRUCTION, Cell, Column, Results, Section
 
 NOT_MEASURED = "not measured"
+NOT_PRINTED = "–"  # a figure that the paper does not have
 BEST, NEAR = "★", "≈"
 FORMAT = 1
 FEW_DIALOGUES = 20
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    '"': r"\textquotedbl{}", "|": r"\textbar{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+    '"': r"\textquotedbl{}", "|": r"\textbar{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", NOT_PRINTED: "--",
 }  # fmt: skip
 
 
@@ -58,8 +59,9 @@ def markdown(report: Report) -> str:
     sections = report.results.sections()
     blocks += [_markdown_section(sections[0]), _markdown_text(report.legend()), RECONSTRUCTION]
     for paper in report.papers:
-        rows = [[label, *(_paper_number(paper, column, label) for column in TABLE_1)] for label in paper.figures]
-        blocks += [f"The paper's {paper.name} ({CITATION}):", _markdown_rows(_headings(TABLE_1, is_papers=True), rows)]
+        columns = paper_columns()
+        head = _headings(columns, [HEADINGS[column.metric] for column in columns])
+        blocks += [f"The paper's {paper.name} ({CITATION}):", _markdown_rows(head, _paper_rows(paper, columns))]
     if report.orderings:
         blocks.append("## Order of the rows against the paper's")
     notes = [
@@ -74,23 +76,22 @@ def markdown(report: Report) -> str:
 
 def latex(report: Report) -> str:
     """table.tex: Table 1 with the paper's rows below, for a document that loads booktabs."""
-    section, width = report.results.sections()[0], len(TABLE_1) + 1
-    lines = [_latex_row(["", *(f"{_latex_text(column.heading)} {_latex_text(column.arrow)}" for column in TABLE_1)])]
+    section = report.results.sections()[0]
+    columns = section.columns
+    lines = [_latex_row(["", *(f"{_latex_text(column.heading)} {_latex_text(column.arrow)}" for column in columns)])]
     lines.append(r"\midrule")
     for label, cells in section.cells.items():
-        row = [_latex_cell(cells[column.metric], column) for column in section.columns]
+        row = [_latex_cell(cells[column.metric], column) for column in columns]
         lines.append(_latex_row([_latex_text(label), *row]))
     for paper in report.papers:
-        lines += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\emph{{{_latex_text(paper.name)}, in the paper}}}} \\"]
-        lines += [
-            _latex_row([_latex_text(label), *(_paper_number(paper, column, label) for column in TABLE_1)])
-            for label in paper.figures
-        ]
+        name = rf"\emph{{{_latex_text(paper.name)}, in the paper}}"
+        lines += [r"\midrule", rf"\multicolumn{{{len(columns) + 1}}}{{l}}{{{name}}} \\"]
+        lines += [_latex_row(list(map(_latex_text, row))) for row in _paper_rows(paper, columns)]
     legend = report.legend().replace(BEST, "Bold:").replace(NEAR, r"\ensuremath{\approx}:")
     caption = (
         f"{_latex_text(report.title)}. {_latex_text(report.data())} {_latex_keep(legend)} {_latex_text(RECONSTRUCTION)}"
     )
-    head = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{l{'r' * len(TABLE_1)}}}"]
+    head = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{l{'r' * len(columns)}}}"]
     return "\n".join([*head, r"\toprule", *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
@@ -117,7 +118,10 @@ def as_json(report: Report) -> dict[str, Any]:
             for record in report.results.records
         ],
         "paper": {
-            paper.name: {label: {c.metric: paper.values(c.metric)[label] for c in TABLE_1} for label in paper.figures}
+            paper.name: {
+                label: {column.metric: row[column.metric] for column in paper_columns()}
+                for label, row in paper.figures.items()
+            }
             for paper in report.papers
         },
         "orders": [
@@ -142,13 +146,16 @@ def _json_cell(cell: Cell) -> dict[str, Any]:
     return {"value": cell.value, "low": low, "high": high, "best": cell.is_best, "near_best": cell.is_near}
 
 
-def _headings(columns: Sequence[Column], is_papers: bool = False) -> list[str]:
-    names = [(is_papers and column.paper_heading) or column.heading for column in columns]
+def _headings(columns: Sequence[Column], names: Sequence[str]) -> list[str]:
     return ["model", *(f"{name} {column.arrow}".strip() for name, column in zip(names, columns, strict=True))]
 
 
-def _paper_number(paper: PaperModel, column: Column, label: str) -> str:
-    return column.number(paper.values(column.metric)[label])
+def _paper_rows(paper: PaperModel, columns: Sequence[Column]) -> list[list[str]]:
+    """The paper's rows with their labels; a dash where it prints no figure."""
+    return [
+        [label, *(column.number(row[column.metric]) if column.metric in row else NOT_PRINTED for column in columns)]
+        for label, row in paper.figures.items()
+    ]
 
 
 def _markdown_section(section: Section) -> str:
@@ -156,7 +163,7 @@ def _markdown_section(section: Section) -> str:
         [label, *(_markdown_cell(cells[column.metric], column) for column in section.columns)]
         for label, cells in section.cells.items()
     ]
-    return _markdown_rows(_headings(section.columns), rows)
+    return _markdown_rows(_headings(section.columns, [column.heading for column in section.columns]), rows)
 
 
 def _markdown_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from empathax.models.rope import RopeConfig
 
 FAMILIES = ("llama", "mistral", "gemma", "gemma2", "gemma3", "qwen2", "qwen3")
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class ModelConfig:
     head_dim: int
     max_positions: int
     norm_eps: float
-    activation: str  # one of ACTIVATIONS
+    activation: str  # one of primitives.ACTIVATIONS
     tied_embeddings: bool  # the output projection is the embedding
     windows: tuple[int, ...]  # per layer: tokens a query sees, itself included; 0 = all before it
     rope: RopeConfig

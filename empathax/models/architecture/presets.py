@@ -1,26 +1,12 @@
-"""Model descriptions: the ModelConfig, where it comes from (config.json, GGUF metadata, a preset) and back."""
+"""Small architectures with every trait of their family, for tests and `random:<name>`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from empathax.errors import WeightsError
-from empathax.models.architecture.gguf_config import from_gguf_metadata
-from empathax.models.architecture.hf_config import from_hf_config, to_hf_config
-from empathax.models.architecture.model_config import ACTIVATIONS, FAMILIES, ModelConfig
+from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.rope import RopeConfig
-
-__all__ = [
-    "ACTIVATIONS",
-    "FAMILIES",
-    "PRESETS",
-    "ModelConfig",
-    "RopeConfig",
-    "from_gguf_metadata",
-    "from_hf_config",
-    "preset",
-    "to_hf_config",
-]
 
 
 def _tiny(family: str, **changes: Any) -> ModelConfig:
@@ -83,7 +69,7 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str) -> ModelConfig:
-    """A small architecture with every trait of its family, for tests and `random:<name>`; vocabulary of 512."""
+    """The architecture that `name` stands for; its vocabulary has 512 tokens."""
     if name not in PRESETS:
         raise WeightsError(f"random:{name} does not exist: choose one of {', '.join(PRESETS)}")
     return PRESETS[name]

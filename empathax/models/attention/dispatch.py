@@ -8,27 +8,21 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
+from empathax.config.options import ATTENTION_IMPLEMENTATIONS
 from empathax.errors import ConfigError
 from empathax.models.attention.blockwise import block_size
-from empathax.models.attention.flash import HEAD_DIMS, KERNELS, Plan, divides, flash_attention, has_kernel
+from empathax.models.attention.flash import HEAD_DIMS, Plan, divides, flash_attention, has_kernel
 from empathax.models.attention.tree_layout import MASKED, ScoreOptions, TreeLayout
-
-NO_WINDOW = jnp.iinfo(jnp.int32).max  # a traced window that hides nothing
-IMPLEMENTATIONS = ("auto", "dense", *KERNELS)
-
-Window = int | Int[Array, ""]
 
 
 def attention(
     q_BNTH: Float[Array, "B N T H"],
     k_BKTH: Float[Array, "B K T H"],
     v_BKTH: Float[Array, "B K T H"],
+    layout: TreeLayout,
     *,
-    positions_BT: Int[Array, "B T"],
-    subtree_end_BT: Int[Array, "B T"],
-    window: Window = 0,
     softcap: float = 0.0,
     scale: float = 1.0,
     implementation: str = "auto",
@@ -36,39 +30,34 @@ def attention(
 ) -> Float[Array, "B N T H"]:
     """Grouped-query attention within rows of prefix trees; query head n reads key head n // (N / K).
 
-    `window` counts the tokens a query sees along its own path, itself included (positions differ by less than it);
-    the int 0 switches it off, a traced value must be > 0 (`NO_WINDOW` hides nothing). `softcap` 0 is off. Scores and
-    softmax are float32, the result has the dtype of `q_BNTH`.
+    `softcap` 0 is off. Scores and softmax are float32, the result has the dtype of `q_BNTH`.
 
     `mesh` is where the arrays lie, rows and heads split as parallel/rules.py says: with it the work is split by hand,
     and "auto" may take the kernel of the mesh's platform. XLA cannot partition a kernel, so without a mesh "auto" is
-    portable, and a kernel asked for by name runs on one device.
+    portable, and a kernel asked for by name runs on one device. Raises a ConfigError for an `implementation` that does
+    not exist or does not fit these arrays.
     """
-    if implementation not in IMPLEMENTATIONS:
-        known = ", ".join(map(repr, IMPLEMENTATIONS))
+    if implementation not in ATTENTION_IMPLEMENTATIONS:
+        known = ", ".join(map(repr, ATTENTION_IMPLEMENTATIONS))
         raise ConfigError(f"attention {implementation!r} does not exist: choose one of {known}")
     fits_mesh = mesh is None or divides(mesh, q_BNTH.shape[0], q_BNTH.shape[1], k_BKTH.shape[1])
     chosen = _choose(q_BNTH, mesh if fits_mesh else None) if implementation == "auto" else implementation
     if chosen == "dense":
-        mask_BTT = tree_mask(positions_BT, subtree_end_BT, window)
-        return masked_attention(q_BNTH, k_BKTH, v_BKTH, mask_BTT, softcap, scale)
+        return masked_attention(q_BNTH, k_BKTH, v_BKTH, tree_mask(layout), softcap, scale)
     if chosen != "blockwise":
         _check_kernel(chosen, q_BNTH, k_BKTH, fits_mesh)
-    has_window = not (isinstance(window, int) and window == 0)
-    layout = TreeLayout(positions_BT, subtree_end_BT, jnp.asarray(window if has_window else NO_WINDOW, jnp.int32))
     is_split = mesh is not None and mesh.size > 1 and fits_mesh
-    plan = Plan(chosen, ScoreOptions(scale, softcap, has_window), mesh if is_split else None)
+    plan = Plan(chosen, ScoreOptions(scale, softcap, layout.has_window), mesh if is_split else None)
     return flash_attention(q_BNTH, k_BKTH, v_BKTH, layout, plan)
 
 
-def tree_mask(
-    positions_BT: Int[Array, "B T"], subtree_end_BT: Int[Array, "B T"], window: Window = 0
-) -> Bool[Array, "B T T"]:
+def tree_mask(layout: TreeLayout) -> Bool[Array, "B T T"]:
     """True at [b, i, j] where token i sees token j."""
+    positions_BT, subtree_end_BT, window = layout
     index_T = jnp.arange(positions_BT.shape[-1], dtype=jnp.int32)
     query_T1 = index_T[:, None]
     mask_BTT = (index_T[None, :] <= query_T1) & (query_T1 < subtree_end_BT[:, None, :])
-    if isinstance(window, int) and window == 0:
+    if not layout.has_window:
         return mask_BTT
     return mask_BTT & (positions_BT[:, :, None] - positions_BT[:, None, :] < window)
 

@@ -19,9 +19,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
+from empathax.config.options import ATTENTION_IMPLEMENTATIONS
 from empathax.models.attention.tree_layout import ScoreOptions, TreeLayout
 
-KERNELS = {"blockwise": "blockwise", "pallas_tpu": "tpu", "pallas_gpu": "gpu"}  # name: module
+KERNELS = ATTENTION_IMPLEMENTATIONS[2:]  # "blockwise" and the Pallas kernels
 HEAD_DIMS = (64, 128, 256)  # of the Pallas kernels
 BATCH_AXES = ("data", "fsdp")  # the mesh axes of rows and of heads; parallel/rules.py puts them there
 HEAD_AXIS = "tensor"
@@ -35,7 +36,6 @@ class Plan:
     kernel: str  # one of KERNELS
     options: ScoreOptions
     mesh: Mesh | None = None  # split the work over it; None = the arrays lie on one device, or XLA partitions
-    interpret: bool = False  # run a Pallas kernel as plain jax operations: tests on CPU
 
 
 def divides(mesh: Mesh, batch: int, num_heads: int, num_kv_heads: int) -> bool:
@@ -45,9 +45,12 @@ def divides(mesh: Mesh, batch: int, num_heads: int, num_kv_heads: int) -> bool:
     return not (batch % rows or num_heads % heads or num_kv_heads % heads)
 
 
-def load_kernel(name: str) -> ModuleType:
-    """The module of kernel `name`, imported on first use: Pallas is slow to import, and its back ends come and go."""
-    return importlib.import_module(f"empathax.models.attention.{KERNELS[name]}")
+def _load_kernel(name: str) -> ModuleType:
+    """The module of kernel `name` ("pallas_tpu" is tpu.py).
+
+    It is imported on first use: Pallas is slow to import, and its back ends come and go.
+    """
+    return importlib.import_module(f"empathax.models.attention.{name.removeprefix('pallas_')}")
 
 
 def has_kernel(name: str) -> bool:
@@ -55,7 +58,7 @@ def has_kernel(name: str) -> bool:
     if name not in KERNELS:
         return False
     try:
-        load_kernel(name)
+        _load_kernel(name)
     except ImportError:
         return False
     return True
@@ -69,7 +72,7 @@ def flash_attention(
     plan: Plan,
 ) -> Float[Array, "B N T H"]:
     """Attention by `plan.kernel`, differentiable in q, k and v."""
-    return _attend(q_BNTH, k_BKTH, v_BKTH, layout, plan)
+    return _attend(q_BNTH, k_BKTH, v_BKTH, layout.traced(), plan)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -78,7 +81,7 @@ def _attend(q_BNTH: Array, k_BKTH: Array, v_BKTH: Array, layout: TreeLayout, pla
 
 
 def _forward(q_BNTH: Array, k_BKTH: Array, v_BKTH: Array, layout: TreeLayout, plan: Plan) -> tuple[Array, Any]:
-    run = partial(load_kernel(plan.kernel).forward, options=plan.options, **_interpret(plan))
+    run = partial(_load_kernel(plan.kernel).forward, options=plan.options)
     arrays = (q_BNTH, k_BKTH, v_BKTH, layout)
     if plan.mesh is not None:
         run = _on_shards(run, plan.mesh, arrays, num_results=2)
@@ -91,7 +94,7 @@ def _backward(plan: Plan, residuals: Any, dout_BNTH: Array) -> tuple[Any, ...]:
     q_BNTH, k_BKTH, v_BKTH, layout, out_BNTH, lse_BNT = residuals
     # sum over keys of weight x its gradient, from the result alone (FlashAttention-2, algorithm 2, line 4)
     delta_BNT = jnp.sum(dout_BNTH.astype(jnp.float32) * out_BNTH.astype(jnp.float32), axis=-1)
-    run = partial(load_kernel(plan.kernel).backward, options=plan.options, **_interpret(plan))
+    run = partial(_load_kernel(plan.kernel).backward, options=plan.options)
     arrays = (q_BNTH, k_BKTH, v_BKTH, layout, lse_BNT, delta_BNT, dout_BNTH)
     if plan.mesh is not None:
         run = _on_shards(run, plan.mesh, arrays, num_results=3)
@@ -100,10 +103,6 @@ def _backward(plan: Plan, residuals: Any, dout_BNTH: Array) -> tuple[Any, ...]:
 
 
 _attend.defvjp(_forward, _backward)
-
-
-def _interpret(plan: Plan) -> dict[str, bool]:
-    return {} if plan.kernel == "blockwise" else {"interpret": plan.interpret}
 
 
 def _on_shards(run: Any, mesh: Mesh, arrays: tuple[Any, ...], num_results: int) -> Any:

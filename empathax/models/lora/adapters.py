@@ -4,8 +4,8 @@ An adapter's tree has the nesting of the model's (transformer.py) where it adapt
 
     layers/attention/query/lora_a [L, D, R], lora_b [L, R, N*H]    (+ lora_magnitude [L, N*H] with DoRA)
 
-`overlay` hangs it beside the kernels, under "lora", where `layers.linear` finds it; the kernels stay what they are, so
-that a model without its adapter is the base model to the last bit. A tree of several overlays holds several adapters.
+`overlay` puts it beside the kernels, under "lora", where `layers.linear` finds it. The kernels do not change, so that a
+model without its adapter is the base model to the last bit. A tree of several overlays holds several adapters.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Adapters on disk: in PEFT's format, read and written, and in a run's checkpoints."""
+"""Adapters on disk: PEFT's format, read and written, and the adapters in a run's checkpoints."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -19,10 +18,10 @@ from empathax.errors import WeightsError, raise_all
 from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.lora.adapters import Adapter, Params, abstract_adapter, with_adapters
 from empathax.models.lora.quantized import rounded_parameter
-from empathax.models.transformer import abstract_params
+from empathax.models.transformer import abstract_params, placed
 from empathax.models.weights.names import HF_PREFIXES
 from empathax.models.weights.orbax import FROZEN, restore_params
-from empathax.models.weights.safetensors import SafetensorsFiles, read_json
+from empathax.models.weights.safetensors import SafetensorsFiles, read_json, write_json
 
 Place = tuple[str, int, str]  # target, layer, part: ("q_proj", 0, "lora_a")
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
@@ -33,18 +32,13 @@ _TENSOR = re.compile(
     rf"(?:{re.escape(_PREFIX)})?(?:{_DECODER})layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\.(?P<target>\w+_proj)\."
     rf"(?P<suffix>{'|'.join(map(re.escape, _SUFFIXES.values()))})"
 )
-# what changes the model in a way that an adapter's factors do not tell of
+# what changes the model in a way that is not stored in an adapter's factors
 _REFUSED = (
     "modules_to_save", "layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens",
     "lora_bias", "fan_in_fan_out", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "velora_config",
     "monteclora_config",
 )  # fmt: skip
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initializations that subtract from the base weights
-
-
-def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter."""
-    return (directory / CONFIG_NAME).is_file()
 
 
 def read_adapter(directory: Path, config: ModelConfig) -> Adapter:
@@ -83,8 +77,7 @@ def write_adapter(directory: Path, adapter: Adapter, base_model: str) -> None:
     """Writes the two files into `directory`; `base_model` is what PEFT loads below the adapter."""
     tensors = {_spell(*place): np.ascontiguousarray(values.T) for place, values in _parts(adapter)}
     safetensors.numpy.save_file(tensors, directory / WEIGHTS_NAME, metadata={"format": "pt"})
-    text = json.dumps(_settings(adapter.spec, base_model), indent=2)
-    (directory / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+    write_json(directory / CONFIG_NAME, _settings(adapter.spec, base_model))
 
 
 def joined(adapters: Sequence[Adapter]) -> Adapter:
@@ -108,6 +101,38 @@ def joined(adapters: Sequence[Adapter]) -> Adapter:
     others = {target: own for target, own in ranks.items() if own != rank}
     alphas = {target: float(own) for target, own in others.items()}  # alpha = rank: a scale of 1
     return Adapter(tree, LoraSpec(rank, float(rank), False, False, tuple(ranks), others, alphas))
+
+
+def checkpoint_adapters(step_dir: Path, meta: Mapping[str, Any], config: ModelConfig) -> list[Adapter]:
+    """The adapters of a checkpoint whose `meta` says "lora", the lowest first, on one device.
+
+    Added to the model that the run began with, one after another, they make the model of the checkpoint.
+    """
+    specs = [LoraSpec(**{**spec, "targets": tuple(spec["targets"])}) for spec in meta["lora"]["adapters"]]
+    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = [placed(abstract_adapter(abstract_params(config), spec), one_device) for spec in specs]
+    below = {str(number): tree for number, tree in enumerate(shapes[:-1])}
+    frozen = restore_params(step_dir, below, item=FROZEN) if below else {}
+    trees = [*(frozen[str(number)] for number in range(len(below))), restore_params(step_dir, shapes[-1])]
+    return [Adapter(tree, spec) for tree, spec in zip(trees, specs, strict=True)]
+
+
+def adapted_params(
+    base: Any, step_dir: Path, meta: Mapping[str, Any], param_dtype: Any, shardings: Any = None
+) -> dict[str, Any]:
+    """The model of such a checkpoint: `base` (a ModelSource) with the adapters merged in.
+
+    A base that was in 4 or 8 bits below the adapters is rounded the same way first, from the dtype that it had in
+    training.
+    """
+    kind = meta["lora"]["quantization"]
+    if kind == "none":
+        params = base.load_params(param_dtype, shardings)
+    else:
+        trained = jnp.dtype(meta["lora"]["param_dtype"])
+        params = base.load_params(trained, shardings, partial(rounded_parameter, kind))
+        params = jax.tree.map(lambda leaf: leaf.astype(param_dtype), params)
+    return with_adapters(params, checkpoint_adapters(step_dir, meta, base.config))
 
 
 def _scaled(adapter: Adapter, target: str) -> tuple[np.ndarray, np.ndarray]:
@@ -182,7 +207,7 @@ def _settings(spec: LoraSpec, base_model: str) -> dict[str, Any]:
 
 
 def _by_place(files: SafetensorsFiles) -> tuple[dict[Place, str], list[str]]:
-    """Tensor names by (target, layer, part), and the names that are none of an adapter's."""
+    """Tensor names by (target, layer, part), and the names that belong to no adapter."""
     places: dict[Place, str] = {}
     unknown = []
     parts = {suffix: part for part, suffix in _SUFFIXES.items()}
@@ -238,36 +263,3 @@ def _check_finite(directory: Path, tree: Params) -> None:
 def _whole(number: float) -> float | int:
     """An int where it is one: some readers of the format take no other."""
     return int(number) if number == int(number) else number
-
-
-def checkpoint_adapters(step_dir: Path, meta: Mapping[str, Any], config: ModelConfig) -> list[Adapter]:
-    """The adapters of a checkpoint whose `meta` says "lora", the lowest first, on one device.
-
-    Added to the model that the run began with, one after another, they make the model of the checkpoint.
-    """
-    specs = [LoraSpec(**{**spec, "targets": tuple(spec["targets"])}) for spec in meta["lora"]["adapters"]]
-    shapes = [_on_one_device(abstract_adapter(abstract_params(config), spec)) for spec in specs]
-    below = {str(number): tree for number, tree in enumerate(shapes[:-1])}
-    frozen = restore_params(step_dir, below, item=FROZEN) if below else {}
-    trees = [*(frozen[str(number)] for number in range(len(below))), restore_params(step_dir, shapes[-1])]
-    return [Adapter(tree, spec) for tree, spec in zip(trees, specs, strict=True)]
-
-
-def adapted_params(
-    base: Any, step_dir: Path, meta: Mapping[str, Any], param_dtype: Any, shardings: Any = None
-) -> dict[str, Any]:
-    """The model of such a checkpoint: `base` (a ModelSource), rounded as it was below the adapters, with them merged
-    in. Codes are those of the parameters in the dtype that they had in training."""
-    kind = meta["lora"]["quantization"]
-    if kind == "none":
-        params = base.load_params(param_dtype, shardings)
-    else:
-        trained = jnp.dtype(meta["lora"]["param_dtype"])
-        params = base.load_params(trained, shardings, partial(rounded_parameter, kind))
-        params = jax.tree.map(lambda leaf: leaf.astype(param_dtype), params)
-    return with_adapters(params, checkpoint_adapters(step_dir, meta, base.config))
-
-
-def _on_one_device(abstract: Any) -> Any:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)

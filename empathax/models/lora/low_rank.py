@@ -1,7 +1,7 @@
 """The arithmetic of adapters: what LoRA and DoRA add to one product, and the kernel that they amount to.
 
 A product's weights are {"kernel", perhaps "bias", "lora": (adapter, ...)}, of one layer or stacked over layers (see
-lora.py). An adapter is {"lora_a" [I, R], "lora_b" [R, O], "scale" []}, with DoRA "lora_magnitude" [O], with dropout
+adapters.py). An adapter is {"lora_a" [I, R], "lora_b" [R, O], "scale" []}, with DoRA "lora_magnitude" [O], with dropout
 "dropout_key" and "dropout_rate" []. LoRA: Hu et al. 2021, arXiv 2106.09685, eq. 3; DoRA: Liu et al. 2024,
 arXiv 2402.09353, eq. 5 and section 4.3.
 """

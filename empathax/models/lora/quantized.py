@@ -63,19 +63,19 @@ def dequantize(weights: Mapping[str, Any], width: int, dtype: Any = jnp.float32)
 
 
 def product(weights: Mapping[str, Any], x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-    """x @ kernel in the dtype of x, of a kernel as it is or in codes."""
+    """x @ kernel in the dtype of x, of a dense kernel or one in codes."""
     if "codes" in weights:
         return _quantized_matmul(x.shape[-1], x, weights["codes"], weights["absmax"])
     return matmul(x, weights["kernel"])
 
 
 def dense_kernel(weights: Mapping[str, Any], width: int) -> Float[Array, "*L I O"]:
-    """The kernel of a product with `width` inputs, as it is or out of its codes."""
+    """The kernel of a product with `width` inputs, dense or out of its codes."""
     return dequantize(weights, width) if "codes" in weights else weights["kernel"]
 
 
 def quantized_parameter(kind: str, path: tuple[str, ...], leaf: jax.Array) -> dict[str, jax.Array]:
-    """What lies in a parameter's place in the tree, by name: the codes of a layer's kernel, any other as it is."""
+    """What takes a parameter's place in the tree, by name: codes for a layer's kernel, any other parameter itself."""
     if not _is_quantized(path):
         return {path[-1]: leaf}
     shapes = jax.eval_shape(partial(quantize, kind=kind), leaf)

@@ -1,8 +1,7 @@
 """Text to token ids and back: one class over the `tokenizers` library, whatever files a tokenizer came from.
 
-Changes to a `tokenizers` backend that the library has no call for; most go through its JSON form.
-
-A tokenizer that needs no files: one token per byte, and the ChatML control tokens. For `random:` models.
+Also `byte_tokenizer`, which needs no files, and the changes to a backend of that library that it has no call for; most
+go through its JSON form.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers
 
 from empathax.errors import ConfigError
+from empathax.models.weights.safetensors import write_json
 
 # Tokens that end a turn in the known chat formats; a model stops at them even where its files name only an end of text.
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>")
@@ -31,6 +30,13 @@ _MARKER = re.compile(
 )
 # Gemma 3's text models share a tokenizer with the multimodal ones, which have this one more row in their embedding.
 _UNUSED_BY_TEXT = frozenset({"<image_soft_token>"})
+# Of `byte_tokenizer`: ids 0, 1, 2, as the presets have them.
+_BYTE_CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_BYTE_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Tokenizer:
 
     def __init__(
         self,
-        backend: tokenizers.Tokenizer,
+        backend: Backend,
         names: SpecialNames,
         *,
         chat_template: str | None = None,
@@ -178,8 +184,8 @@ class Tokenizer:
             settings["model_max_length"] = self._max_length
         if self.chat_template:
             (directory / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
-        _write_json(directory / "tokenizer_config.json", settings)
-        _write_json(directory / "special_tokens_map.json", named)
+        write_json(directory / "tokenizer_config.json", settings)
+        write_json(directory / "special_tokens_map.json", named)
 
     def fitted_to(self, num_embeddings: int) -> Tokenizer:
         """This tokenizer, or one without a known unused token, for a model with `num_embeddings` rows.
@@ -197,7 +203,7 @@ class Tokenizer:
                 f"({shown}{', ...' if len(beyond) > 3 else ''}): use the tokenizer that came with the model"
             )
         return Tokenizer(
-            without_added_tokens(self._backend, num_embeddings),
+            _without_added_tokens(self._backend, num_embeddings),
             self._names,
             chat_template=self.chat_template,
             stop_token_ids=self.stop_token_ids,
@@ -219,8 +225,8 @@ class Tokenizer:
         return tuple(token for token in self.encode(text) if token in self._control_ids)
 
     @functools.cached_property
-    def _hidden(self) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-        return hide_tokens(self._backend, self._controls)
+    def _hidden(self) -> tuple[Backend, dict[str, str]]:
+        return _hide_tokens(self._backend, self._controls)
 
     @functools.cached_property
     def _control_pattern(self) -> re.Pattern[str]:
@@ -228,39 +234,47 @@ class Tokenizer:
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
-def _add_missing_names(backend: tokenizers.Tokenizer, names: SpecialNames) -> None:
+def byte_tokenizer() -> Tokenizer:
+    """259 tokens: <|endoftext|> (padding), <|im_start|>, <|im_end|> (end of turn), then the 256 bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: token_id for token_id, token in enumerate([*_BYTE_CONTROLS, *alphabet])}
+    backend = Backend(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    add_whole_tokens(backend, _BYTE_CONTROLS, special=True)
+    names = SpecialNames(bos=_BYTE_CONTROLS[1], eos=_BYTE_CONTROLS[2], pad=_BYTE_CONTROLS[0])
+    return Tokenizer(backend, names, chat_template=_BYTE_TEMPLATE)
+
+
+def add_whole_tokens(backend: Backend, texts: Iterable[str], *, special: bool) -> None:
+    """Makes tokens whole words that are found in text before anything else; new ones get the next ids."""
+    backend.add_tokens([AddedToken(text, normalized=False, special=special) for text in texts])
+
+
+def begin_with(backend: Backend, bos: str | None, eos: str | None = None) -> None:
+    """Makes `encode(..., add_special_tokens=True)` put `bos` before a text and `eos` after it, where given."""
+    ends = [token for token in (bos, eos) if token]
+    backend.post_processor = processors.TemplateProcessing(
+        single=[piece for piece in (bos, "$A", eos) if piece],
+        special_tokens=[(token, backend.token_to_id(token)) for token in ends],
+    )
+
+
+def _add_missing_names(backend: Backend, names: SpecialNames) -> None:
     """Registers role tokens that the files keep as mere vocabulary (or forgot), so that `encode` finds them in text."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     missing = [text for text in (names.bos, names.eos, names.pad, names.unk) if text and text not in known]
     add_whole_tokens(backend, missing, special=True)
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def add_whole_tokens(backend: tokenizers.Tokenizer, texts: Iterable[str], *, special: bool) -> None:
-    """Makes tokens whole words that are found in text before anything else; new ones get the next ids."""
-    backend.add_tokens([tokenizers.AddedToken(text, normalized=False, special=special) for text in texts])
-
-
-def begin_with(backend: tokenizers.Tokenizer, bos: str | None, eos: str | None = None) -> None:
-    """Makes `encode(..., add_special_tokens=True)` put `bos` before a text and `eos` after it, where given."""
-    ends = [token for token in (bos, eos) if token]
-    backend.post_processor = tokenizers.processors.TemplateProcessing(
-        single=[piece for piece in (bos, "$A", eos) if piece],
-        special_tokens=[(token, backend.token_to_id(token)) for token in ends],
-    )
-
-
-def without_added_tokens(backend: tokenizers.Tokenizer, first_id: int) -> tokenizers.Tokenizer:
+def _without_added_tokens(backend: Backend, first_id: int) -> Backend:
     """A copy without the added tokens from `first_id` on."""
     spec = json.loads(backend.to_str())
     spec["added_tokens"] = [token for token in spec["added_tokens"] if token["id"] < first_id]
-    return tokenizers.Tokenizer.from_str(json.dumps(spec))
+    return Backend.from_str(json.dumps(spec))
 
 
-def hide_tokens(backend: tokenizers.Tokenizer, texts: Iterable[str]) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
+def _hide_tokens(backend: Backend, texts: Iterable[str]) -> tuple[Backend, dict[str, str]]:
     """A copy in which the given tokens have names that no text can contain, and those names.
 
     Ids, merges and everything else stay, so all other text is tokenized as before.
@@ -272,7 +286,7 @@ def hide_tokens(backend: tokenizers.Tokenizer, texts: Iterable[str]) -> tuple[to
     for token in spec["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
     _rename_in_model(spec["model"], names)
-    return tokenizers.Tokenizer.from_str(json.dumps(spec)), names
+    return Backend.from_str(json.dumps(spec)), names
 
 
 def _rename_in_model(model: dict[str, Any], names: dict[str, str]) -> None:
@@ -290,23 +304,3 @@ def _rename_in_model(model: dict[str, Any], names: dict[str, str]) -> None:
             for left, right in model["merges"]
             if left not in names and right not in names and left + right not in names
         ]
-
-
-_CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # ids 0, 1, 2, as the presets have them
-_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-def byte_tokenizer() -> Tokenizer:
-    """259 tokens: <|endoftext|> (padding), <|im_start|>, <|im_end|> (end of turn), then the 256 bytes."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: token_id for token_id, token in enumerate([*_CONTROLS, *alphabet])}
-    backend = Backend(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    add_whole_tokens(backend, _CONTROLS, special=True)
-    names = SpecialNames(bos=_CONTROLS[1], eos=_CONTROLS[2], pad=_CONTROLS[0])
-    return Tokenizer(backend, names, chat_template=_TEMPLATE)

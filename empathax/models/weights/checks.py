@@ -53,6 +53,11 @@ def parameter_at(tree: dict[str, Any], path: tuple[str, ...]) -> Any:
     return functools.reduce(lambda node, key: node[key], path, tree)
 
 
+def put_parameter(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    """Puts a leaf into a parameter tree at `path`."""
+    functools.reduce(lambda node, key: node.setdefault(key, {}), path[:-1], tree)[path[-1]] = value
+
+
 def file_shape(stored: Stored, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of a tensor's file, from that of the whole parameter."""
     inner = shape[1:] if stored.stacked else shape

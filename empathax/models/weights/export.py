@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
-import jax
 import ml_dtypes
 import numpy as np
 
+from empathax.atomic import whole_directory
 from empathax.errors import CheckpointError, ConfigError, WeightsError
+from empathax.models.architecture.hf_config import to_hf_config
 from empathax.models.architecture.model_config import ModelConfig
-from empathax.models.architecture.presets import to_hf_config
 from empathax.models.tokenizers.tokenizer import Tokenizer
+from empathax.models.weights.checks import file_shape, parameter_at
 from empathax.models.weights.names import Naming, Stored, stored_parameters
 from empathax.models.weights.orbax import write_params
-from empathax.models.weights.safetensors import INDEX_NAME, SINGLE_NAME
+from empathax.models.weights.safetensors import INDEX_NAME, SINGLE_NAME, write_json
 
 _DTYPES = {"float32": ("F32", np.dtype(np.float32)), "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16))}
 
@@ -54,7 +52,7 @@ def export_model(
     Raises:
         WeightsError: transformers cannot read this model's config.json. Nothing is written then.
     """
-    with whole_directory(out_dir, dtype) as directory:
+    with export_directory(out_dir, dtype) as directory:
         _write_settings(directory, config, tokenizer, dtype)
         _check_with_transformers(directory)
         _write_weights(directory, params, list(_tensors(params, config)), dtype, max_shard_bytes)
@@ -68,42 +66,31 @@ def export_orbax(
 
     They are stored in small chunks, so that each host later reads its own part, in whatever layout.
     """
-    with whole_directory(out_dir, dtype) as directory:
+    with export_directory(out_dir, dtype) as directory:
         write_params(directory, params)
         _write_settings(directory, config, tokenizer, dtype)
     return Path(out_dir).absolute()
 
 
 @contextmanager
-def whole_directory(out_dir: str | Path, dtype: str) -> Iterator[Path]:
+def export_directory(out_dir: str | Path, dtype: str) -> Iterator[Path]:
     """A directory to write to, which becomes `out_dir` at the end of the block, or is removed if that fails.
 
-    Raises ConfigError if `out_dir` is not new or empty, CheckpointError if the disk refuses.
+    Raises ConfigError if `out_dir` is not new or empty or cannot be made, CheckpointError if the disk refuses later.
     """
     target = Path(out_dir).absolute()
     _check_target(target, dtype)
+    is_open = False
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+        with whole_directory(target) as directory:
+            is_open = True
+            yield directory
     except OSError as error:
-        raise ConfigError(f"{target} cannot be written: {error.strerror}; choose another directory") from error
-    try:
-        yield partial
-        partial.chmod(0o755)  # mkdtemp's own mode keeps other users out
-        os.replace(partial, target)
-    except OSError as error:
+        if not is_open:
+            raise ConfigError(f"{target} cannot be written: {error.strerror}; choose another directory") from error
         raise CheckpointError(
             f"{target} could not be written ({error.strerror or error}); nothing was left there"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write_settings(directory: Path, config: ModelConfig, tokenizer: Tokenizer, dtype: str) -> None:
-    tokenizer = tokenizer.fitted_to(config.vocab_size)
-    _write_json(directory / "config.json", to_hf_config(dataclasses.replace(config, file_dtype=dtype)))
-    _write_json(directory / "generation_config.json", _generation_config(config, tokenizer))
-    tokenizer.save(directory)
 
 
 def _check_with_transformers(directory: Path) -> None:
@@ -132,10 +119,9 @@ def _check_target(target: Path, dtype: str) -> None:
 
 def _tensors(params: dict[str, Any], config: ModelConfig) -> Iterator[_Tensor]:
     for stored in stored_parameters(config, Naming("hf")):
-        leaf = _leaf(params, stored)
-        shape = leaf.shape[1:] if stored.stacked else leaf.shape
+        shape = file_shape(stored, parameter_at(params, stored.path).shape)
         for layer, name in enumerate(stored.names):
-            yield _Tensor(name, tuple(shape[::-1] if stored.transposed else shape), stored, layer)
+            yield _Tensor(name, shape, stored, layer)
 
 
 def _write_weights(directory: Path, params: dict[str, Any], tensors: list[_Tensor], dtype: str, limit: int) -> None:
@@ -154,7 +140,7 @@ def _write_weights(directory: Path, params: dict[str, Any], tensors: list[_Tenso
     if len(shards) > 1:
         weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         total = sum(_num_values(tensor) for tensor in tensors) * item_bytes
-        _write_json(directory / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(directory / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _split(tensors: list[_Tensor], item_bytes: int, limit: int) -> list[list[_Tensor]]:
@@ -184,7 +170,7 @@ def _write_shard(file: BinaryIO, params: dict[str, Any], tensors: list[_Tensor],
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for tensor in tensors:
-        leaf = _leaf(params, tensor.stored)
+        leaf = parameter_at(params, tensor.stored.path)
         values = np.asarray(leaf[tensor.layer] if tensor.stored.stacked else leaf)
         values = values.T if tensor.stored.transposed else values
         file.write(np.ascontiguousarray(values, numpy_type).view(np.uint8).data)  # as bytes: bfloat16 has no buffer
@@ -194,8 +180,11 @@ def _num_values(tensor: _Tensor) -> int:
     return int(np.prod(tensor.shape, dtype=np.int64))
 
 
-def _leaf(params: dict[str, Any], stored: Stored) -> jax.Array:
-    return functools.reduce(lambda node, key: node[key], stored.path, cast(Any, params))
+def _write_settings(directory: Path, config: ModelConfig, tokenizer: Tokenizer, dtype: str) -> None:
+    tokenizer = tokenizer.fitted_to(config.vocab_size)
+    write_json(directory / "config.json", to_hf_config(dataclasses.replace(config, file_dtype=dtype)))
+    write_json(directory / "generation_config.json", _generation_config(config, tokenizer))
+    tokenizer.save(directory)
 
 
 def _generation_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -203,7 +192,3 @@ def _generation_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, A
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else config.pad_token_id
     ids = {"bos_token_id": config.bos_token_id, "pad_token_id": pad}
     return {key: value for key, value in ids.items() if value is not None} | ({"eos_token_id": stops} if stops else {})
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from empathax.errors import WeightsError, raise_all
+from empathax.models.architecture.gguf_config import from_gguf_metadata
 from empathax.models.architecture.model_config import ModelConfig
-from empathax.models.architecture.presets import from_gguf_metadata
 from empathax.models.rope import RopeConfig, inverse_frequencies
 from empathax.models.weights.byte_files import MappedFile, TensorInfo
 

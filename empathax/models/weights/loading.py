@@ -18,7 +18,7 @@ from empathax.errors import WeightsError, raise_all
 from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.transformer import abstract_params
 from empathax.models.weights.byte_files import TensorReader
-from empathax.models.weights.checks import check_tensors, parameter_at
+from empathax.models.weights.checks import check_tensors, parameter_at, put_parameter
 from empathax.models.weights.names import Naming, Stored, stored_parameters
 
 Params = dict[str, Any]
@@ -38,7 +38,7 @@ def finished(params: Params, finish: Finish) -> Params:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = tuple(key.key for key in path)
         for name, value in finish(names, leaf).items():
-            _put(done, (*names[:-1], name), value)
+            put_parameter(done, (*names[:-1], name), value)
     return done
 
 
@@ -70,7 +70,7 @@ def load_params(
         sharding = default if shardings is None else parameter_at(shardings, stored.path)
         read = functools.partial(_read_part, reader, stored, shape, nonfinite)
         for name, value in finish(stored.path, _load_leaf(shape, sharding, stored, read)).items():
-            _put(params, (*stored.path[:-1], name), value)
+            put_parameter(params, (*stored.path[:-1], name), value)
     nonfinite = _of_all_processes(nonfinite, reader)
     problems = [
         f"{name}: found {count:,} NaN or infinite values (or more), expected none" for name, count in nonfinite.items()
@@ -214,7 +214,3 @@ def _of_all_processes(counts: dict[str, int], reader: TensorReader) -> dict[str,
     own = np.array([counts.get(name, 0) for name in names], np.int32)
     largest = multihost_utils.process_allgather(own).max(axis=0)
     return {name: int(count) for name, count in zip(names, largest, strict=True) if count}
-
-
-def _put(tree: Params, path: tuple[str, ...], value: Any) -> None:
-    functools.reduce(lambda node, key: node.setdefault(key, {}), path[:-1], tree)[path[-1]] = value

@@ -1,4 +1,4 @@
-"""Where a model's files may be besides a directory: on the hub, inside an installed package, in a store."""
+"""A model's files on the hub, inside an installed package, or in a store, as a local path."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from empathax.atomic import whole_file
 from empathax.errors import WeightsError
 from empathax.models.weights.byte_files import open_store
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
-_MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
+_SETTINGS_FILES = (".json", ".jinja", "tokenizer.model")  # how the names of all files but the weights end
+_PART = re.compile(r".+\.gguf\.part-?(?P<number>\d+)")
+_DIGEST_NAME = "EXPECTED_SHA256"
 
 
 def is_hub_name(text: str) -> bool:
@@ -26,8 +29,10 @@ def is_hub_name(text: str) -> bool:
 
 
 def download(name: str, patterns: Sequence[str]) -> Path:
-    """The local copy of a hub model's files that match `patterns`; downloaded if they are not cached. Raises whatever
-    the hub's libraries raise: network, access, spelling have exceptions of their own."""
+    """The local copy of a hub model's files that match `patterns`; downloaded if they are not cached.
+
+    Raises what the hub's libraries raise, which differs for network, access and spelling.
+    """
     import huggingface_hub
 
     repo, _, revision = name.partition("@")
@@ -37,7 +42,7 @@ def download(name: str, patterns: Sequence[str]) -> Path:
 def download_model(name: str) -> Path:
     """The local copy of everything that loading takes. Raises a WeightsError that says what to look at."""
     try:
-        return download(name, _MODEL_FILES)
+        return download(name, [*(f"*{ending}" for ending in _SETTINGS_FILES), "*.safetensors"])
     except Exception as error:
         raise WeightsError(
             f"model {name!r} is no local path, and could not be had from the Hugging Face hub: {first_line(error)} "
@@ -50,16 +55,12 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-_PART = re.compile(r".+\.gguf\.part-?(?P<number>\d+)")
-_DIGEST_NAME = "EXPECTED_SHA256"
-
-
 def weights_in_package(name: str) -> Path:
     """The .gguf file, or the directory with config.json, inside the installed package `name`.
 
     A .gguf cut into parts over the package and its siblings (NAME_part1, ...) is joined in the cache first.
     """
-    root = package_dir(name)
+    root = _package_dir(name)
     files = sorted(path for path in root.rglob("*") if path.is_file())
     whole = [path for path in files if path.suffix == ".gguf"]
     if whole:
@@ -76,7 +77,7 @@ def weights_in_package(name: str) -> Path:
     )
 
 
-def package_dir(name: str) -> Path:
+def _package_dir(name: str) -> Path:
     """Where a package is installed; the distribution's spelling with dashes is understood too."""
     module = name.replace("-", "_")
     spec = importlib.util.find_spec(module) if module.isidentifier() else None
@@ -90,6 +91,31 @@ def cache_dir() -> Path:
     """Where joined files are kept: $EMPATHAX_CACHE, or ~/.cache/empathax."""
     stated = os.environ.get("EMPATHAX_CACHE")
     return Path(stated) if stated else Path.home() / ".cache" / "empathax"
+
+
+@functools.lru_cache(maxsize=8)
+def local_settings(url: str) -> Path:
+    """A local directory, kept until the process ends, with all of `url` but its weights.
+
+    Raises a WeightsError if the store cannot be read, or if `url` is no Hugging Face directory.
+    """
+    store, place = open_store(url.rstrip("/"))
+    try:
+        found = {Path(name).name: name for name in store.ls(place, detail=False)}
+    except Exception as error:  # each store has exceptions of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise WeightsError(f"{url} cannot be listed: {reason}") from error
+    if "config.json" not in found or not any(name.endswith(".safetensors") for name in found):
+        raise WeightsError(
+            f"{url} holds {', '.join(sorted(found)[:5]) or 'nothing'}: expected config.json and *.safetensors; .gguf "
+            "files and Orbax checkpoints have to be copied to a disk first"
+        )
+    directory = Path(_kept_until_exit().name) / str(len(list(Path(_kept_until_exit().name).iterdir())))
+    directory.mkdir()
+    for name in found:
+        if name.endswith(_SETTINGS_FILES):
+            (directory / name).write_bytes(store.cat_file(found[name]))
+    return directory
 
 
 def _only(found: list[Path], root: Path) -> Path:
@@ -147,16 +173,10 @@ def _joined(parts: list[Path], stated_digest: str | None) -> Path:
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{name}.", delete=False) as out:
-            try:
-                for part in parts:
-                    with part.open("rb") as source:
-                        shutil.copyfileobj(source, out, 1 << 20)
-                out.flush()
-                os.fsync(out.fileno())
-                os.replace(out.name, target)
-            finally:
-                Path(out.name).unlink(missing_ok=True)
+        with whole_file(target, "wb") as whole:
+            for part in parts:
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, whole, 1 << 20)
     except OSError as error:
         raise WeightsError(
             f"{target} cannot be written ({error.strerror}): set EMPATHAX_CACHE to another directory"
@@ -171,32 +191,6 @@ def _sha256(paths: list[Path]) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
-
-
-_SMALL = (".json", ".jinja", "tokenizer.model")
-
-
-@functools.lru_cache(maxsize=8)
-def local_settings(url: str) -> Path:
-    """A local directory, kept until the process ends, with all of `url` but its weights. Raises a WeightsError if
-    nothing can be had from there, or what is there is not a Hugging Face directory."""
-    store, place = open_store(url.rstrip("/"))
-    try:
-        found = {Path(name).name: name for name in store.ls(place, detail=False)}
-    except Exception as error:  # each store has exceptions of its own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise WeightsError(f"{url} cannot be listed: {reason}") from error
-    if "config.json" not in found or not any(name.endswith(".safetensors") for name in found):
-        raise WeightsError(
-            f"{url} holds {', '.join(sorted(found)[:5]) or 'nothing'}: expected config.json and *.safetensors; .gguf "
-            "files and Orbax checkpoints have to be copied to a disk first"
-        )
-    directory = Path(_kept_until_exit().name) / str(len(list(Path(_kept_until_exit().name).iterdir())))
-    directory.mkdir()
-    for name in found:
-        if name.endswith(_SMALL):
-            (directory / name).write_bytes(store.cat_file(found[name]))
-    return directory
 
 
 @functools.lru_cache(maxsize=1)

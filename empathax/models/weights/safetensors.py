@@ -16,11 +16,11 @@ import numpy as np
 import safetensors
 
 from empathax.errors import WeightsError, raise_all
-from empathax.models.weights.byte_files import FLOAT_TYPES, RangeFile, TensorInfo, exists, is_url
+from empathax.models.weights.byte_files import RangeFile, TensorInfo, exists, is_url
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-_NUMPY_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+FLOAT_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _CUT_BYTES = 16 << 20  # read at a time where only a part of each row is wanted
 
@@ -36,6 +36,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise WeightsError(f"{path} holds a JSON {type(value).__name__}, expected an object")
     return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a settings file of such a directory."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 class SafetensorsFiles:
@@ -56,7 +61,7 @@ class SafetensorsFiles:
         """A copy of the values at `index`, in the file's own float type."""
         info = self.tensors[name]
         file, start = self._places[name]
-        dtype = np.dtype(_NUMPY_TYPES[info.dtype])
+        dtype = np.dtype(FLOAT_TYPES[info.dtype])
         if not info.shape:
             return file.read(start, dtype.itemsize).view(dtype).reshape(())
         first, last, _ = index[0].indices(info.shape[0])

@@ -1,4 +1,8 @@
-"""What a user writes for a model, resolved: its architecture, weights, tokenizer and digest, wherever they are."""
+"""Models before they are in memory: what a user writes for one, resolved to its config, weights, tokenizer and digest.
+
+`resolve_model` chooses the `ModelSource`: a Hugging Face directory, Orbax parameters, a GGUF file, or random weights of
+a preset. `adapted_model` puts adapters on top of any of them.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,18 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from empathax.errors import WeightsError
+from empathax.models.architecture.hf_config import from_hf_config
 from empathax.models.architecture.model_config import ModelConfig
-from empathax.models.architecture.presets import from_hf_config, preset
-from empathax.models.lora.files import adapted_params
+from empathax.models.architecture.presets import preset
+from empathax.models.lora.adapters import Adapter, with_adapters
+from empathax.models.lora.files import adapted_params, read_adapter
 from empathax.models.tokenizers.gguf import tokenizer_from_gguf
 from empathax.models.tokenizers.hf import tokenizer_from_directory
 from empathax.models.tokenizers.tokenizer import Tokenizer, byte_tokenizer
-from empathax.models.transformer import abstract_params, init_params
+from empathax.models.transformer import abstract_params, init_params, placed
 from empathax.models.weights.byte_files import is_url
 from empathax.models.weights.checks import check_tensors
 from empathax.models.weights.gguf import GgufFile, config_of
@@ -38,12 +45,14 @@ from empathax.models.weights.orbax import (
 from empathax.models.weights.safetensors import SafetensorsFiles, open_weights, read_json
 
 Params = dict[str, Any]
+_WHOLE_BYTES = 512 << 20  # files up to this size are hashed whole, larger ones by header and samples
+_SAMPLE_BYTES, _NUM_SAMPLES = 1 << 20, 128
 
 
 class ModelSource(Protocol):
     """A model before it is in memory."""
 
-    kind: str  # "directory", "gguf" or "random"
+    kind: str  # "directory", "orbax", "gguf", "random" or "adapted"
     path: str  # the directory or file it is read from, or the preset
 
     @property
@@ -75,8 +84,10 @@ class ModelSource(Protocol):
 
 
 def resolve_model(path: str | Path) -> ModelSource:
-    """What `path` names: a directory, a run's directory, a .gguf file, `package:NAME`, `random:PRESET[:SEED]`, the URL
-    of a directory in a store ("gs://bucket/model"), or a hub name "org/model".
+    """What `path` names.
+
+    That is a directory, a run's directory, a .gguf file, `package:NAME`, `random:PRESET[:SEED]`, the URL of a directory
+    in a store ("gs://bucket/model"), or a hub name "org/model".
 
     Raises a WeightsError that says what was tried; the config is read and checked here, weights and tokenizer later.
     """
@@ -99,6 +110,14 @@ def resolve_model(path: str | Path) -> ModelSource:
         f"model {text!r} does not exist: no such file or directory ({place.absolute()}), and it is no hub name "
         "(org/model), package:NAME or random:PRESET"
     )
+
+
+def adapted_model(base: ModelSource, directories: Sequence[str]) -> ModelSource:
+    """`base` with the adapters in `directories` added up; `base` itself if there are none.
+
+    The adapters are read and checked here; raises a WeightsError if one does not fit.
+    """
+    return AdaptedModel(base, directories) if directories else base
 
 
 class DirectoryModel:
@@ -140,13 +159,15 @@ class DirectoryModel:
         """See ModelSource."""
         names = sorted({info.file for info in self._weights.tensors.values()})
         if self._url:
-            return digest_of_headers(self.config, self._weights)
+            return _digest_of_headers(self.config, self._weights)
         return digest_of_files([self._directory / "config.json", *(self._directory / name for name in names)])
 
 
 class OrbaxModel:
-    """Parameters that Orbax wrote: a run's checkpoint, adapters merged in, or a directory of `export --to=orbax` with
-    config.json and tokenizer beside them."""
+    """Parameters that Orbax wrote: a run's checkpoint, adapters merged in, or a directory of `export --to=orbax`.
+
+    The latter has config.json and tokenizer beside the parameters.
+    """
 
     kind = "orbax"
 
@@ -162,15 +183,11 @@ class OrbaxModel:
         self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = identity
     ) -> Params:
         """See ModelSource."""
-        default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        like = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            abstract_params(self.config, param_dtype),
-            shardings or jax.tree.map(lambda _: default, abstract_params(self.config)),
-        )
         if "lora" in self._meta:
             params = adapted_params(self._settings, self._directory, self._meta, param_dtype, shardings)
             return finished(params, finish)
+        one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = placed(abstract_params(self.config, param_dtype), shardings or one_device)
         params = restore_params(self._directory, like)
         check_finite(self._directory, params)
         return finished(params, finish)
@@ -256,12 +273,85 @@ class RandomModel:
         return hashlib.sha256(f"{self.path}\0{self.config!r}".encode()).hexdigest()
 
 
+class AdaptedModel:
+    """A model with adapters merged in; its parameters are those of a plain model."""
+
+    kind = "adapted"
+
+    def __init__(self, base: ModelSource, directories: Sequence[str]):
+        self.path = " + ".join([base.path, *directories])
+        self.config = base.config
+        self._base = base
+        self._adapters = [read_adapter(Path(directory), base.config) for directory in directories]
+        if len(directories) > 1 and any(adapter.spec.dora for adapter in self._adapters):
+            raise WeightsError(
+                f"adapters with DoRA magnitudes do not add up to others ({', '.join(directories)}): merge one into the "
+                "model with export --merge first"
+            )
+
+    def load_params(
+        self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = identity
+    ) -> Params:
+        """See ModelSource."""
+        return finished(with_adapters(self._base.load_params(param_dtype, shardings), self._adapters), finish)
+
+    def check(self) -> None:
+        """See ModelSource."""
+        self._base.check()
+
+    def tokenizer(self) -> Tokenizer:
+        """See ModelSource."""
+        return self._base.tokenizer()
+
+    def fingerprint(self) -> str:
+        """See ModelSource."""
+        return fingerprint_with(self._base.fingerprint(), self._adapters)
+
+
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer at `path` (anything `resolve_model` takes, or a directory with tokenizer files only)."""
     place = Path(path).expanduser()
     if place.is_dir():
         return tokenizer_from_directory(place)
     return resolve_model(path).tokenizer()
+
+
+def fingerprint_with(fingerprint: str, adapters: Sequence[Adapter]) -> str:
+    """The digest of a model with adapters from that of the model; without any it is the same."""
+    if not adapters:
+        return fingerprint
+    digest = hashlib.sha256(fingerprint.encode())
+    for adapter in adapters:
+        digest.update(repr(adapter.spec).encode())
+        for leaf in jax.tree.leaves(adapter.tree):
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _digest_of_headers(config: ModelConfig, weights: SafetensorsFiles) -> str:
+    """SHA-256 over what is known of weights in a store without reading them.
+
+    That is names, shapes, types, files, and what the store says of their content.
+    """
+    known = f"{config!r}{sorted(weights.tensors.items())}{weights.versions}"
+    return hashlib.sha256(known.encode()).hexdigest()
+
+
+def digest_of_files(paths: Sequence[Path]) -> str:
+    """SHA-256 over names, sizes and contents; of large files over the first and last megabyte and samples between."""
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.suffix}:{size}\0".encode())
+        with path.open("rb") as file:
+            if size <= _WHOLE_BYTES:
+                while block := file.read(_SAMPLE_BYTES):
+                    digest.update(block)
+                continue
+            for sample in range(_NUM_SAMPLES):
+                file.seek(math.floor(sample * (size - _SAMPLE_BYTES) / (_NUM_SAMPLES - 1)))
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def _open(place: Path) -> ModelSource:
@@ -283,31 +373,3 @@ def _named(path: Path, read: Callable[[Any], ModelConfig], value: Any) -> ModelC
         return read(value)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-
-
-_WHOLE_BYTES = 512 << 20  # files up to this size are hashed whole, larger ones by header and samples
-_SAMPLE_BYTES, _NUM_SAMPLES = 1 << 20, 128
-
-
-def digest_of_headers(config: ModelConfig, weights: SafetensorsFiles) -> str:
-    """Of weights in a store, which are too far away to be read for this: names, shapes, types, files, and what the
-    store says of their content."""
-    known = f"{config!r}{sorted(weights.tensors.items())}{weights.versions}"
-    return hashlib.sha256(known.encode()).hexdigest()
-
-
-def digest_of_files(paths: Sequence[Path]) -> str:
-    """SHA-256 over names, sizes and contents; of large files over the first and last megabyte and samples between."""
-    digest = hashlib.sha256()
-    for path in paths:
-        size = path.stat().st_size
-        digest.update(f"{path.suffix}:{size}\0".encode())
-        with path.open("rb") as file:
-            if size <= _WHOLE_BYTES:
-                while block := file.read(_SAMPLE_BYTES):
-                    digest.update(block)
-                continue
-            for sample in range(_NUM_SAMPLES):
-                file.seek(math.floor(sample * (size - _SAMPLE_BYTES) / (_NUM_SAMPLES - 1)))
-                digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()

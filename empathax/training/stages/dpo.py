@@ -18,6 +18,7 @@ from empathax.data.batch import Batch, LabeledReplies
 from empathax.data.packing import PackedRows
 from empathax.errors import ConfigError, WeightsError
 from empathax.models.architecture.model_config import ModelConfig
+from empathax.objectives.logprobs import Sums, token_sums
 from empathax.objectives.pairs import (
     Pairs,
     chosen_token_weight,
@@ -33,7 +34,6 @@ from empathax.objectives.preference import (
     preference_loss,
     reads_single_replies,
 )
-from empathax.objectives.sft import Sums, token_sums
 from empathax.objectives.unpaired import Replies, unpaired_loss
 from empathax.parallel.mesh import compute_dtype
 from empathax.parallel.processes import is_leader

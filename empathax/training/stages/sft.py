@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from empathax.config import Config
 from empathax.config.losses import REPLY_ROWS
 from empathax.models.architecture.model_config import ModelConfig
-from empathax.objectives.sft import sft_loss
+from empathax.objectives.logprobs import sft_loss
 from empathax.training.forward import make_scorer
 from empathax.training.held_out import REPLIES, HeldOut, Measured
 from empathax.training.stages.stage import LossFn, Stage

@@ -22,7 +22,7 @@ from empathax.data.batch import Batch
 from empathax.data.loader import Loader
 from empathax.data.packing import PackedRows
 from empathax.models.architecture.model_config import ModelConfig
-from empathax.objectives.sft import Sums
+from empathax.objectives.logprobs import Sums
 from empathax.parallel.processes import put_batch, rows_of_process
 from empathax.parallel.rules import batch_sharding
 from empathax.training.experiment import Experiment

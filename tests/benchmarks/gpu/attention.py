@@ -22,6 +22,7 @@ from empathax.data.packing import pack
 from empathax.models.attention import gpu as gpu_attention
 from empathax.models.attention.dispatch import attention
 from empathax.models.attention.gpu import Tile, Tiles
+from empathax.models.attention.tree_layout import ScoreOptions, TreeLayout
 from tests.benchmarks.fixed_steps import synthetic_dialogues
 from tests.benchmarks.gpu.part import Part, choice_from_argv, compiled_together, guarded, seconds_per_call
 from tests.benchmarks.gpu.prepare import read_batches
@@ -171,9 +172,8 @@ def _lower(shape: Shape, kernel: str) -> Any:
 def _form(shape: Shape, kernel: str, positions: jax.Array, ends: jax.Array) -> Callable[..., jax.Array]:
     scale = shape.head_dim**-0.5
     if kernel != "cudnn":
-        layout = {"positions_BT": positions, "subtree_end_BT": ends}
-        options: dict[str, Any] = {"window": shape.window, "softcap": shape.softcap, "scale": scale}
-        return partial(attention, **layout, **options, implementation=kernel)
+        layout = TreeLayout(positions, ends, shape.window)
+        return lambda q, k, v: attention(q, k, v, layout, softcap=shape.softcap, scale=scale, implementation=kernel)
 
     def causal(q, k, v):
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # cuDNN's layout is tokens before heads
@@ -191,7 +191,7 @@ def _lower_tile(shape: Shape, name: str, tile: Tile) -> Any:
     """One of the three kernels alone: what the others would compute is not asked for, and compiled away."""
 
     def run(q, k, v, dout, positions, ends):
-        layout, options = gpu_attention.TreeLayout(positions, ends, jnp.int32(2**31 - 1)), _options(shape)
+        layout, options = TreeLayout(positions, ends, jnp.int32(2**31 - 1)), _options(shape)
         if name == "forward":
             return gpu_attention.forward(q, k, v, layout, options, tiles=Tiles(tile, tile, tile))
         numbers = jnp.zeros(q.shape[:3], jnp.float32)
@@ -202,8 +202,8 @@ def _lower_tile(shape: Shape, name: str, tile: Tile) -> Any:
     return jax.jit(run).lower(*_abstract(shape))
 
 
-def _options(shape: Shape) -> gpu_attention.ScoreOptions:
-    return gpu_attention.ScoreOptions(shape.head_dim**-0.5, 0.0, False)
+def _options(shape: Shape) -> ScoreOptions:
+    return ScoreOptions(shape.head_dim**-0.5, 0.0, False)
 
 
 def _abstract(shape: Shape) -> list[jax.ShapeDtypeStruct]:
@@ -237,10 +237,10 @@ def layout_arrays(shape: Shape, seed: int, folder: Path) -> tuple[np.ndarray, np
         batch = read_batches(folder, "tree")[0][0]
         return batch.positions_BT[0, : shape.rows], batch.subtree_end_BT[0, : shape.rows]
     if shape.layout == "forest":
-        from tests.models.forests import random_inputs
+        from tests.models.attention.forests import random_inputs
 
         *_, layout = random_inputs(seed, tokens, batch=shape.rows, head_dim=1, padding=tokens // 16)
-        return np.asarray(layout["positions_BT"]), np.asarray(layout["subtree_end_BT"])
+        return np.asarray(layout.positions_BT), np.asarray(layout.subtree_end_BT)
     groups = synthetic_dialogues(2 + shape.rows * tokens // 200, 10 if tokens >= 2048 else 2, 1000, seed)
     rows = pack(groups, "tree", tokens)
     fullest = sorted(range(len(rows)), key=lambda row: -rows.trees[rows.tree_indices[row][0]].num_tokens)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from empathax.models.architecture.hf_config import from_hf_config
+from empathax.models.architecture.hf_config import from_hf_config, to_hf_config
 from empathax.models.architecture.model_config import ModelConfig
-from empathax.models.architecture.presets import to_hf_config
 from empathax.models.tokenizers.tokenizer import Tokenizer
 from tests.benchmarks.task import Task
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from empathax.config.losses import PAIRED_ROWS, REPLY_ROWS
 from empathax.data.batch import Batch
 from empathax.data.dataset import build_dataset
 from empathax.data.loader import Loader
@@ -70,7 +71,7 @@ def _write_batches(task: Task, source: ModelSource, packing: str) -> None:
     choice = {"rows": task.options["rows"], "row_length": task.options["row_length"]}
     config = corpus.work_config(dataclasses.replace(task, choice=choice))
     data = dataclasses.replace(config.data, packing=packing)
-    dataset = build_dataset(data, "dpo", source.tokenizer(), source.config)
+    dataset = build_dataset(data, PAIRED_ROWS, source.tokenizer(), source.config)
     rows = evenly_spread_rows(dataset.train, task.steps * task.options["rows"])
     loader = Loader(rows, rows_per_batch=task.options["rows"], shuffle=False)
     batches = [loader.batch_at(step) for step in range(task.steps)]
@@ -97,7 +98,7 @@ def _write_prompts(task: Task, source: ModelSource, sizes: tuple[int, ...]) -> N
     """A batch of prompts of each size, the same at every step: a middle turn of each of so many dialogues."""
     data = dataclasses.replace(corpus.work_config(task).data, eval_fraction=0.0, max_eval_dialogues=0)
     middle = {}
-    for example in build_dataset(data, "sft", source.tokenizer(), source.config).train_examples:
+    for example in build_dataset(data, REPLY_ROWS, source.tokenizer(), source.config).train_examples:
         middle.setdefault(example.dialogue_id, []).append(example.prompt_ids.tolist())
     prompts = [turns[len(turns) // 2] for turns in middle.values()]
     for size in sizes:

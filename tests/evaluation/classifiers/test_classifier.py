@@ -10,16 +10,16 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 from empathax.errors import ConfigError, WeightsError
-from empathax.evaluation.classifiers.card import score_table
 from empathax.evaluation.classifiers.classifier import (
     NO_LABEL,
-    Example,
     Head,
+    LabeledText,
     classify,
     load_classifier,
     new_classifier,
     save_classifier,
 )
+from empathax.evaluation.classifiers.task import score_table
 from empathax.evaluation.classifiers.training import (
     TrainingOptions,
     adjusted_loss,
@@ -29,10 +29,10 @@ from empathax.evaluation.classifiers.training import (
     head_scores,
     train_classifier,
 )
-from empathax.models.encoder.encoder import init_encoder
 from empathax.models.encoder.files import encoder_config, encoder_tensors
 from empathax.models.encoder.text import EncoderRow
 from empathax.models.tokenizers.tokenizer import SpecialNames, Tokenizer
+from tests.models.encoder.random_encoder import init_encoder
 
 WORDS = ["why", "what", "sounds", "like", "feel", "you", "should", "try", "it", "is", "hard", "walk", "the", "a"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
@@ -71,7 +71,7 @@ def examples():
         words = list(rng.choice(["sounds", "like", "feel", "it", "is", "the", "a"], rng.integers(1, 6)))
         kind, hard = int(rng.random() < 0.3), int(rng.random() < 0.5)
         words = [*(["you", "should", "try"] if kind else [rng.choice(["why", "what"])]), *words, *["hard"] * hard]
-        made.append(Example(" ".join(words), "walk the walk", (kind, hard if number % 3 else NO_LABEL)))
+        made.append(LabeledText(" ".join(words), "walk the walk", (kind, hard if number % 3 else NO_LABEL)))
     return made
 
 

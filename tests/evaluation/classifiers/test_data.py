@@ -9,12 +9,12 @@ from empathax.errors import DataError
 from empathax.evaluation.classifiers.classifier import NO_LABEL
 from empathax.evaluation.classifiers.data import (
     ASPECTS,
-    LEVELS,
     level_of_strategy,
     read_epitome_examples,
     read_level_examples,
     split_files,
 )
+from empathax.evaluation.metrics.levels import LEVELS
 from empathax.train_classifier import main
 
 DIALOGUE = {

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from empathax.evaluation.generation.decoding import generate
+from empathax.evaluation.generation.decoding import DecodeOptions, generate
 from empathax.evaluation.generation.prompt_tree import lay_out_prompts
 from empathax.evaluation.generation.sampling import Sampling
 from empathax.models.architecture.presets import preset
@@ -26,11 +26,12 @@ def prompts(count=4):
     return [trunk[: 7 * (row % 3) + 2] + random.integers(3, 500, row).tolist() for row in range(count)]
 
 
-def run(model, prompts, row_ids=None, seed=0, **options):
+def run(model, prompts, row_ids=None, seed=0, sample_ids=None, **changes):
     params, config = model
     row_ids = jnp.arange(len(prompts)) if row_ids is None else jnp.asarray(row_ids)
-    settings = {"max_new_tokens": NUM_NEW, "stop_ids": ()} | options
-    return jax.device_get(generate(params, config, lay_out_prompts(prompts), row_ids, seed, platform="cpu", **settings))
+    options = DecodeOptions(**{"max_new_tokens": NUM_NEW, "stop_ids": (), "platform": "cpu"} | changes)
+    layout = lay_out_prompts(prompts)
+    return jax.device_get(generate(params, config, layout, row_ids, seed, sample_ids, options=options))
 
 
 @pytest.mark.parametrize(
@@ -101,9 +102,9 @@ def test_samples_depend_on_their_number_only(model):
     sampling = Sampling(temperature=1.0, min_p=0.02, repetition_penalty=1.1)
     same = [prompts()[1]] * 4
     samples = np.array([0, 1, 2, 3], np.int32)
-    out = run(model, same, row_ids=[5] * 4, sample_ids_B=samples, sampling=sampling).token_ids_BM
+    out = run(model, same, row_ids=[5] * 4, sample_ids=samples, sampling=sampling).token_ids_BM
     assert len({tuple(row) for row in out.tolist()}) == 4
-    swapped = run(model, same, row_ids=[5] * 4, sample_ids_B=samples[::-1], sampling=sampling).token_ids_BM
+    swapped = run(model, same, row_ids=[5] * 4, sample_ids=samples[::-1], sampling=sampling).token_ids_BM
     np.testing.assert_array_equal(swapped, out[::-1])
     np.testing.assert_array_equal(run(model, same[:1], row_ids=[5], sampling=sampling).token_ids_BM, out[:1])
 
@@ -115,8 +116,8 @@ def test_no_repetition_penalty_leaves_no_trace_in_the_program(model):
 
     def program(penalty):
         sampling = Sampling(temperature=1.0, repetition_penalty=penalty)
-        options = {"max_new_tokens": NUM_NEW, "stop_ids": (), "platform": "cpu", "sampling": sampling}
-        return generate.lower(params, config, layout, rows, 0, **options).as_text()
+        options = DecodeOptions(NUM_NEW, (), "cpu", sampling)
+        return generate.lower(params, config, layout, rows, 0, options=options).as_text()
 
     mask = f"tensor<4x{config.vocab_size}xi1>"
     scatter = "stablehlo.scatter"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from empathax.errors import DataError
-from empathax.evaluation.metrics.dialogue_health import dialogue_health
+from empathax.evaluation.metrics.dialogue_health import health_columns, repeated_replies, top_4gram_share
+from empathax.evaluation.metrics.words import tokenized
 from tests.evaluation.metrics.reference_metrics import ngrams
 
 REPLIES = [
@@ -20,9 +20,16 @@ REPLIES = [
 ]
 
 
+def words_of(replies):
+    return tokenized(replies, replies)("treebank")[0]
+
+
+def means(replies):
+    return {name: column.mean() for name, column in health_columns(replies, words_of(replies)).items()}
+
+
 def test_by_hand():
-    found = dialogue_health(REPLIES, dialogue_ids=["a", "a", "a", "b", "b", "b"])
-    assert found["repeated_replies"] == pytest.approx(100 / 6)
+    found = means(REPLIES)
     assert found["empty_replies"] == pytest.approx(100 / 6)
     assert found["questions_per_reply"] == pytest.approx(3 / 6)
     assert found["understanding"] == pytest.approx(200 / 6)
@@ -34,23 +41,21 @@ def test_by_hand():
 
 
 def test_repeats_are_looked_for_in_the_own_dialogue():
-    same = ["Okay.", "okay. "]
-    assert dialogue_health(same, dialogue_ids=[1, 2])["repeated_replies"] == 0
-    assert dialogue_health(same, dialogue_ids=[1, 1])["repeated_replies"] == 50
-    assert dialogue_health(same, histories=[["Hello"], ["Hello", "Okay."]])["repeated_replies"] == 50
-    assert dialogue_health(["", ""], dialogue_ids=[1, 1])["repeated_replies"] == 0
-    assert "repeated_replies" not in dialogue_health(same)
+    same, silent = ["Okay.", "okay. "], [(), ()]
+    assert repeated_replies(REPLIES, ["a", "a", "a", "b", "b", "b"], [()] * 6).tolist() == [0, 0, 100, 0, 0, 0]
+    assert repeated_replies(same, [1, 2], silent).tolist() == [0, 0]
+    assert repeated_replies(same, [1, 1], silent).tolist() == [0, 100]
+    assert repeated_replies(same, [1, 2], [["Hello"], ["Hello", "Okay."]]).tolist() == [0, 100]
+    assert repeated_replies(["", ""], [1, 1], silent).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("text", ["ok</s>", "[INST] hi", "<start_of_turn>user", "<|eot_id|>", "a <|im_end", "<<SYS>>"])
 def test_template_leakage(text):
-    assert dialogue_health([text])["template_leakage"] == (0 if text == "a <|im_end" else 100)
+    assert means([text])["template_leakage"] == (0 if text == "a <|im_end" else 100)
 
 
-def test_special_tokens_of_a_tokenizer():
-    assert dialogue_health(["well [DONE]"])["template_leakage"] == 0
-    assert dialogue_health(["well [DONE]"], special_tokens=["[DONE]"])["template_leakage"] == 100
-    assert dialogue_health(["1 < 2 and <3, [sic]"])["template_leakage"] == 0
+def test_brackets_are_no_template():
+    assert means(["well [DONE]", "1 < 2 and <3, [sic]"])["template_leakage"] == 0
 
 
 @settings(max_examples=25, deadline=None)
@@ -58,11 +63,4 @@ def test_special_tokens_of_a_tokenizer():
 def test_the_most_frequent_four_gram(replies):
     seen = Counter(ngram for words in replies for ngram in ngrams(words, 4))
     share = 100 * max(seen.values(), default=0) / max(seen.total(), 1)
-    assert dialogue_health(list(map(" ".join, replies)))["top_4gram_share"] == pytest.approx(share)
-
-
-def test_what_cannot_be_scored():
-    with pytest.raises(DataError, match="no replies"):
-        dialogue_health([])
-    with pytest.raises(DataError, match="1 dialogue_ids for 2 replies"):
-        dialogue_health(["a", "b"], dialogue_ids=[1])
+    assert top_4gram_share(words_of(list(map(" ".join, replies)))) == pytest.approx(share)

@@ -1,8 +1,9 @@
-"""Text metrics against NLTK, rouge-score, sacrebleu and direct counts, on any text and any number of devices."""
+"""Text metrics against NLTK, rouge-score, sacrebleu and direct counts: all replies together, one by one, resampled."""
 
 import json
 import os
 import random
+import warnings
 from pathlib import Path
 
 import jax
@@ -11,24 +12,28 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nltk.tokenize import TreebankWordTokenizer
+from nltk.translate.bleu_score import sentence_bleu
 
 from empathax.config import MeshOptions
-from empathax.errors import ConfigError, DataError
-from empathax.evaluation.generation.decoding import generate
+from empathax.evaluation.generation.decoding import DecodeOptions, generate
 from empathax.evaluation.generation.prompt_tree import lay_out_prompts
-from empathax.evaluation.metrics.text_metrics import METRICS, score_ids, score_texts
+from empathax.evaluation.metrics.overlap import PairRows, pair_values
+from empathax.evaluation.metrics.text_metrics import TEXT_METRICS, text_statistics
+from empathax.evaluation.metrics.words import MAX_ID, TextIds, tokenized
 from empathax.models.architecture.presets import preset
 from empathax.models.transformer import init_params
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.processes import put_batch
 from empathax.parallel.rules import batch_sharding
-from tests.evaluation.metrics.reference_metrics import lcs, reference_metrics, word_metrics
+from tests.evaluation.metrics.reference_metrics import lcs, lcs_f, reference_metrics, scorer, word_metrics
 from tests.evaluation.metrics.test_words import TEXTS, odd_text
 
 CORPORA = Path(os.environ.get("EMPATHAX_CORPORA", Path(__file__).parents[4] / "shared" / "data"))
 CORPUS = CORPORA / "esconv" / "test.jsonl"
-score = jax.jit(score_ids)
 CLOSE = {"rel": 1e-6, "abs": 0.0}
+DIALOGUES = ["a", "a", "b", "b", "c", "c"]
+words = TreebankWordTokenizer().tokenize
 
 REPLIES = [
     "I'm sorry to hear that. It sounds like a very hard week for you.",
@@ -48,10 +53,27 @@ REFERENCES = [
 ]
 
 
+def metrics_of(statistics):
+    return {metric: value for name, entry in statistics.items() for metric, value in entry.metrics(name).items()}
+
+
+def statistics_of(replies, references):
+    return text_statistics(tokenized(replies, references), [f"dialogue {n}" for n in range(len(replies))])
+
+
+def statistics_of_ids(replies, references):
+    """Unit "token": the same ids for every metric."""
+    ids = TextIds.of(replies), TextIds.of(references)
+    return text_statistics(lambda tokenization: ids, [f"dialogue {n}" for n in range(len(replies))])
+
+
 def check(replies, references):
-    found = score_texts(replies, references)
-    assert tuple(found) == METRICS
-    assert found == pytest.approx(reference_metrics(replies, references), **CLOSE)
+    found, expected = metrics_of(statistics_of(replies, references)), reference_metrics(replies, references)
+    assert found == pytest.approx({name: expected[name] for name in found}, **CLOSE)
+    for name in expected.keys() - found.keys():  # no reply has an n-gram to take a mean of
+        assert name.startswith("distinct_")
+        assert name.endswith("_reply")
+        assert expected[name] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -96,36 +118,95 @@ def test_equal_on_all_test_replies_of_esconv():
     check(gold, gold)
 
 
-def test_token_unit_takes_the_ids_of_an_encoder():
-    replies, references = REPLIES[:2], REFERENCES[:2]
+@pytest.fixture(scope="module")
+def statistics():
+    return text_statistics(tokenized(REPLIES, REFERENCES), DIALOGUES)
 
-    def encode(text):
-        return [ord(letter) for letter in text]
 
-    found = score_texts(replies, references, unit="token", encode=encode)
-    expected = word_metrics(list(map(encode, replies)), list(map(encode, references)))
+def test_each_reply_has_its_own_score(statistics):
+    pairs = [(words(a.lower()), words(b.lower())) for a, b in zip(REPLIES, REFERENCES, strict=True)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bleu = [100 * sentence_bleu([b], a) for a, b in pairs]
+    assert statistics["bleu4_sentence"].values == pytest.approx(bleu, **CLOSE)
+    assert statistics["rouge_l_coco"].values == pytest.approx([100 * lcs_f(a, b) for a, b in pairs], rel=1e-6)
+    rouge = [100 * scorer().score(b, a)["rougeL"].fmeasure for a, b in zip(REPLIES, REFERENCES, strict=True)]
+    assert statistics["rouge_l"].values == pytest.approx(rouge, rel=1e-6)
+    assert statistics["rouge_l"].dialogues == tuple(DIALOGUES)
+
+
+def test_replies_without_an_ngram_are_left_out(statistics):
+    long_enough = [name for name, reply in zip(DIALOGUES, REPLIES, strict=True) if len(words(reply)) >= 2]
+    assert statistics["distinct_2_reply"].dialogues == tuple(long_enough)
+    only_empty = statistics_of(["", ""], ["yes", "no"])
+    assert not {"distinct_1_reply", "distinct_2_reply", "distinct_3_reply"} & only_empty.keys()
+
+
+def test_a_resample_is_the_metric_of_the_drawn_dialogues(statistics):
+    weights_RD = np.array([[1.0, 0.0, 1.0]])
+    drawn = [place for place, name in enumerate(DIALOGUES) if name in "ac"]
+    expected = reference_metrics([REPLIES[place] for place in drawn], [REFERENCES[place] for place in drawn])
+    for name, statistic in statistics.items():
+        for metric, value_R in statistic.estimates(name, ("a", "b", "c"), weights_RD).items():
+            assert value_R[0] == pytest.approx(expected[metric], rel=1e-6), metric
+
+
+def test_pairs_around_it_do_not_change_a_pair():
+    """Blocks of other sizes and orders give the same bits."""
+    texts = [(reply, reference) for reply in [*REPLIES, *TEXTS[:20]] for reference in REFERENCES] * 9
+    order = random.Random(0).sample(range(len(texts)), len(texts))
+    found = statistics_of(*zip(*texts, strict=True))
+    shuffled = statistics_of(*zip(*(texts[place] for place in order), strict=True))
+    for name in ("bleu4_sentence", "rouge_l", "rouge_l_coco"):
+        assert shuffled[name].values == tuple(found[name].values[place] for place in order)
+    assert shuffled["bleu4_sacre"].matches == tuple(found["bleu4_sacre"].matches[place] for place in order)
+
+
+def test_only_what_is_asked_for(statistics):
+    names = ("rouge_l", "distinct")
+    assert text_statistics(tokenized(REPLIES, REFERENCES), DIALOGUES, names) == {
+        name: statistics[name] for name in TEXT_METRICS if name in names
+    }
+
+
+def test_token_unit_takes_any_ids():
+    replies, references = ([list(map(ord, text)) for text in texts[:2]] for texts in (REPLIES, REFERENCES))
+    found, expected = metrics_of(statistics_of_ids(replies, references)), word_metrics(replies, references)
     assert {name: found[name] for name in expected} == pytest.approx(expected, **CLOSE)
     f1 = [2 * lcs(a, b) / (len(a) + len(b)) for a, b in zip(replies, references, strict=True)]
     assert found["rouge_l"] == pytest.approx(100 * sum(f1) / len(f1), **CLOSE)
 
 
-def test_generated_ids_are_scored_in_the_same_compiled_function():
+def test_generated_ids_are_counted_in_the_same_compiled_function():
     config = preset("tiny-llama")
     params = init_params(config, 0)
     prompts = lay_out_prompts([[5, 6, 7], [5, 6, 8, 9]])
     references, lengths = np.array([[3, 4, 5, 6], [9, 8, 0, 0]]), np.array([4, 2])
 
     @jax.jit
-    def generate_and_score(params):
-        out = generate(params, config, prompts, jnp.arange(2), max_new_tokens=6, stop_ids=(), platform="cpu")
+    def generate_and_count(params):
+        out = generate(params, config, prompts, jnp.arange(2), options=DecodeOptions(6, (), "cpu"))
         said = out.lengths_B - out.stopped_B
-        return score_ids(out.token_ids_BM, said, references, lengths), out
+        return pair_values(PairRows(out.token_ids_BM, said, references, lengths)), out
 
-    state, out = generate_and_score(params)
-    said = words_of(jax.device_get(out.token_ids_BM), [6, 6])
-    expected = word_metrics(said, words_of(references, lengths))
-    found = state.compute()
+    values, out = jax.device_get(generate_and_count(params))
+    said, wanted = words_of(out.token_ids_BM, [6, 6]), words_of(references, lengths)
+    check_values(values, said, wanted)
+    found, expected = metrics_of(statistics_of_ids(said, wanted)), word_metrics(said, wanted)
     assert {name: found[name] for name in expected} == pytest.approx(expected, **CLOSE)
+
+
+def check_values(values, said, wanted):
+    """The values of each pair against the metrics of that pair alone."""
+    bleu = np.ldexp(np.float64(values.sentence_mantissas_B), values.sentence_exponents_B)
+    for row, (reply, reference) in enumerate(zip(said, wanted, strict=True)):
+        expected = word_metrics([reply], [reference])
+        assert 100 * bleu[row] == pytest.approx(expected["bleu4_sentence"], **CLOSE)
+        assert 100 * values.rouge_l_coco_B[row] == pytest.approx(expected["rouge_l_coco"], **CLOSE)
+        total = max(len(reply) + len(reference), 1)
+        assert values.rouge_l_B[row] == pytest.approx(2 * lcs(reply, reference) / total, **CLOSE)
+        shares = 100 * values.distinct_BN[row] / np.maximum(values.totals_BN[row], 1)
+        assert shares[:3] == pytest.approx([expected[f"distinct_{n}_reply"] for n in (1, 2, 3)], **CLOSE)
 
 
 def random_ids(num_rows, width, seed=0, vocabulary=12):
@@ -142,65 +223,21 @@ def words_of(ids, lengths):
 @pytest.mark.parametrize(("num_rows", "width"), [(8, 40), (16, 7), (8, 70), (8, 2)])
 def test_ids_on_the_device(num_rows, width):
     rows = random_ids(num_rows, width)
-    found = score(*rows).compute()
-    expected = word_metrics(words_of(*rows[:2]), words_of(*rows[2:]))
-    assert {name: found[name] for name in expected} == pytest.approx(expected, **CLOSE)
-
-
-def test_states_merge_in_any_order():
-    rows = random_ids(24, 9)
-    parts = [score(*(array[start : start + 8] for array in rows)) for start in (0, 8, 16)]
-    whole = score(*rows).compute()
-    assert parts[0].merge(parts[1]).merge(parts[2]).compute() == whole
-    assert parts[2].merge(parts[0].merge(parts[1])).compute() == whole
-
-
-def test_rows_that_do_not_count_add_nothing():
-    rows = random_ids(8, 9)
-    found, everything = (score(*rows, np.arange(8) < count).compute() for count in (5, 8))
-    words = words_of(*rows[:2])[:5], words_of(*rows[2:])[:5]
-    expected = word_metrics(*words)
-    assert {name: found[name] for name in expected} == pytest.approx(expected, **CLOSE)
-    assert found != everything
+    said, wanted = words_of(*rows[:2]), words_of(*rows[2:])
+    check_values(jax.device_get(jax.jit(pair_values)(PairRows(*rows))), said, wanted)
+    found, expected = metrics_of(statistics_of_ids(said, wanted)), word_metrics(said, wanted)
+    assert found == pytest.approx({name: expected.get(name, found[name]) for name in found}, **CLOSE)
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
 def test_the_same_on_any_mesh(shape):
-    mesh = make_mesh(MeshOptions(*shape))
-    rows = random_ids(64, 21)
-    placed = put_batch(rows, batch_sharding(mesh))
-    assert len(placed[0].sharding.device_set) == 8
-    assert score(*placed).compute() == score(*rows).compute()
-    pairs = REPLIES[:2] * 600, REFERENCES[:2] * 600
-    metrics = ("rouge_l", "distinct_3")
-    assert score_texts(*pairs, metrics=metrics, mesh=mesh) == score_texts(*pairs, metrics=metrics)
+    rows = PairRows(*random_ids(64, 21))
+    placed = put_batch(rows, batch_sharding(make_mesh(MeshOptions(*shape))))
+    assert len(placed.reply_ids_BT.sharding.device_set) == 8
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(pair_values)(placed), jax.jit(pair_values)(rows))
 
 
-def test_ids_up_to_the_largest_are_told_apart():
-    largest = 2**31 - 2
-    ids = jnp.array([[largest, largest - 1, largest, largest, 0, 1 << 30, 0, 0]], jnp.int32)
-    lengths = jnp.array([8])
-    found = score(ids, lengths, ids, lengths).compute()
-    assert found == pytest.approx(word_metrics(words_of(ids, lengths), words_of(ids, lengths)) | {
-        "rouge_l": 100.0, "bleu4_sacre": 100.0,
-    }, **CLOSE)  # fmt: skip
-
-
-def test_only_what_is_asked_for():
-    metrics = ("rouge_l", "distinct_2")
-    found = score_texts(REPLIES, REFERENCES, metrics=metrics)
-    everything = score_texts(REPLIES, REFERENCES)
-    assert found == {name: everything[name] for name in METRICS if name in metrics}
-
-
-def test_what_cannot_be_scored():
-    with pytest.raises(DataError, match="2 replies and 1 references"):
-        score_texts(["a", "b"], ["a"])
-    with pytest.raises(DataError, match="0 replies"):
-        score_texts([], [])
-    with pytest.raises(ConfigError, match="unknown metrics bleu5"):
-        score_texts(["a"], ["a"], metrics=["bleu5"])
-    with pytest.raises(ConfigError, match="needs `encode`"):
-        score_texts(["a"], ["a"], unit="token")
-    with pytest.raises(ConfigError, match="expected 'word' or 'token'"):
-        score_texts(["a"], ["a"], unit="letter")
+def test_ids_up_to_the_largest_are_distinguished():
+    ids = [[MAX_ID, MAX_ID - 1, MAX_ID, MAX_ID, 0, 1 << 30, 0, 0]]
+    found = metrics_of(statistics_of_ids(ids, ids))
+    assert found == pytest.approx(word_metrics(ids, ids) | {"rouge_l": 100.0, "bleu4_sacre": 100.0}, **CLOSE)

@@ -1,7 +1,7 @@
 """Words against NLTK, rouge-score and sacrebleu themselves, text by text and in bulk."""
 
 import re
-from itertools import accumulate, chain, pairwise
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -11,30 +11,13 @@ from nltk.tokenize import TreebankWordTokenizer
 from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from empathax.evaluation.metrics.words import (
-    cased_pieces,
-    lower_pieces,
-    mteval_piece,
-    mteval_words,
-    rouge_piece,
-    rouge_words,
-    treebank_piece,
-    treebank_words,
-)
+from empathax.evaluation.metrics.words import TextIds, mteval_words, rouge_words, tokenized, treebank_words
 
 _treebank, _rouge, _mteval = TreebankWordTokenizer(), DefaultTokenizer(), Tokenizer13a()
 REFERENCES = {
-    "treebank": (
-        treebank_words,
-        lambda texts: lower_pieces(texts).ids(treebank_piece),
-        lambda text: _treebank.tokenize(text.lower()),
-    ),
-    "rouge": (rouge_words, lambda texts: lower_pieces(texts).ids(rouge_piece), _rouge.tokenize),
-    "mteval": (
-        mteval_words,
-        lambda texts: cased_pieces(texts).ids(mteval_piece),
-        lambda text: _mteval(text.rstrip()).split(),
-    ),
+    "treebank": (lambda text: treebank_words(text.lower()), lambda text: _treebank.tokenize(text.lower())),
+    "rouge": (rouge_words, _rouge.tokenize),
+    "mteval": (mteval_words, lambda text: _mteval(text.rstrip()).split()),
 }
 TEXTS = (
     "",
@@ -66,7 +49,7 @@ odd_text = st.one_of(st.lists(_pieces, max_size=12).map("".join), st.text(max_si
 @pytest.mark.parametrize("name", REFERENCES)
 @pytest.mark.parametrize("text", TEXTS)
 def test_words_of_odd_texts(name, text):
-    words, _, reference = REFERENCES[name]
+    words, reference = REFERENCES[name]
     assert words(text) == reference(text)
 
 
@@ -74,7 +57,7 @@ def test_words_of_odd_texts(name, text):
 @settings(max_examples=120, deadline=None)
 @given(text=odd_text)
 def test_words_of_random_text(name, text):
-    words, _, reference = REFERENCES[name]
+    words, reference = REFERENCES[name]
     assert words(text) == reference(text)
 
 
@@ -85,28 +68,37 @@ def test_words_of_random_text(name, text):
 @example(texts=[f"{text} {text}" for text in TEXTS])
 @example(texts=[])
 def test_ids_are_those_of_the_reference_words(name, texts):
-    _, in_bulk, reference = REFERENCES[name]
+    _, reference = REFERENCES[name]
     expected = [reference(text) for text in texts]
-    ids = in_bulk(texts)
+    ids, _ = tokenized(texts, [])(name)
     assert ids.lengths_N.tolist() == list(map(len, expected))
-    ends = [0, *accumulate(map(len, expected))]
-    found = [ids.ids_K[start:end].tolist() for start, end in pairwise(ends)]
     by_word = {}
     for word, word_id in zip(chain.from_iterable(expected), ids.ids_K.tolist(), strict=True):
         assert by_word.setdefault(word, word_id) == word_id
     assert len(set(by_word.values())) == len(by_word)
-    assert found == [[by_word[word] for word in words] for words in expected]
+    assert ids.rows() == tuple(tuple(by_word[word] for word in words) for words in expected)
 
 
 def test_a_slice_is_some_of_the_texts():
-    ids = lower_pieces(["one two", "", "two three four"]).ids(treebank_piece)
+    ids = TextIds.of([[1, 2], [], [2, 3, 4]])
     assert ids[1:].lengths_N.tolist() == [0, 3]
     np.testing.assert_array_equal(ids[1:].ids_K, ids.ids_K[2:])
     assert len(ids[:1].ids_K) == 2
 
 
+def test_one_row_holds_all_texts_with_a_gap_after_each():
+    ids, texts = TextIds.of([[1, 2], [], [2, 3, 4], [5]]).in_one_row()
+    assert ids.tolist() == [1, 2, -1, -1, 2, 3, 4, -1, 5, *[-1] * 7]
+    assert texts[ids >= 0].tolist() == [0, 0, 2, 2, 2, 3]
+
+
+def test_replies_and_references_share_their_ids():
+    replies, references = tokenized(["Yes, I do."], ["i do, yes"])("treebank")
+    assert set(references.rows()[0]) < set(replies.rows()[0])  # all but the period
+
+
 def test_what_the_treebank_does():
-    assert treebank_words("They'll cost $3.88, can't they? Yes.") == [
+    assert treebank_words("they'll cost $3.88, can't they? yes.") == [
         "they", "'ll", "cost", "$", "3.88", ",", "ca", "n't", "they", "?", "yes", ".",
     ]  # fmt: skip
     assert not re.search(r"[^a-z0-9 ]", " ".join(rouge_words("Élan: 50% off, don't!")))

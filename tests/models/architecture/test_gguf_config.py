@@ -3,7 +3,8 @@
 import pytest
 
 from empathax.errors import WeightsError
-from empathax.models.architecture.presets import RopeConfig, from_gguf_metadata
+from empathax.models.architecture.gguf_config import from_gguf_metadata
+from empathax.models.rope import RopeConfig
 
 SMOLLM2 = {
     "general.architecture": "llama",

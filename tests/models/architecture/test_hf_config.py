@@ -7,7 +7,9 @@ import pytest
 import transformers
 
 from empathax.errors import WeightsError
-from empathax.models.architecture.presets import PRESETS, RopeConfig, from_hf_config, to_hf_config
+from empathax.models.architecture.hf_config import from_hf_config, to_hf_config
+from empathax.models.architecture.presets import PRESETS
+from empathax.models.rope import RopeConfig
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from empathax.models.attention.dispatch import attention, tree_mask
 from empathax.models.attention.tree_layout import TreeLayout, block_lists, visible_blocks
-from tests.models.forests import assert_close, random_inputs, run_attention
+from tests.models.attention.forests import assert_close, random_inputs, run_attention
 
 T = 512
 
@@ -22,14 +22,14 @@ def _inputs(seed, batch=1, branching=0.02):
 @given(seed=st.integers(0, 10**6), branching=st.sampled_from([0.0, 0.005, 0.1]), batch=st.integers(1, 2))
 def test_equals_dense_on_random_forests(seed, branching, batch):
     q, k, v, layout = _inputs(seed, batch, branching=branching)
-    dense, blocks = (run_attention(name, q, k, v, **layout) for name in ("dense", "blockwise"))
+    dense, blocks = (run_attention(name, q, k, v, layout) for name in ("dense", "blockwise"))
     assert_close(blocks, dense)
 
 
 @pytest.mark.parametrize("options", [{"window": 40}, {"softcap": 2.0}, {"window": jnp.int32(40), "softcap": 2.0}])
 def test_window_and_softcap_equal_dense(options):
     q, k, v, layout = _inputs(1, batch=2)
-    dense, blocks = (run_attention(name, 4 * q, k, v, **layout, **options) for name in ("dense", "blockwise"))
+    dense, blocks = (run_attention(name, 4 * q, k, v, layout, **options) for name in ("dense", "blockwise"))
     for block, reference in zip(blocks, dense, strict=True):
         np.testing.assert_allclose(block, reference, atol=1e-4)
 
@@ -46,10 +46,10 @@ def test_blocks_that_nothing_sees_are_left_out():
 
 def test_visible_blocks_of_unequal_size_hold_every_visible_pair():
     _, _, _, layout = _inputs(2, batch=2, branching=0.05)
-    mask = np.asarray(tree_mask(**layout, window=100))
+    mask = np.asarray(tree_mask(layout._replace(window=100)))
     for queries, keys in ((128, 64), (64, 128)):
         tiles = mask.reshape(2, T // queries, queries, T // keys, keys).any(axis=(2, 4))
-        visible = visible_blocks(TreeLayout(**layout, window=jnp.int32(100)), queries, keys)
+        visible = visible_blocks(layout._replace(window=jnp.int32(100)), queries, keys)
         assert not (tiles & ~np.asarray(visible)).any()
         assert np.asarray(visible).sum() < 0.8 * visible.size
 
@@ -66,7 +66,7 @@ def test_temporaries_grow_linearly():
         index = jax.ShapeDtypeStruct((1, num_tokens), jnp.int32)
 
         def loss(q, k, v, positions, end):
-            return attention(q, k, v, positions_BT=positions, subtree_end_BT=end, implementation="blockwise").sum()
+            return attention(q, k, v, TreeLayout(positions, end), implementation="blockwise").sum()
 
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*arrays, index, index).compile()
         return compiled.memory_analysis().temp_size_in_bytes

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.forests import assert_close, random_inputs, run_attention, run_interpreted
+from empathax.models.attention.tree_layout import TreeLayout
+from tests.models.attention.forests import assert_close, random_inputs, run_attention, run_interpreted
 
 # rows of several blocks each
 each_kernel = pytest.mark.parametrize(("kernel", "num_tokens"), [("pallas_tpu", 384), ("pallas_gpu", 256)])
@@ -15,7 +16,7 @@ each_kernel = pytest.mark.parametrize(("kernel", "num_tokens"), [("pallas_tpu", 
 @each_kernel
 def test_equals_dense_on_random_forests(kernel, num_tokens, seed, branching):
     q, k, v, layout = random_inputs(seed, num_tokens, batch=2, head_dim=64, branching=branching, padding=100)
-    assert_close(run_interpreted(kernel, q, k, v, **layout), run_attention("dense", q, k, v, **layout))
+    assert_close(run_interpreted(kernel, q, k, v, layout), run_attention("dense", q, k, v, layout))
 
 
 @pytest.mark.parametrize(
@@ -24,23 +25,23 @@ def test_equals_dense_on_random_forests(kernel, num_tokens, seed, branching):
 @each_kernel
 def test_window_and_softcap_equal_dense(kernel, num_tokens, options):
     q, k, v, layout = random_inputs(3, num_tokens, batch=2)
-    dense = run_attention("dense", 4 * q, k, v, **layout, **options)
-    assert_close(run_interpreted(kernel, 4 * q, k, v, **layout, **options), dense)
+    dense = run_attention("dense", 4 * q, k, v, layout, **options)
+    assert_close(run_interpreted(kernel, 4 * q, k, v, layout, **options), dense)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (6, 2), (4, 1)])
 @each_kernel
 def test_groups_of_heads_equal_dense(kernel, num_tokens, heads, kv_heads):
     q, k, v, layout = random_inputs(4, num_tokens, heads=heads, kv_heads=kv_heads)
-    assert_close(run_interpreted(kernel, q, k, v, **layout), run_attention("dense", q, k, v, **layout))
+    assert_close(run_interpreted(kernel, q, k, v, layout), run_attention("dense", q, k, v, layout))
 
 
 @each_kernel
 def test_bfloat16_is_close_to_dense(kernel, num_tokens):
     q, k, v, layout = random_inputs(5, num_tokens, head_dim=128, dtype=jnp.bfloat16)
-    results = run_interpreted(kernel, q, k, v, **layout)
+    results = run_interpreted(kernel, q, k, v, layout)
     assert all(result.dtype == jnp.bfloat16 for result in results)
-    exact = run_attention("dense", *(x.astype(jnp.float32) for x in (q, k, v)), **layout)
+    exact = run_attention("dense", *(x.astype(jnp.float32) for x in (q, k, v)), layout)
     for result, reference in zip(results, exact, strict=True):
         scale = float(jnp.abs(reference).max())
         np.testing.assert_allclose(result.astype(jnp.float32), reference, atol=0.03 * scale)
@@ -51,9 +52,9 @@ def test_blocks_that_nothing_sees_are_not_read(kernel):
     # two trees of 256 tokens; 0 x NaN is NaN, so a key that is only masked would show
     q, k, v, _ = random_inputs(6, 512)
     index = jnp.arange(512, dtype=jnp.int32)
-    layout = {"positions_BT": index[None] % 256, "subtree_end_BT": (index // 256 + 1)[None] * 256}
+    layout = TreeLayout(index[None] % 256, (index // 256 + 1)[None] * 256)
     poisoned = (x.at[:, :, :256].set(jnp.nan) for x in (q, k, v))
-    clean, dirty = run_interpreted(kernel, q, k, v, **layout), run_interpreted(kernel, *poisoned, **layout)
+    clean, dirty = run_interpreted(kernel, q, k, v, layout), run_interpreted(kernel, *poisoned, layout)
     for expected, found in zip(clean, dirty, strict=True):
         np.testing.assert_array_equal(found[:, :, 256:], expected[:, :, 256:])
         assert bool(jnp.isnan(found[:, :, :256]).all())
@@ -63,4 +64,4 @@ def test_blocks_that_nothing_sees_are_not_read(kernel):
 def test_split_over_rows_and_heads_equals_dense(kernel, num_tokens):
     mesh = jax.make_mesh((2, 1, 2), ("data", "fsdp", "tensor"), (jax.sharding.AxisType.Auto,) * 3)
     q, k, v, layout = random_inputs(7, num_tokens, batch=2)
-    assert_close(run_interpreted(kernel, q, k, v, **layout, mesh=mesh), run_attention("dense", q, k, v, **layout))
+    assert_close(run_interpreted(kernel, q, k, v, layout, mesh=mesh), run_attention("dense", q, k, v, layout))

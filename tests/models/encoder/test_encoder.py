@@ -11,15 +11,14 @@ import safetensors.numpy
 from empathax.errors import WeightsError
 from empathax.models.encoder.encoder import (
     EncoderConfig,
-    init_encoder,
     mean_pooled,
     normalised,
-    sentence_embeddings,
     token_states,
 )
 from empathax.models.encoder.files import encoder_config, encoder_tensors, load_encoder, read_encoder
 from empathax.models.encoder.text import EncoderText
 from empathax.models.weights.safetensors import open_weights
+from tests.models.encoder.random_encoder import init_encoder
 
 TINY = EncoderConfig("bert", 64, 2, 24, 32, 4, 20, 2, 1e-12, "gelu")
 SETTINGS = {
@@ -52,8 +51,10 @@ def test_padding_changes_nothing():
 def test_bfloat16_is_near():
     params = init_encoder(TINY, 0)
     token_ids, mask = np.arange(12, dtype=np.int32).reshape(2, 6), np.ones((2, 6), bool)
-    exact = sentence_embeddings(params, TINY, token_ids, mask)
-    rounded = sentence_embeddings(params, TINY, token_ids, mask, compute_dtype=jnp.bfloat16)
+    exact, rounded = (
+        normalised(mean_pooled(token_states(params, TINY, token_ids, mask, compute_dtype=dtype), mask))
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
     assert rounded.dtype == jnp.float32
     np.testing.assert_allclose(exact, rounded, atol=0.05)
 

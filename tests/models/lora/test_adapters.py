@@ -1,7 +1,5 @@
 """Adapters: what they add, what they leave alone, and their gradients against those of the kernels they stand for."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +8,21 @@ from jax.sharding import PartitionSpec
 
 from empathax.config import MeshOptions
 from empathax.config.lora import PRESETS, TARGETS, LoraSpec
+from empathax.evaluation.generation.prompt_tree import lay_out_prompts, prefill_tree
 from empathax.models.architecture.presets import preset
-from empathax.models.kv_cache import decode_step, init_cache, prefill, split_layers
-from empathax.models.lora import adapters as lora
+from empathax.models.kv_cache import decode_step, split_layers
+from empathax.models.lora.adapters import (
+    Adapter,
+    abstract_adapter,
+    adapters_of,
+    init_adapter,
+    merged,
+    overlay,
+    with_adapters,
+    without_adapters,
+)
 from empathax.models.lora.low_rank import add_adapters, direction_norms
-from empathax.models.transformer import abstract_params, init_params, logical_axes, logits
+from empathax.models.transformer import abstract_params, init_params, logical_axes, logits, placed
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import param_shardings
 
@@ -41,7 +49,7 @@ def base():
 
 def _trained(base, spec, seed=1):
     """An adapter in which nothing is zero, but for the columns that a layer's rank leaves out."""
-    adapter = lora.init_adapter(base, spec, seed)
+    adapter = init_adapter(base, spec, seed)
     rng = np.random.default_rng(seed)
     noise = lambda leaf: leaf + 0.05 * rng.normal(size=leaf.shape).astype(np.float32)  # noqa: E731
     return jax.tree.map(noise, adapter) if not spec.rank_pattern else _noisy_b(adapter, rng)
@@ -72,7 +80,7 @@ def _dense(kernel, adapter, scale):
 def test_adapted_products_are_those_of_the_kernels_they_stand_for(base, kind):
     spec = SPECS[kind]
     adapter = _trained(base, spec)
-    params = lora.overlay(base, adapter, spec)
+    params = overlay(base, adapter, spec)
     kernels = jax.tree.map(np.array, base)
     for target in spec.targets:
         block, name = TARGETS[target]
@@ -84,28 +92,28 @@ def test_adapted_products_are_those_of_the_kernels_they_stand_for(base, kind):
     wanted = _logits(kernels)
     assert np.abs(wanted - _logits(base)).max() > 0.05
     np.testing.assert_allclose(_logits(params), wanted, atol=2e-5)
-    jax.tree.map(lambda got, leaf: np.testing.assert_allclose(got, leaf, atol=1e-6), lora.merged(params), kernels)
+    jax.tree.map(lambda got, leaf: np.testing.assert_allclose(got, leaf, atol=1e-6), merged(params), kernels)
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_a_new_adapter_changes_nothing_and_taken_off_leaves_every_bit(base, kind):
-    fresh = lora.overlay(base, lora.init_adapter(base, SPECS[kind], 0), SPECS[kind])
+    fresh = overlay(base, init_adapter(base, SPECS[kind], 0), SPECS[kind])
     np.testing.assert_allclose(_logits(fresh), _logits(base), atol=1e-5)
-    params = lora.overlay(base, _trained(base, SPECS[kind]), SPECS[kind])
-    off = lora.without_adapters(params)
+    params = overlay(base, _trained(base, SPECS[kind]), SPECS[kind])
+    off = without_adapters(params)
     assert _bytes(_logits(off)) == _bytes(_logits(base))
-    (again,) = lora.adapters_of(params)
+    (again,) = adapters_of(params)
     assert _bytes(again) == _bytes(_trained(base, SPECS[kind]))
 
 
 def test_several_adapters_add_up(base):
     first, second = _trained(base, SPECS["lora"]), _trained(base, SPECS["rslora"], seed=2)
-    both = lora.overlay(lora.overlay(base, first, SPECS["lora"]), second, SPECS["rslora"])
-    one_by_one = lora.with_adapters(
-        jax.tree.map(jnp.copy, base), [lora.Adapter(first, SPECS["lora"]), lora.Adapter(second, SPECS["rslora"])]
+    both = overlay(overlay(base, first, SPECS["lora"]), second, SPECS["rslora"])
+    one_by_one = with_adapters(
+        jax.tree.map(jnp.copy, base), [Adapter(first, SPECS["lora"]), Adapter(second, SPECS["rslora"])]
     )
     np.testing.assert_allclose(_logits(both), _logits(one_by_one), atol=1e-5)
-    assert [jax.tree.structure(tree) for tree in lora.adapters_of(both)] == [
+    assert [jax.tree.structure(tree) for tree in adapters_of(both)] == [
         jax.tree.structure(first), jax.tree.structure(second),
     ]  # fmt: skip
 
@@ -115,8 +123,8 @@ def test_gradients_are_the_chain_rule_over_the_kernels(base):
     adapter = _trained(base, spec)
     target = np.random.default_rng(1).normal(size=(2, 12, MODEL.vocab_size)).astype(np.float32)
     loss = lambda params: (_logits(params) * target).sum()  # noqa: E731
-    found = jax.grad(lambda adapter: loss(lora.overlay(base, adapter, spec)))(adapter)
-    of_kernels = jax.grad(loss)(lora.merged(lora.overlay(base, adapter, spec)))
+    found = jax.grad(lambda adapter: loss(overlay(base, adapter, spec)))(adapter)
+    of_kernels = jax.grad(loss)(merged(overlay(base, adapter, spec)))
     for block, name in TARGETS.values():
         grad, own = (np.asarray(of_kernels["layers"][block][name]["kernel"]), adapter["layers"][block][name])
         wanted = {
@@ -141,9 +149,9 @@ def test_dropout_is_new_with_each_key_and_gone_without_one(base):
     adapter = _trained(base, spec)
 
     def with_key(seed, rate):
-        return np.asarray(_logits(lora.overlay(base, adapter, spec, (jax.random.key(seed), rate))))
+        return np.asarray(_logits(overlay(base, adapter, spec, (jax.random.key(seed), rate))))
 
-    plain = np.asarray(_logits(lora.overlay(base, adapter, spec)))
+    plain = np.asarray(_logits(overlay(base, adapter, spec)))
     assert np.array_equal(with_key(0, 0.0), plain)
     assert np.array_equal(with_key(0, 0.5), with_key(0, 0.5))
     assert np.abs(with_key(0, 0.5) - with_key(1, 0.5)).max() > 1e-3
@@ -165,10 +173,9 @@ def test_dropout_leaves_the_mean_where_it_is():
 
 
 def test_decoding_with_adapters(base):
-    params = lora.overlay(base, _trained(base, SPECS["dora"]), SPECS["dora"])
+    params = overlay(base, _trained(base, SPECS["dora"]), SPECS["dora"])
     wanted = _logits(params)[:, -1]
-    cache = init_cache(MODEL, 2, 12)
-    _, cache = jax.jit(prefill, static_argnums=1)(params, MODEL, IDS[:, :-1], np.full(2, 11, np.int32), cache)
+    _, cache = jax.jit(prefill_tree, static_argnums=(1, 3))(params, MODEL, lay_out_prompts(IDS[:, :-1]), 1)
     hidden_BD, _ = jax.jit(decode_step, static_argnums=1)(
         split_layers(params, MODEL, jnp.float32, "cpu"), MODEL, IDS[:, -1], cache
     )
@@ -180,8 +187,7 @@ def test_factors_lie_as_the_kernels_do():
     mesh = make_mesh(MeshOptions(2, 2, 2))
     shapes = abstract_params(MODEL)
     shardings = param_shardings(mesh, shapes, logical_axes(MODEL))
-    placed = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, shardings)
-    adapter = lora.abstract_adapter(placed, dataclasses.replace(SPECS["dora"]))["layers"]
+    adapter = abstract_adapter(placed(shapes, shardings), SPECS["dora"])["layers"]
     spec = lambda leaf: leaf.sharding.spec  # noqa: E731
     query, down = adapter["attention"]["query"], adapter["mlp"]["down"]
     assert spec(query["lora_a"]) == PartitionSpec(None, "fsdp", None)

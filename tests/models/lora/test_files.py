@@ -10,11 +10,10 @@ import safetensors.numpy
 from empathax.config.lora import LoraSpec
 from empathax.errors import WeightsError
 from empathax.models.architecture.presets import preset
-from empathax.models.lora import adapters as lora
+from empathax.models.lora.adapters import Adapter, abstract_adapter, with_adapters
 from empathax.models.lora.files import CONFIG_NAME, WEIGHTS_NAME, joined, read_adapter, write_adapter
-from empathax.models.lora.merged_model import adapted_model
 from empathax.models.transformer import abstract_params, logits
-from empathax.models.weights.source import resolve_model
+from empathax.models.weights.source import adapted_model, resolve_model
 
 MODEL = preset("tiny-llama")
 IDS = np.arange(3, 11)[None]
@@ -28,8 +27,8 @@ def _logits(params):
 
 def _adapter(spec, seed=0):
     rng = np.random.default_rng(seed)
-    shapes = lora.abstract_adapter(abstract_params(MODEL), spec)
-    return lora.Adapter(jax.tree.map(lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype(np.float32), shapes), spec)
+    shapes = abstract_adapter(abstract_params(MODEL), spec)
+    return Adapter(jax.tree.map(lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype(np.float32), shapes), spec)
 
 
 def _written(directory, adapter):
@@ -65,9 +64,9 @@ def test_ranks_that_differ_are_cut_and_padded(tmp_path):
 def test_adapters_add_up_to_one_with_their_scales_in_it(tmp_path):
     adapters = [_adapter(LoraSpec(4, 8.0)), _adapter(LoraSpec(2, 6.0, rslora=True, targets=("q_proj", "up_proj")), 1)]
     base = resolve_model("random:tiny-llama")
-    wanted = lora.with_adapters(base.load_params(), adapters)
+    wanted = with_adapters(base.load_params(), adapters)
     sum_of_them = _written(tmp_path / "sum", joined(adapters))
-    found = lora.with_adapters(base.load_params(), [read_adapter(sum_of_them, MODEL)])
+    found = with_adapters(base.load_params(), [read_adapter(sum_of_them, MODEL)])
     np.testing.assert_allclose(_logits(found), _logits(wanted), atol=1e-5)
     apart = [_written(tmp_path / str(number), adapter) for number, adapter in enumerate(adapters)]
     stacked = adapted_model(base, list(map(str, apart)))

@@ -9,8 +9,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from empathax.config import Config, LoraOptions, MeshOptions, ModelOptions
 from empathax.config.lora import LoraSpec
 from empathax.models.architecture.presets import preset
-from empathax.models.lora import adapters as lora
-from empathax.models.lora import files as lora_checkpoint
+from empathax.models.lora import files
+from empathax.models.lora.adapters import abstract_adapter, init_adapter
 from empathax.models.lora.quantized import (
     abstract_quantized,
     dequantize,
@@ -103,7 +103,7 @@ def test_an_adapter_is_trained_on_codes():
     spec, base = LoraSpec(4, 16.0, dora=True, targets=("o_proj",)), _quantized("nf4")
     tx, schedule = make_optimizer(config.sft, 10)
     step = make_train_step("sft", MODEL, config, tx, schedule, spec=spec)
-    state = init_state(lora.init_adapter(base, spec, 0, lora.abstract_adapter(abstract_params(MODEL), spec)), tx)
+    state = init_state(init_adapter(base, spec, 0, abstract_adapter(abstract_params(MODEL), spec)), tx)
     for _ in range(2):
         state, scalars = step(state, with_steps(dialogue_batch(2), 1), base=base)
     assert float(scalars["skipped"]) == 0.0
@@ -124,9 +124,9 @@ def test_codes_lie_as_the_kernel_does_where_the_mesh_divides_them():
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_a_checkpoints_base_is_rounded_as_in_training(monkeypatch, kind):
     """In the dtype that it was trained in: float32 weights that were bfloat16 then have other codes."""
-    monkeypatch.setattr(lora_checkpoint, "checkpoint_adapters", lambda *args: [])
+    monkeypatch.setattr(files, "checkpoint_adapters", lambda *args: [])
     base = resolve_model("random:tiny-llama")
     trained = base.load_params(jnp.bfloat16, finish=lambda *args: rounded_parameter(kind, *args))
     meta = {"lora": {"quantization": kind, "param_dtype": "bfloat16"}}
-    found = lora_checkpoint.adapted_params(base, None, meta, jnp.float32)
+    found = files.adapted_params(base, None, meta, jnp.float32)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.float32)), found, trained)

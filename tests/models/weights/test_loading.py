@@ -14,9 +14,10 @@ import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from empathax.errors import WeightsError
-from empathax.models.architecture.presets import PRESETS, preset, to_hf_config
+from empathax.models.architecture.hf_config import to_hf_config
+from empathax.models.architecture.presets import PRESETS, preset
 from empathax.models.transformer import abstract_params
-from empathax.models.weights import loading as weights
+from empathax.models.weights import loading
 from empathax.models.weights.names import Naming, gguf_naming, stored_parameters
 from empathax.models.weights.source import resolve_model
 
@@ -130,7 +131,7 @@ def test_float16_is_read_exactly(tmp_path):
 
 @pytest.mark.parametrize("piece_bytes", [1, 1 << 30])
 def test_pieces_of_any_size_give_the_same_arrays(tmp_path, monkeypatch, piece_bytes):
-    monkeypatch.setattr(weights, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(loading, "_PIECE_BYTES", piece_bytes)
     tensors = random_tensors("tiny-mistral")
     check_values(write_model(tmp_path, "tiny-mistral", tensors).load_params(), "tiny-mistral", tensors)
 

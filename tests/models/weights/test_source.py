@@ -16,9 +16,9 @@ import safetensors.numpy
 from empathax.errors import ConfigError, WeightsError
 from empathax.models.architecture.presets import preset
 from empathax.models.tokenizers.tokenizer import byte_tokenizer
-from empathax.models.weights import locations as installed_weights
-from empathax.models.weights import source as fingerprint
+from empathax.models.weights import source as model_sources
 from empathax.models.weights.export import export_model
+from empathax.models.weights.locations import weights_in_package
 from empathax.models.weights.source import load_tokenizer, resolve_model
 
 
@@ -239,8 +239,8 @@ def test_a_tokenizer_alone(model_dir):
 def test_fingerprints_follow_the_content(exported, model_dir, monkeypatch):
     source = resolve_model(exported)
     assert source.fingerprint() == resolve_model(model_dir).fingerprint()
-    monkeypatch.setattr(fingerprint, "_WHOLE_BYTES", 1000)
-    monkeypatch.setattr(fingerprint, "_SAMPLE_BYTES", 500)
+    monkeypatch.setattr(model_sources, "_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(model_sources, "_SAMPLE_BYTES", 500)
     sampled = source.fingerprint()
     assert sampled == resolve_model(model_dir).fingerprint()
     shard = shards(model_dir)[0]
@@ -299,24 +299,24 @@ def test_parts_are_joined_once_under_their_digest(packages, tmp_path):
     content = np.random.default_rng(0).bytes(10_000)
     digest = hashlib.sha256(content).hexdigest()
     parts_of(packages, content, digest)
-    joined = installed_weights.weights_in_package("cut_gguf")
+    joined = weights_in_package("cut_gguf")
     assert joined.read_bytes() == content
     assert joined.name == "model.gguf"
     written = joined.stat().st_mtime_ns
-    assert installed_weights.weights_in_package("cut-gguf") == joined
+    assert weights_in_package("cut-gguf") == joined
     assert joined.stat().st_mtime_ns == written
     joined.write_bytes(content[:-1])  # a damaged cache is not believed
-    assert installed_weights.weights_in_package("cut_gguf").read_bytes() == content
+    assert weights_in_package("cut_gguf").read_bytes() == content
     assert [path.name for path in joined.parent.iterdir()] == ["model.gguf"]
 
 
 def test_parts_that_are_damaged_or_missing(packages):
     parts_of(packages, bytes(300), "0" * 64)
     with pytest.raises(WeightsError, match="do not make the file that the package states"):
-        installed_weights.weights_in_package("cut_gguf")
+        weights_in_package("cut_gguf")
     shutil.rmtree(packages / "cut_gguf_part2")
     with pytest.raises(WeightsError, match="part 1 is not installed"):
-        installed_weights.weights_in_package("cut_gguf")
+        weights_in_package("cut_gguf")
 
 
 def test_a_gguf_beside_no_config(tmp_path):

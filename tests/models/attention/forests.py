@@ -1,12 +1,10 @@
 """Random rows of prefix trees, and attention run with its gradients, for the tests of every kernel."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from empathax.models.attention.dispatch import NO_WINDOW, attention
+from empathax.models.attention.dispatch import attention
 from empathax.models.attention.flash import Plan, flash_attention
 from empathax.models.attention.tree_layout import ScoreOptions, TreeLayout
 
@@ -42,8 +40,7 @@ def random_inputs(
     positions_BT = np.stack([np.concatenate([depth, 0 * own]) for _, depth in forests])
     shapes = [(batch, n, num_tokens, head_dim) for n in (heads, kv_heads, kv_heads)]
     q, k, v = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
-    layout = {"positions_BT": jnp.asarray(positions_BT, jnp.int32), "subtree_end_BT": jnp.asarray(end_BT, jnp.int32)}
-    return q, k, v, layout
+    return q, k, v, TreeLayout(jnp.asarray(positions_BT, jnp.int32), jnp.asarray(end_BT, jnp.int32))
 
 
 def with_gradients(run, q, k, v):
@@ -58,16 +55,16 @@ def with_gradients(run, q, k, v):
     return out, *grads
 
 
-def run_attention(implementation, q, k, v, **options):
+def run_attention(implementation, q, k, v, layout, *, window=0, **options):
     """Result and gradients of the public function."""
-    return with_gradients(partial(attention, scale=SCALE, implementation=implementation, **options), q, k, v)
+    layout, options = layout._replace(window=window), {"scale": SCALE, "implementation": implementation, **options}
+    return with_gradients(lambda q, k, v: attention(q, k, v, layout, **options), q, k, v)
 
 
-def run_interpreted(kernel, q, k, v, *, positions_BT, subtree_end_BT, window=0, softcap=0.0, mesh=None):
+def run_interpreted(kernel, q, k, v, layout, *, window=0, softcap=0.0, mesh=None):
     """Result and gradients of a Pallas kernel, run as plain jax operations."""
-    has_window = not (isinstance(window, int) and window == 0)
-    layout = TreeLayout(positions_BT, subtree_end_BT, jnp.asarray(window if has_window else NO_WINDOW, jnp.int32))
-    plan = Plan(kernel, ScoreOptions(SCALE, softcap, has_window), mesh, interpret=True)
+    layout = layout._replace(window=window)
+    plan = Plan(kernel, ScoreOptions(SCALE, softcap, layout.has_window, interpret=True), mesh)
     return with_gradients(lambda q, k, v: flash_attention(q, k, v, layout, plan), q, k, v)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from empathax.config import DataOptions
 from empathax.data.chat import ChatTemplate
-from empathax.data.encoding import ReplyEncoder, Unusable
+from empathax.data.examples import ReplyEncoder, Unusable
 from empathax.data.records import Message
 from empathax.data.templates import SYSTEM_PROMPTS
 

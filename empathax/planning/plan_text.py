@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from empathax.config.hardware import GIB
+from empathax.training.held_out import REPLIES
+from empathax.training.stages.stage import find_stage
 
 ASSUMPTIONS = (
     "compute: what the step computes, unused tokens of rows and recomputation included, at the peak bfloat16 rate",
@@ -18,7 +20,7 @@ ASSUMPTIONS = (
 Plan = Mapping[str, Any]
 
 
-def text(plan: Plan) -> str:
+def plan_text(plan: Plan) -> str:
     """The whole plan."""
     blocks = [_subject(plan), _memory(plan["parts"], plan["hbm_bytes"]), _verdict(plan), _network(plan), _time(plan)]
     if "searched" in plan:
@@ -43,7 +45,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _subject(plan: Plan) -> str:
     mesh = " x ".join(f"{axis}={size}" for axis, size in plan["mesh"].items())
-    units = "pairs" if plan["stage"] == "dpo" else "replies"
+    units = "replies" if find_stage(plan["stage"]).measures == REPLIES else "pairs"
     micro = f" x {plan['accumulation_steps']} micro-batches" if plan["accumulation_steps"] > 1 else ""
     return "\n".join(
         [

@@ -1,7 +1,8 @@
 """How plain a reply reads: Flesch-Kincaid grade (Kincaid et al. 1975) and Flesch reading ease (Flesch 1948).
 
-Words, sentences and syllables are counted on the host by the rules of textstat 0.7, the formulas and means run under
-jit. English only. Needs the CMU Pronouncing Dictionary and hyphenation patterns: the extra `readability`.
+Words, sentences and syllables are counted on the host by the rules of textstat 0.7, the formulas run under jit: one
+entry of FORMULAS for each column. English only. Needs the CMU Pronouncing Dictionary and hyphenation patterns: the
+extra `readability`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from empathax.errors import ConfigError
 
@@ -35,71 +35,28 @@ class TextCounts(NamedTuple):
     syllables: int
 
 
-@flax.struct.dataclass
-class ReadabilitySums:
-    """Sums over texts that have a word: a state that adds up over batches, devices and hosts."""
-
-    grade: Float[Array, ""]
-    reading_ease: Float[Array, ""]
-    count: Int[Array, ""]
-
-    @classmethod
-    def empty(cls) -> ReadabilitySums:
-        """No texts yet."""
-        return cls(jnp.float32(0.0), jnp.float32(0.0), jnp.int32(0))
-
-    def merge(self, other: ReadabilitySums) -> ReadabilitySums:
-        """The sums of both."""
-        return jax.tree.map(jnp.add, self, other)
-
-    def compute(self) -> dict[str, Float[Array, ""]]:
-        """Means over the texts; NaN if there is none."""
-        return {
-            "flesch_kincaid_grade": self.grade / self.count,
-            "flesch_reading_ease": self.reading_ease / self.count,
-        }
+def readability_values(texts: Sequence[str]) -> dict[str, Float[np.ndarray, " E"]]:
+    """Grade and reading ease of each text by metric name; NaN for one without a word."""
+    counts = np.array([count_text(text) for text in texts], np.int32).reshape(-1, 3)
+    has_words_E = counts[:, 0] > 0
+    return {name: np.where(has_words_E, formula(*counts.T), np.nan) for name, formula in FORMULAS.items()}
 
 
+@jax.jit
 def flesch_kincaid_grade(words: Array, sentences: Array, syllables: Array) -> Float[Array, "*B"]:
     """0.39 words/sentences + 11.8 syllables/words - 15.59: years of school; 0 for a text without words or syllables."""
     grade = 0.39 * words / jnp.maximum(sentences, 1) + 11.8 * syllables / jnp.maximum(words, 1) - 15.59
     return jnp.where((words > 0) & (syllables > 0), grade, 0.0)
 
 
+@jax.jit
 def flesch_reading_ease(words: Array, sentences: Array, syllables: Array) -> Float[Array, "*B"]:
     """206.835 - 1.015 words/sentences - 84.6 syllables/words: about 0 (hard) to 100; 0 without words or syllables."""
     ease = 206.835 - 1.015 * words / jnp.maximum(sentences, 1) - 84.6 * syllables / jnp.maximum(words, 1)
     return jnp.where((words > 0) & (syllables > 0), ease, 0.0)
 
 
-@jax.jit
-def readability_sums(
-    words_B: Int[Array, " B"],
-    sentences_B: Int[Array, " B"],
-    syllables_B: Int[Array, " B"],
-    valid_B: Bool[Array, " B"] | None = None,
-) -> ReadabilitySums:
-    """Sums over a batch of counts. Texts without a word (and rows that are not valid) are left out, not scored 0."""
-    counted_B = (words_B > 0) & (True if valid_B is None else valid_B)
-    counts = (words_B, sentences_B, syllables_B)
-    total = lambda values_B: jnp.sum(jnp.where(counted_B, values_B, 0.0))  # noqa: E731
-    return ReadabilitySums(
-        total(flesch_kincaid_grade(*counts)), total(flesch_reading_ease(*counts)), counted_B.sum(dtype=jnp.int32)
-    )
-
-
-def readability(texts: Sequence[str]) -> ReadabilitySums:
-    """Sums over texts."""
-    counts = np.array([count_text(text) for text in texts], np.int32).reshape(-1, 3)
-    return readability_sums(*counts.T)
-
-
-def readability_values(texts: Sequence[str]) -> dict[str, Float[np.ndarray, " E"]]:
-    """Grade and reading ease of each text by metric name; NaN for one without a word."""
-    counts = np.array([count_text(text) for text in texts], np.int32).reshape(-1, 3)
-    has_words_E = counts[:, 0] > 0
-    formulas = {"flesch_kincaid_grade": flesch_kincaid_grade, "flesch_reading_ease": flesch_reading_ease}
-    return {name: np.where(has_words_E, jax.jit(way)(*counts.T), np.nan) for name, way in formulas.items()}
+FORMULAS = {"flesch_kincaid_grade": flesch_kincaid_grade, "flesch_reading_ease": flesch_reading_ease}
 
 
 def count_text(text: str) -> TextCounts:
