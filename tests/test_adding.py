@@ -22,11 +22,11 @@ from empathax.evaluation.report.table import COLUMNS, TABLE_1, Column
 from empathax.models.architecture import hf_fields
 from empathax.models.architecture.hf_config import from_hf_config
 from empathax.models.transformer import init_params, logits
+from empathax.models.weights.orbax import latest_checkpoint
 from empathax.objectives import pair_losses
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.stopping import StopVote
 from empathax.training import experiment
-from empathax.training.checkpoint import latest_checkpoint
 from empathax.training.sweep import prepare, run
 from tests.training.tiny import tiny_config
 

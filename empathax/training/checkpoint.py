@@ -28,7 +28,6 @@ from empathax.models.weights.orbax import (
     FROZEN,
     ITEMS,
     abstract,
-    latest_checkpoint,
     latest_step,
     read_meta,
     restore_params,
@@ -40,19 +39,6 @@ from empathax.training.experiment import Experiment
 from empathax.training.stages.stage import Stage
 from empathax.training.state import TrainState
 from empathax.training.trainable import adapters_meta
-
-__all__ = [
-    "BestEvaluation",
-    "StageCheckpoints",
-    "check_best_metric",
-    "check_same_run",
-    "latest_checkpoint",
-    "newest_meta",
-    "read_meta",
-    "restore_params",
-    "stage_meta",
-    "stage_options",
-]
 
 _BEFORE = "stages before"
 # Settings of a stage that its steps do not depend on, or that are compared by what follows from them.

@@ -21,10 +21,10 @@ from empathax.models.lora.files import adapted_params, checkpoint_adapters, join
 from empathax.models.tokenizers.tokenizer import Tokenizer
 from empathax.models.transformer import abstract_params, logical_axes, placed
 from empathax.models.weights.export import export_directory, export_model, export_orbax
+from empathax.models.weights.orbax import latest_checkpoint, read_meta, restore_params
 from empathax.models.weights.source import ModelSource, load_tokenizer, resolve_model
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import param_shardings
-from empathax.training.checkpoint import latest_checkpoint, read_meta, restore_params
 
 
 @dataclass(frozen=True)

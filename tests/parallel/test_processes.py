@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from empathax import evaluate, train
+from empathax.models.weights.orbax import latest_checkpoint
 from empathax.parallel.processes import rows_of_process
 from empathax.training import loop
-from empathax.training.checkpoint import latest_checkpoint
 from empathax.training.workdirs import LOCK
 from tests.benchmarks import weights
 from tests.launch.dry_runs import ROOT

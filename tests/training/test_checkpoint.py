@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from empathax.errors import CheckpointError
-from empathax.training.checkpoint import StageCheckpoints, latest_checkpoint, read_meta, restore_params
+from empathax.models.weights.orbax import latest_checkpoint, read_meta, restore_params
+from empathax.training.checkpoint import StageCheckpoints
 from empathax.training.state import init_state
 
 

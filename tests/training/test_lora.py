@@ -23,8 +23,9 @@ from empathax.evaluation.scoring import logps_by_sequence
 from empathax.models.lora import adapters as lora
 from empathax.models.lora.files import write_adapter
 from empathax.models.transformer import init_params, logits
+from empathax.models.weights.orbax import latest_checkpoint
 from empathax.models.weights.source import resolve_model
-from empathax.training.checkpoint import StageCheckpoints, latest_checkpoint
+from empathax.training.checkpoint import StageCheckpoints
 from empathax.training.forward import make_score_step
 from empathax.training.optimizer import make_optimizer
 from empathax.training.state import abstract_state, init_state

@@ -15,11 +15,11 @@ from empathax.config import Config, MeshOptions, ModelOptions, SftOptions, defau
 from empathax.errors import ConfigError
 from empathax.models.architecture.presets import preset
 from empathax.models.transformer import abstract_params, init_params, logical_axes
-from empathax.models.weights.orbax import latest_checkpoint
+from empathax.models.weights.orbax import latest_checkpoint, restore_params
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import param_shardings
 from empathax.training import experiment
-from empathax.training.checkpoint import StageCheckpoints, restore_params
+from empathax.training.checkpoint import StageCheckpoints
 from empathax.training.optimizer import check_patterns, decay_mask, make_optimizer, merge, path_name, split
 from empathax.training.run import prepare as prepare_run
 from empathax.training.state import abstract_state, init_state, state_shardings

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from empathax.training.checkpoint import latest_checkpoint
+from empathax.models.weights.orbax import latest_checkpoint
 from tests.training.tiny import OPTIMIZED
 
 HERE = Path(__file__).parent

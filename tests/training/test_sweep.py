@@ -18,10 +18,10 @@ from empathax.evaluation.report.files import read_runs
 from empathax.evaluation.report.record import read_record
 from empathax.models.lora.adapters import Adapter, init_adapter
 from empathax.models.lora.files import write_adapter
+from empathax.models.weights.orbax import latest_checkpoint, read_meta, restore_params
 from empathax.models.weights.source import resolve_model
 from empathax.parallel.mesh import make_mesh
 from empathax.training import experiment, sweep
-from empathax.training.checkpoint import latest_checkpoint, read_meta, restore_params
 from empathax.training.run import base_fingerprint, prepare
 from tests.evaluation.report.made_up import plain
 from tests.training.tiny import OPTIMIZED, tiny_config
