@@ -124,8 +124,8 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys
 os.environ["JAX_PLATFORMS"] = "cpu"
-from empathax.models import export
-from empathax.models.source import resolve_model
+from empathax.models.weights import export
+from empathax.models.weights.source import resolve_model
 write = export._write_shard
 def write_and_die(file, *rest):
     write(file, *rest)

@@ -255,7 +255,7 @@ MEASURE = """
 import os, resource, sys
 os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
-from empathax.models.source import resolve_model
+from empathax.models.weights.source import resolve_model
 peaks = []
 for path in sys.argv[1:]:
     params = jax.block_until_ready(resolve_model(path).load_params())
