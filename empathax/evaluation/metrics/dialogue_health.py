@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from empathax.evaluation.metrics.ngrams import count_ngrams
+from empathax.evaluation.metrics.ngrams import most_frequent, sort_ngrams
 from empathax.evaluation.metrics.words import TextIds
 
 # Wordings that mark a kind of response; a reply may be of several kinds.
@@ -74,8 +74,8 @@ def repeated_replies(
 
 def top_4gram_share(words: TextIds) -> float:
     """Occurrences of the most frequent four-gram over all four-grams of all replies, x100. Of no single reply."""
-    counts = jax.device_get(count_ngrams(words.in_one_row()[0], 4))
-    return 100.0 * int(counts.most) / max(int(counts.total), 1)
+    most, total = jax.device_get(most_frequent(sort_ngrams(*words.in_one_row(), 4)))
+    return 100.0 * int(most) / max(int(total), 1)
 
 
 def leaks_template(reply: str) -> bool:

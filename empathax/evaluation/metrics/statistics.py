@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from empathax.evaluation.metrics.levels import NORMALISATIONS, NUM_LEVELS, count_levels, shares, validation_gap
-from empathax.evaluation.metrics.ngrams import distinct_ngrams
+from empathax.evaluation.metrics.ngrams import count_distinct, sort_ngrams
 from empathax.evaluation.metrics.overlap import MAX_ORDER
 from empathax.evaluation.metrics.words import MAX_ID, TextIds
 
@@ -167,7 +167,7 @@ class ReplyWords(Statistic):
         owners_P = _places(self.dialogues, order)[text_P].astype(np.int32)
         found = {}
         for n in DISTINCT_ORDERS:
-            distinct_R = np.asarray(distinct_ngrams(ids_P, owners_P, weights_RD > 0, n), np.float64)
+            distinct_R = np.asarray(count_distinct(sort_ngrams(ids_P, owners_P, n), weights_RD > 0), np.float64)
             totals_R = self._sums(order, weights_RD, np.maximum(ids.lengths_N - n + 1, 0).tolist())
             found[f"distinct_{n}"] = 100.0 * distinct_R / np.maximum(totals_R, 1)
         return found
