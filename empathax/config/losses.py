@@ -104,6 +104,11 @@ def rows_kind(options: DpoOptions) -> str:
     return LABELED_ROWS if any(loss.takes == REPLIES for loss in chosen) else PAIRED_ROWS
 
 
+def reads_single_replies(options: DpoOptions) -> bool:
+    """Whether the losses are of single replies with a label, not of pairs."""
+    return rows_kind(options) != PAIRED_ROWS
+
+
 def reference_kind(options: DpoOptions, lora: LoraOptions | None = None) -> str:
     """Where the reference is: "resident", "precomputed", "adapter_off" or "none"; of settings without a problem.
 

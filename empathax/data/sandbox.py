@@ -61,7 +61,7 @@ class TemplateProcess:
         if not answer:
             self.close()
             raise DataError(
-                f"{self._name}: ended after {CPU_SECONDS:.0f} s of CPU time or for want of memory (it loops, or builds "
+                f"{self._name}: ended after {CPU_SECONDS:.0f} s of CPU time or out of memory (it loops, or builds "
                 "a huge text); set data.chat_template to a family's name or to another .jinja file"
             )
         result = json.loads(answer)

@@ -26,16 +26,6 @@ def check_options(options: DpoOptions) -> None:
     raise_all(ConfigError, "the objective cannot be used", losses.problems(options))
 
 
-def reference_kind(options: DpoOptions) -> str:
-    """ "resident", "precomputed" or "none": `dpo.reference` with "auto" resolved."""
-    return losses.reference_kind(options)
-
-
-def reads_single_replies(options: DpoOptions) -> bool:
-    """Whether the losses are of single replies with a label (unpaired.py), not of pairs."""
-    return losses.rows_kind(options) != losses.PAIRED_ROWS
-
-
 def preference_loss(
     pairs: Pairs, options: DpoOptions, tokens_per_pair: Float[Array, ""] | None = None
 ) -> tuple[Float[Array, ""], Float[Array, ""], Sums]:
@@ -78,7 +68,7 @@ def initial_loss(options: DpoOptions) -> float | None:
 
     The likelihood term is not in it. Asked of the losses themselves, with every log-ratio 0.
     """
-    if reads_single_replies(options):
+    if losses.reads_single_replies(options):
         if options.desirable_weight != options.undesirable_weight:
             return None
         nothing, once = jnp.zeros(1), jnp.ones(1)
@@ -143,7 +133,7 @@ def _metric_sums(pairs: Pairs, options: DpoOptions) -> Sums:
 def _rewards(pairs: Pairs, options: DpoOptions) -> tuple[jax.Array, jax.Array]:
     """beta x log-ratio; without a reference beta x what the first such loss takes the log-prob as."""
     free = [LOSSES[name] for name in options.loss if LOSSES[name].takes == losses.LOGPS]
-    if not free or reference_kind(options) != "none":
+    if not free or losses.reference_kind(options) != "none":
         return options.beta * (pairs.chosen - pairs.ref_chosen), options.beta * (pairs.rejected - pairs.ref_rejected)
     chosen, rejected = _reduced((pairs.chosen, pairs.rejected), free[0], pairs)
     if "alphapo_alpha" in free[0].options:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from empathax.config import DpoOptions
-from empathax.config.losses import reference_kind
+from empathax.config.losses import reads_single_replies, reference_kind
 from empathax.data.batch import Batch
 from empathax.data.dataset import Dataset
 from empathax.data.examples import Example
@@ -24,7 +24,7 @@ from empathax.evaluation.metrics.statistics import LogLikelihoods, MeanOfValues,
 from empathax.evaluation.reply_set import Turn, by_dialogue, pick_turns, turn_of
 from empathax.evaluation.scoring import logps_by_sequence
 from empathax.objectives.pairs import Pairs
-from empathax.objectives.preference import preference_loss, reads_single_replies
+from empathax.objectives.preference import preference_loss
 from empathax.objectives.unpaired import Replies, unpaired_loss
 from empathax.parallel.processes import put_batch, rows_of_process
 from empathax.parallel.rules import batch_sharding

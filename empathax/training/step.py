@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -61,6 +62,7 @@ def make_train_step(
     ) -> tuple[TrainState, dict[str, Any]]:
         ref_params = ref_params if state.ref_params is None else state.ref_params
         ref_params = base if is_adapter_off else ref_params
+        chex.assert_tree_shape_prefix(batch, batch.token_ids_BT.shape[:2])  # [A, B] in every array, when traced
         of_step = kind.of_step(config, batch)
         trained, frozen = split(state.params, options.freeze)
         model_of = _model_of(state.step, base, spec, config)

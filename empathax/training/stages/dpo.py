@@ -32,7 +32,6 @@ from empathax.objectives.preference import (
     initial_loss,
     nll_weight,
     preference_loss,
-    reads_single_replies,
 )
 from empathax.objectives.unpaired import Replies, unpaired_loss
 from empathax.parallel.mesh import compute_dtype
@@ -59,7 +58,7 @@ class Dpo(Stage):
 
     def make_loss(self, model_config: ModelConfig, config: Config, mesh: Mesh | None = None) -> LossFn:
         check_options(config.dpo)
-        make = _unpaired_loss if reads_single_replies(config.dpo) else _preference_loss
+        make = _unpaired_loss if losses.reads_single_replies(config.dpo) else _preference_loss
         return make(model_config, config, mesh)
 
     def of_step(self, config: Config, batch: Batch) -> jax.Array | None:
