@@ -26,7 +26,7 @@ from empathax.models.weights.orbax import latest_checkpoint
 from empathax.objectives import pair_losses
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.stopping import StopVote
-from empathax.training import experiment
+from empathax.training import experiment, results
 from empathax.training.sweep import prepare, run
 from tests.training.tiny import tiny_config
 
@@ -76,6 +76,7 @@ def test_a_column_without_a_figure_in_the_paper(monkeypatch, tmp_path):
     assert "5.0" in table  # (4 + 4 + 7) / 3
     assert "5.0" in (tmp_path / "table.tex").read_text()
     assert "Words" in (tmp_path / "report.html").read_text()
+    assert "| Words |" in results.table({"long": results.Row(records[1].metrics, (), ())})  # as `evaluate` prints it
 
 
 def test_a_model_family(monkeypatch):

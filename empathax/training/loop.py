@@ -18,6 +18,7 @@ from empathax.data.batch import Batch
 from empathax.errors import NonFiniteError
 from empathax.evaluation.progress import ProgressBar
 from empathax.evaluation.reply_metrics import ReplyScorer
+from empathax.evaluation.report.table import table_1
 from empathax.parallel.agreement import from_leader
 from empathax.parallel.processes import is_leader
 from empathax.parallel.stopping import StopVote
@@ -243,8 +244,6 @@ def memory_gb() -> float:
 
 
 def _in_words(values: Mapping[str, float]) -> str:
-    shown = (
-        "perplexity", "token_accuracy", "loss", "reward_accuracy", "reward_margin", "kl", "logp_chosen",
-        "logp_rejected", "bleu4_sentence", "rouge_l", "distinct_2", "validation_gap",
-    )  # fmt: skip
+    metrics = ("perplexity", "token_accuracy", "loss", "reward_accuracy", "reward_margin", "kl", "logp_chosen")
+    shown = (*metrics, "logp_rejected", *(column.metric for column in table_1()))
     return ", ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)

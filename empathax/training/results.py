@@ -16,6 +16,7 @@ from empathax.evaluation.reply_metrics import ReplyScorer
 from empathax.evaluation.report.curves import read_curves
 from empathax.evaluation.report.level_plot import level_plot
 from empathax.evaluation.report.record import Curve
+from empathax.evaluation.report.table import COLUMNS, Column, table_1
 from empathax.training.held_out import HeldOut, Measured
 from empathax.training.tracking import METRICS_FILE
 
@@ -23,19 +24,8 @@ FILE = "evaluations.json"
 GENERATION = (
     "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_samples",
 )  # fmt: skip
-# metric -> (heading, format); a column appears where any row has it.
-COLUMNS = {
-    "perplexity": ("perplexity", ".2f"),
-    "token_accuracy": ("token accuracy", ".3f"),
-    "reward_accuracy": ("reward accuracy", ".3f"),
-    "reward_margin": ("reward margin", ".3f"),
-    "logp_chosen": ("log-prob chosen", ".1f"),
-    "logp_rejected": ("log-prob rejected", ".1f"),
-    "bleu4_sentence": ("B-4", ".2f"),
-    "rouge_l": ("R-L", ".2f"),
-    "distinct_2": ("Dist-2", ".2f"),
-    "validation_gap": ("validation_gap (reconstruction)", ".4f"),
-}
+# before the columns of Table 1; a column appears where any row has it
+SHOWN = ("perplexity", "token_accuracy", "reward_accuracy", "reward_margin", "logp_chosen", "logp_rejected")
 
 
 @dataclass(frozen=True)
@@ -73,11 +63,11 @@ class Evaluations:
 
 def table(rows: Mapping[str, Row]) -> str:
     """The metrics of all rows as a Markdown table; a metric that a row lacks is "not measured"."""
-    columns = {name: column for name, column in COLUMNS.items() if any(name in row.metrics for row in rows.values())}
-    lines = [["model", *(heading for heading, _ in columns.values())]]
+    known = (*(COLUMNS[metric] for metric in SHOWN), *table_1())
+    columns = [column for column in known if any(column.metric in row.metrics for row in rows.values())]
+    lines = [["model", *(column.heading for column in columns)]]
     lines += [
-        [name, *(_cell(row.metrics.get(metric), spec) for metric, (_, spec) in columns.items())]
-        for name, row in rows.items()
+        [name, *(_cell(row.metrics.get(column.metric), column) for column in columns)] for name, row in rows.items()
     ]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     texts = [
@@ -102,8 +92,8 @@ def markdown(title: str, rows: Mapping[str, Row], notes: Sequence[str]) -> str:
     return "\n\n".join([*parts, replies_text(rows)]) + "\n"
 
 
-def _cell(value: float | None, spec: str) -> str:
-    return "not measured" if value is None else format(value, spec)
+def _cell(value: float | None, column: Column) -> str:
+    return "not measured" if value is None else column.number(value)
 
 
 def _one_line(text: str) -> str:

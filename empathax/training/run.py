@@ -21,6 +21,7 @@ from empathax.evaluation.progress import ProgressBar
 from empathax.evaluation.reply_metrics import ReplyScorer, ReplyScores
 from empathax.evaluation.reply_record import make_record, slug
 from empathax.evaluation.report.record import FILE, write_record
+from empathax.evaluation.report.table import table_1
 from empathax.models.transformer import placed
 from empathax.parallel.agreement import check_shared_directory, fail_together
 from empathax.parallel.mesh import compute_dtype
@@ -374,7 +375,8 @@ def _report(run: Run, held_out: HeldOut, known: Evaluations, scores: Mapping[str
     }
     notes = [*NOTES, *_against_own_reference(run, held_out, known)]
     if scores:
-        notes.append(f"B-4, R-L, Dist-2, validation_gap: replies to {len(held_out.turns):,} held-out turns")
+        headings = ", ".join(column.heading for column in table_1())
+        notes.append(f"{headings}: replies to {len(held_out.turns):,} held-out turns")
     text = results.markdown(f"{run.config.name}: before and after", rows, notes)
     (run.workdir / "report.md").write_text(text, encoding="utf-8")
     return text
