@@ -38,7 +38,7 @@ _QUESTIONS = re.compile(r"\?+").findall
 
 
 def health_columns(replies: Sequence[str], words: TextIds) -> dict[str, Float[np.ndarray, " E"]]:
-    """A number for each reply by metric name: counts, or 0 and 100. `words` are the replies' Treebank words."""
+    """A number for each reply by metric name; NaN leaves a reply out. `words` are the replies' Treebank words."""
     plain = [" ".join(reply.lower().replace("’", "'").split()) for reply in replies]
 
     def share(is_so: Callable[[str], object], texts: Sequence[str] = plain) -> Float[np.ndarray, " E"]:
