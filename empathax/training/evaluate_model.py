@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from empathax.config import Config, LoraOptions
+from empathax.data.dataset import Dataset
 from empathax.evaluation.judging.chat_server import ChatServer
 from empathax.evaluation.judging.server_replies import generate_from_server
 from empathax.evaluation.reply_metrics import ReplyScorer
@@ -147,7 +148,7 @@ def _reference(evaluation: Evaluation) -> Measured | None:
     own, other = model.preferences, reference.preferences
     if model is reference or own is None or other is None:
         return None
-    if own.eval.fingerprint() != other.eval.fingerprint():
+    if not _same_tokens(own, other):
         if is_leader():
             print(
                 f"rewards are not measured: {reference.config.model.path} (the config's model) reads the held-out "
@@ -157,3 +158,7 @@ def _reference(evaluation: Evaluation) -> Measured | None:
         return None
     logps = HeldOut(reference).row_logps(reference.model.load_params(), other.eval)
     return Measured(reply_sums=None, pair_logps=logps.tolist(), prompts=(), replies=())
+
+
+def _same_tokens(first: Dataset, second: Dataset) -> bool:
+    return first.eval.fingerprint() == second.eval.fingerprint()
