@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from empathax import atomic
 from empathax.errors import CheckpointError
 from empathax.evaluation.scoring import logps_by_sequence
-from empathax.training import reference
 from empathax.training.forward import SequenceScores
 from empathax.training.reference import cache_path, cached_logps, fingerprint, frozen_copy
 
@@ -97,7 +97,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(reference.os, "fsync", full)
+    monkeypatch.setattr(atomic.os, "fsync", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         cached_logps(tmp_path, fingerprint(_params(), PARTS), lambda: LOGPS)
     assert not list(tmp_path.iterdir())
