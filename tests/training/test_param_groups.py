@@ -210,8 +210,7 @@ def test_a_run_evaluates_and_keeps_the_mean(tmp_path, monkeypatch, rank):
     assert abs(trained[1] - trained[0]) > 1e-2
     if rank:  # its checkpoint has no whole model
         return
-    model = restore_params(
-        latest_checkpoint(tmp_path / "run"), abstract_params(jobs[""].experiment.model.source.config)
-    )
+    base = jobs[""].experiment.model
+    model = restore_params(latest_checkpoint(tmp_path / "run"), abstract_params(base.source.config))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9)
     jax.tree.map(close, model, jax.device_get(base.load_params()))
