@@ -210,7 +210,7 @@ def run_stage(run: Run, stage: Stage, source: Callable[[], Params], evaluator: E
         step = partial(step, ref_params=reference.params, base=start.base)
         del start, source
         batches = partial(stage.batches, experiment, reference)
-        evaluations = _evaluations(run, stage, int(state.step), evaluator, model_of, best, stack)
+        evaluations = _evaluations(run, stage, num_steps, int(state.step), evaluator, model_of, best, stack)
         state, measured = _train(run, stage, state, step, batches, evaluations, checkpoints, meta)
         if best is not None and best.step not in (None, int(state.step)):
             state = state.replace(params=best.params(trainable.abstract), mean_params=None)
@@ -273,13 +273,13 @@ def _best_evaluation(run: Run, stage: Stage, stack: ExitStack, is_new: bool) -> 
 def _evaluations(
     run: Run,
     stage: Stage,
+    num_steps: int,
     start: int,
     evaluator: Evaluator,
     model_of: Callable[[Params], Params],
     best: BestEvaluation | None,
     stack: ExitStack,
 ) -> StageEvaluations:
-    num_steps = stage.num_steps(run.experiment)
     tracker = Tracker(
         run.workdir,
         stage.name,
