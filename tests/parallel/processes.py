@@ -57,7 +57,7 @@ def finish(processes: Sequence[subprocess.Popen], seconds: float) -> list[int]:
             process.wait()
 
 
-def run(arguments: Sequence[str], log: Path, seconds: float = 120, **options: object) -> tuple[list[int], list[str]]:
+def run(arguments: Sequence[str], log: Path, seconds: float = 400, **options: object) -> tuple[list[int], list[str]]:
     """Exit codes and outputs of all processes."""
     processes = start(arguments, log, **options)  # type: ignore[arg-type]
     codes = finish(processes, seconds)
