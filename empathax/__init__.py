@@ -54,6 +54,7 @@ models/: what a decoder is, and how it gets its weights
         export.py        a Hugging Face directory, whole or not at all
     tokenizers/: text to ids and back
         tokenizer.py     the Tokenizer; the one of bytes
+        template_defaults.py    a chat template's own variables, set at its head
         hf.py, gguf.py, sentencepiece.py    read from tokenizer.json, GGUF metadata, sentencepiece models
     lora/: low-rank adapters
         adapters.py      a parameter tree of their own: made, put beside the kernels, merged
@@ -72,6 +73,7 @@ data/: from files to rows of prefix trees
     examples.py          rows to examples in token ids, shortened to max_length
     labeled.py           single replies with a label, and mismatched ones for the estimate of the KL
     chat.py              messages to ids through a chat template, with the exact tokens of a reply
+    control_text.py      control tokens kept out of what people wrote; text to ids
     templates.py         built-in templates; system prompts
     sandbox.py, template_worker.py        templates run in a limited child process
     prefix_tree.py       common beginnings laid out once

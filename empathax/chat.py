@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from empathax.config import Config, EvalOptions, ModelOptions
+from empathax.config import Config, DataOptions, EvalOptions, ModelOptions, from_config_dict
 from empathax.errors import exit_on_error
 
 
@@ -27,6 +27,8 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--out", type=Path, help="JSON lines for --prompt-file; stdout if left out")
     add("--system-prompt", default="none", help="dbt, caregiving, none (the template's own), or the text itself")
     add("--chat-template", default="auto", help="auto, a family's name, or a .jinja file")
+    add("--chat-template-kwargs", default="", metavar="JSON", help="""what it is told: '{"enable_thinking": true}'""")
+    add("--template-date", default=DataOptions.template_date, help="the day that it prints, or today")
     add("--max-new-tokens", type=int, default=128)
     add("--temperature", type=float, default=0.0, help="0 = greedy")
     add("--top-k", type=int, default=0, help="0 = all tokens")
@@ -89,8 +91,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _config(flags: argparse.Namespace) -> Config:
+    told = {"chat_template_kwargs": flags.chat_template_kwargs, "template_date": flags.template_date}
     return Config(
         seed=flags.seed,
+        data=from_config_dict({"data": told}).data,
         model=ModelOptions(param_dtype="float32" if flags.dtype == "auto" else flags.dtype, compute_dtype=flags.dtype),
         eval=EvalOptions(
             generation_batch=flags.batch_size,

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from empathax.config import DataOptions, ModelOptions
+from empathax.config import DataOptions, ModelOptions, from_config_dict
 from empathax.errors import ConfigError, exit_on_error
 
 
@@ -28,6 +28,8 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--packing", choices=("tree", "pair", "none"), default="tree", help="how much of the prompts is shared")
     add("--system-prompt", default="none", help="dbt, caregiving, none (the template's own), or the text itself")
     add("--chat-template", default="auto", help="auto, a family's name, or a .jinja file")
+    add("--chat-template-kwargs", default="", metavar="JSON", help="""what it is told: '{"enable_thinking": true}'""")
+    add("--template-date", default=DataOptions.template_date, help="the day that it prints, or today")
     add("--plain-text", choices=("chat", "raw"), default="chat", help="string prompts: a chat turn, or as they are")
     add("--max-length", type=int, default=0, help="longest prompt + reply in tokens; 0 = the model's positions")
     add("--rows-per-batch", type=int, default=1, help="packed rows at once; more for accelerators")
@@ -57,13 +59,10 @@ def main(argv: Sequence[str]) -> int:
     source = adapted_model(resolve_model(flags.model), flags.adapter)
     source.check()
     tokenizer = load_tokenizer(flags.tokenizer) if flags.tokenizer else source.tokenizer()
-    options = DataOptions(
-        packing=flags.packing,
-        system_prompt=flags.system_prompt,
-        chat_template=flags.chat_template,
-        plain_text=flags.plain_text,
-        max_length=flags.max_length or source.config.max_positions,
-    )
+    named = ("packing", "system_prompt", "chat_template", "chat_template_kwargs", "template_date", "plain_text")
+    settings = {name: getattr(flags, name) for name in named}
+    settings["max_length"] = flags.max_length or source.config.max_positions
+    options = from_config_dict({"data": settings}).data
     job = scoring.prepare(flags.data, options, tokenizer.fitted_to(source.config.vocab_size), source.config)
     print(f"{flags.model} scores {flags.data}: {job.describe()}", file=sys.stderr, flush=True)
     params = source.load_params(jnp.dtype(flags.dtype))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from typing import Any
 
@@ -47,7 +48,7 @@ def build(cls: type, values: dict[str, Any], prefix: str, problems: list[str]) -
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in values.keys() - fields.keys():
-        near = nearest(key, fields)
+        near = nearest_name(key, fields)
         hint = f"did you mean {prefix}{near}?" if near else f"known: {', '.join(fields)}"
         problems.append(f"unknown key {prefix}{key}; {hint}")
     built = {}
@@ -59,9 +60,30 @@ def build(cls: type, values: dict[str, Any], prefix: str, problems: list[str]) -
     return cls(**built)
 
 
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """The setting that `name` may stand for: one spelled like it, of its initials (lr), or with it as a part."""
+    names = list(known)
+    initials = (other for other in names if len(name) > 1 and "".join(part[0] for part in other.split("_")) == name)
+    parts = (other for other in names if name in other.split("_"))
+    return nearest(name, names) or next(initials, "") or next(parts, "")
+
+
+def nearest_setting(name: str, known: Iterable[str]) -> str:
+    """The dotted name in `known` that `name` may stand for: in its own block first, then in any other."""
+    names = list(known)
+    block, _, key = name.rpartition(".")
+    own = [other.rpartition(".")[2] for other in names if other.rpartition(".")[0] == block]
+    if near := nearest_name(key, own):
+        return f"{block}.{near}".lstrip(".")
+    elsewhere = [other for other in names if other.rpartition(".")[2] == key]
+    return next(iter(elsewhere), "") or nearest(name, names)
+
+
 def _checked(value: Any, hint: Any, spec: dataclasses.Field, name: str, problems: list[str]) -> Any:
     if hint == tuple[float, ...]:
         return _numbers(value, name, problems)
+    if hint == (dict[str, Any] | None):
+        return _mapping(value, name, problems)
     if isinstance(hint, types.GenericAlias):  # tuple[str, ...]
         items = (value,) if isinstance(value, str) else value
         if isinstance(items, tuple | list) and all(isinstance(item, str) for item in items):
@@ -101,3 +123,17 @@ def _numbers(value: Any, name: str, problems: list[str]) -> tuple[float, ...]:
     except (TypeError, ValueError):
         problems.append(f"{name} = {value!r}: expected a tuple of numbers")
         return ()
+
+
+def _mapping(value: Any, name: str, problems: list[str]) -> dict[str, Any] | None:
+    """A dict, also as JSON text; None where it is empty."""
+    found = value
+    if isinstance(value, str):
+        try:
+            found = json.loads(value or "{}")
+        except json.JSONDecodeError:
+            found = None
+    if value is None or isinstance(found, Mapping):
+        return dict(found or {}) or None
+    problems.append(f"{name} = {value!r}: expected names and values, such as {{'enable_thinking': True}}, or JSON")
+    return None

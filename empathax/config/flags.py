@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,11 +11,13 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from empathax.config.fields import flat, nearest_setting, plain
 from empathax.config.options import Config
 from empathax.config.read import from_config_dict
-from empathax.errors import ConfigError
+from empathax.errors import ConfigError, raise_all
 
 SWEEP = "get_sweep"
+_FLAG = re.compile(r"--?config\.([\w.]+)(=|$)")
 
 
 def load_config(argv: Sequence[str], default: ml_collections.ConfigDict | None = None) -> tuple[Config, list[str]]:
@@ -45,6 +48,8 @@ def load_sweep(argv: Sequence[str]) -> tuple[dict[str, Config], list[str]]:
 def _read(
     argv: Sequence[str], default: ml_collections.ConfigDict | None = None
 ) -> tuple[str, dict[str, Any], list[str]]:
+    _check_names(argv)
+    argv = _last_of_each(argv)
     values, seen = flags.FlagValues(), ["empathax", *argv]
     is_default = default is not None and not any(argument.lstrip("-").split("=")[0] == "config" for argument in argv)
     if is_default:
@@ -59,6 +64,43 @@ def _read(
     if source is None:
         raise ConfigError("no --config=FILE was given; configs/ holds ready ones, configs/demo.py for example")
     return config_flags.get_config_filename(values["config"]) if not is_default else "", source, rest
+
+
+def _setting(argument: str) -> str:
+    """The dotted name of the setting that a flag is about; "" for other arguments."""
+    found = _FLAG.match(argument)
+    return found[1] if found else ""
+
+
+def _check_names(argv: Sequence[str]) -> None:
+    """Raises a ConfigError with every flag whose setting does not exist, and what it may stand for."""
+    settings = flat(plain(Config()))
+    problems = []
+    for name in filter(None, map(_setting, argv)):
+        if any(other == name or other.startswith(f"{name}.") for other in settings):
+            continue
+        outer, _, key = name.rpartition(".")
+        near = nearest_setting(name, settings)
+        if settings.get(outer, "") is None:  # names and values of the user's own
+            problems.append(f"{name}: give {outer} as a whole, in JSON: --config.{outer}='{{\"{key}\": ...}}'")
+        else:
+            problems.append(f"unknown key {name}; " + (f"did you mean {near}?" if near else "see config/options.py"))
+    raise_all(ConfigError, "the --config flags cannot be used", problems)
+
+
+def _last_of_each(argv: Sequence[str]) -> list[str]:
+    """The arguments without settings that are given again later: the last one holds, also of several names."""
+    kept: list[str] = []
+    seen: set[str] = set()
+    for index in reversed(range(len(argv))):
+        name = _setting(argv[index])
+        if name in seen and name:
+            if "=" not in argv[index] and kept and kept[-1] is argv[index + 1] and not kept[-1].startswith("-"):
+                kept.pop()  # its value
+            continue
+        seen.add(name)
+        kept.append(argv[index])
+    return kept[::-1]
 
 
 def _variations(path: str) -> Mapping[str, Mapping[str, Any]] | None:

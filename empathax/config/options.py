@@ -7,6 +7,7 @@ that implements them reads them from here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from empathax.config.fields import option
 from empathax.errors import ConfigError, did_you_mean
@@ -77,11 +78,15 @@ class DataOptions:
     path: str = ""  # file or directory or hub name; "samples" = the packaged dialogues
     preference_path: str = ""  # pairs for dpo; "" = made from `path`
     eval_path: str = ""  # held-out data; "" = the source's own split, else `eval_fraction` of `path`
-    eval_split: str = option("valid", ("valid", "test"))  # which of the source's own splits is held out
+    train_split: str = ""  # name of the source's split to train on, such as "train_sft"; "" = by name and objective
+    eval_split: str = "valid"  # which of the source's own splits is held out: valid, test, or a split's name
     source: str = option("auto", ("auto", "esconv", "empathetic_dialogues", "trl"))
-    eval_fraction: float = option(0.1, low=0.0, high=0.9)  # split off by a hash of the prompt, never by row
+    eval_fraction: float = option(0.1, low=0.0, high=0.9)  # split off by a hash of the prompt; 0 = nothing held out
     system_prompt: str = "dbt"  # dbt, caregiving, none (template's own default line), or the text itself
     chat_template: str = "auto"  # auto = tokenizer's own, else the family's; or a family name; or a .jinja file
+    # what the template is told: {"enable_thinking": True}, or as JSON; None = its defaults, and no thinking (Qwen3)
+    chat_template_kwargs: dict[str, Any] | None = None
+    template_date: str = "2024-07-26"  # what a template that prints the day prints; "today" = as transformers does
     plain_text: str = option("chat", ("chat", "raw"))  # string prompts: wrapped as chat turns, or tokenized as they are
     packing: str = option("tree", ("tree", "pair", "none"))
     max_length: int = option(1024, low=8)  # tokens of prompt + reply

@@ -7,13 +7,14 @@ A file in configs/ starts from `default_config()`, changes what it needs and ret
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import date
 from typing import Any
 
 import ml_collections
 
 from empathax.config import lora, losses, mesh
 from empathax.config.fields import build, plain
-from empathax.config.options import STAGES, Config, StageOptions
+from empathax.config.options import STAGES, Config, DataOptions, StageOptions
 from empathax.errors import ConfigError, raise_all
 
 BFLOAT16_MAX_DECAY = 0.99  # of a running mean kept in bfloat16
@@ -21,7 +22,16 @@ BFLOAT16_MAX_DECAY = 0.99  # of a running mean kept in bfloat16
 
 def default_config() -> ml_collections.ConfigDict:
     """Every setting at its default, for a config file to change. `stages` may be set to one stage or several."""
-    return ml_collections.ConfigDict(plain(Config()))
+    return ml_collections.ConfigDict(_open_fields(plain(Config())))
+
+
+def _open_fields(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that are None by default may become anything: `build` checks what."""
+    found = {}
+    for key, value in settings.items():
+        inner = _open_fields(value) if isinstance(value, dict) else value
+        found[key] = ml_collections.config_dict.placeholder(object) if value is None else inner
+    return found
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -35,11 +45,22 @@ def from_config_dict(source: ml_collections.ConfigDict | dict[str, Any]) -> Conf
     problems: list[str] = []
     config = build(Config, values, "", problems)
     _check_stages(config, problems)
+    problems += _data_problems(config.data)
     problems += losses.problems(config.dpo) or losses.unpair_problems(config.dpo, config.data.unpair)
     problems += mesh.problems(config.mesh)
     problems += lora.problems(config)
     raise_all(ConfigError, "the config cannot be used", problems)
     return config
+
+
+def _data_problems(options: DataOptions) -> Iterator[str]:
+    if options.template_date != "today":
+        try:
+            date.fromisoformat(options.template_date)
+        except ValueError:
+            yield f"data.template_date = {options.template_date!r}: expected a day such as '2024-07-26', or 'today'"
+    if not options.eval_split:
+        yield "data.eval_split = '': expected valid, test, or the name of a split"
 
 
 def _check_stages(config: Config, problems: list[str]) -> None:

@@ -62,7 +62,9 @@ def build_dataset(
         DataError: see data/sources.py; also if more examples are lost than `max_dropped_fraction`.
         ConfigError: a token id the model has no embedding for; a row_length too short.
     """
-    template = ChatTemplate(tokenizer, options.chat_template, model_config.family)
+    template = ChatTemplate(
+        tokenizer, options.chat_template, model_config.family, options.chat_template_kwargs, options.template_date
+    )
     encoder = ReplyEncoder(template, options)
     splits = load_splits(options, rows_kind, seed)
     dropped, counts = Counter(splits.tally.dropped), Counter(splits.tally.counts)
@@ -122,13 +124,25 @@ def check_token_ids(groups: Sequence[Group], tokenizer: Tokenizer, model_config:
         )
 
 
-def trained_texts(rows: PackedRows, row: int, tokenizer: Tokenizer) -> list[str]:
-    """The trained tokens of one row as text, reply by reply."""
-    texts: list[str] = []
+def trained_tokens(rows: PackedRows, row: int, tokenizer: Tokenizer) -> list[list[str]]:
+    """The trained tokens of one row, reply by reply, each as its text; tokens of one character share a place."""
+    replies: list[list[str]] = []
     for index in rows.tree_indices[row]:
         tree = rows.trees[index]
         ends = np.cumsum(np.bincount(tree.sequence_index, minlength=len(tree.sequence_ids)))
-        texts += [tokenizer.decode(ids.tolist()) for ids in np.split(tree.target_id, ends[:-1])]
+        replies += [_token_texts(ids.tolist(), tokenizer) for ids in np.split(tree.target_id, ends[:-1])]
+    return replies
+
+
+def _token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
+    texts: list[str] = []
+    done = ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:end])
+        if end < len(ids) and text.endswith("\ufffd"):  # in the middle of a character
+            continue
+        texts.append(text[len(done) :])
+        done = text
     return texts
 
 

@@ -11,7 +11,7 @@ What is cut when a prompt and its longest reply are too long, in this order:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ from empathax.data.templates import system_text
 MIN_PROMPT_TOKENS = 16
 
 Prompt = tuple[Message, ...] | str
+Encode = Callable[[Sequence[Message]], tuple[EncodedReply, ...]]  # a prompt with each of its replies
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def encode_rows(
             try:
                 if len(replies) == 2 and replies[0].strip() == replies[1].strip():
                     raise Unusable("chosen equals rejected")
-                encoded = encoder.encode(prompt, replies)
+                encoded = encoder.encode(prompt, replies, row.template_variables)
             except Unusable as error:
                 dropped[error.reason] += 1
                 continue
@@ -98,6 +99,12 @@ def encode_rows(
             counts["examples with a truncated prompt"] += encoded.truncated
             counts["replies whose first token joins the prompt's end"] += sum(
                 reply.num_mismatched > 0 for reply in encoded.replies
+            )
+            counts["tokens of replies that open or end turns, kept as text"] += sum(
+                reply.num_spelled for reply in encoded.replies
+            )
+            counts["replies without thoughts where the template opens them"] += sum(
+                reply.is_thought for reply in encoded.replies
             )
             groups.setdefault(row.dialogue_id, []).extend([(reply,) for reply in unit] if labeled else [unit])
             examples.append(
@@ -125,7 +132,7 @@ def replies_of(row: Row, rows_kind: str) -> Iterator[tuple[Prompt, tuple[str, ..
         yield row.prompt, (row.completion,)
     else:
         for index, message in enumerate(row.messages):
-            if message.role == "assistant" and index >= row.first_trained:
+            if message.role == "assistant" and index >= row.first_trained and index not in row.untrained:
                 yield row.messages[:index], (message.content,)
 
 
@@ -162,8 +169,10 @@ class ReplyEncoder:
         self._opening_user_turn = options.opening_user_turn
         self._truncate = truncate
 
-    def encode(self, prompt: Prompt, replies: Sequence[str]) -> EncodedExample:
-        """Token ids of `prompt` with each of `replies`.
+    def encode(
+        self, prompt: Prompt, replies: Sequence[str], variables: Mapping[str, Any] | None = None
+    ) -> EncodedExample:
+        """Token ids of `prompt` with each of `replies`; `variables` are the row's own, for the chat template.
 
         Raises:
             Unusable: an empty reply, messages the template refuses, or no room for the longest reply.
@@ -172,8 +181,12 @@ class ReplyEncoder:
             raise Unusable("empty reply")
         if self._raw and isinstance(prompt, str):
             return self._fitted_text(prompt, replies)
+
+        def encode(messages: Sequence[Message]) -> tuple[EncodedReply, ...]:
+            return tuple(self.template.encode_example(messages, reply, variables) for reply in replies)
+
         try:
-            return self._fitted_messages(self.prepared(prompt), replies)
+            return self._fitted_messages(self.prepared(prompt), encode)
         except TemplateRefused as error:
             raise Unusable("refused by the chat template", str(error)) from None
 
@@ -184,22 +197,19 @@ class ReplyEncoder:
             messages = (Message("system", self._system), *messages)
         return self.template.with_opening(messages, self._opening_user_turn)
 
-    def _encoded(self, messages: Sequence[Message], replies: Sequence[str]) -> tuple[EncodedReply, ...]:
-        return tuple(self.template.encode_example(messages, reply) for reply in replies)
-
-    def _fitted_messages(self, messages: tuple[Message, ...], replies: Sequence[str]) -> EncodedExample:
-        encoded = self._encoded(messages, replies)
+    def _fitted_messages(self, messages: tuple[Message, ...], encode: Encode) -> EncodedExample:
+        encoded = encode(messages)
         if _longest(encoded) <= self._max_length:
             return EncodedExample(messages, encoded, truncated=False)
         self._check_strict(encoded)
-        shorter = self._without_oldest_turns(messages, replies, _longest(encoded))
-        encoded = self._encoded(shorter, replies)
+        shorter = self._without_oldest_turns(messages, encode, _longest(encoded))
+        encoded = encode(shorter)
         if _longest(encoded) > self._max_length:
-            shorter, encoded = self._without_beginning(shorter, replies, encoded)
+            shorter, encoded = self._without_beginning(shorter, encode, encoded)
         return EncodedExample(shorter, encoded, truncated=True)
 
     def _without_oldest_turns(
-        self, messages: tuple[Message, ...], replies: Sequence[str], num_tokens: int
+        self, messages: tuple[Message, ...], encode: Encode, num_tokens: int
     ) -> tuple[Message, ...]:
         """The most turns that remain when at least the needed tokens are cut, in steps; at least the last user turn."""
         system = tuple(message for message in messages if message.role == "system")
@@ -212,14 +222,14 @@ class ReplyEncoder:
         low, high = 0, len(candidates) - 1
         while low < high:
             middle = (low + high) // 2
-            if num_tokens - _longest(self._encoded((*system, *candidates[middle]), replies)) >= needed:
+            if num_tokens - _longest(encode((*system, *candidates[middle]))) >= needed:
                 high = middle
             else:
                 low = middle + 1
         return (*system, *candidates[low])
 
     def _without_beginning(
-        self, messages: tuple[Message, ...], replies: Sequence[str], encoded: tuple[EncodedReply, ...]
+        self, messages: tuple[Message, ...], encode: Encode, encoded: tuple[EncodedReply, ...]
     ) -> tuple[tuple[Message, ...], tuple[EncodedReply, ...]]:
         """The oldest kept turn without its first tokens."""
         tokenizer = self.template.tokenizer
@@ -238,7 +248,7 @@ class ReplyEncoder:
                 )
             text = tokenizer.decode(ids[cut:]).lstrip("\ufffd \n")  # a character may have been cut in two
             messages = (*system, Message("user", text))
-            encoded = self._encoded(messages, replies)
+            encoded = encode(messages)
         return messages, encoded
 
     def _fitted_text(self, prompt: str, replies: Sequence[str]) -> EncodedExample:

@@ -20,9 +20,10 @@ class Message:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A conversation whose assistant turns are all replies to learn.
+    """A conversation whose assistant turns are replies to learn, except those that are context only.
 
-    `first_trained` is the index of the first message that may be trained; `origin` is "file:line".
+    `first_trained` is the index of the first message that may be trained, `untrained` those of later ones that may not;
+    `origin` is "file:line". `template_variables` is what the row says to the chat template: tools, chat_template_kwargs.
     """
 
     messages: tuple[Message, ...]
@@ -30,6 +31,8 @@ class Dialogue:
     origin: str
     first_trained: int = 0
     meta: Mapping[str, Any] = field(default_factory=dict)
+    untrained: frozenset[int] = frozenset()
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class CompletionRow:
     origin: str
     meta: Mapping[str, Any] = field(default_factory=dict)
     label: bool | None = None
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class PreferenceRow:
     dialogue_id: str
     origin: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 Row = Dialogue | CompletionRow | PreferenceRow

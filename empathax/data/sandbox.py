@@ -18,6 +18,8 @@ CPU_SECONDS = 5.0  # of one rendering; a dialogue takes about a ten-thousandth
 WALL_SECONDS = 120.0  # for a machine so busy that CPU_SECONDS take this long
 FREE_CHARACTERS = 200_000  # a template may print this much, and OUTPUT_RATIO times what it was given
 OUTPUT_RATIO = 8
+# Templates of Llama 3.1 and later print the day. A fixed one (their own default) keeps rows equal from day to day.
+DEFAULT_DATE = "2024-07-26"
 
 
 class TemplateRefused(DataError):
@@ -27,12 +29,14 @@ class TemplateRefused(DataError):
 class TemplateProcess:
     """A compiled chat template in a process without access to ours, with limits on time, memory and output.
 
+    `date` is what the template's `strftime_now` says: year-month-day, or "today".
+
     Raises:
         DataError: the template has a syntax error, or breaks a limit while rendering.
         TemplateRefused: the template called raise_exception.
     """
 
-    def __init__(self, source: str, name: str) -> None:
+    def __init__(self, source: str, name: str, date: str = DEFAULT_DATE) -> None:
         self._name = name
         worker = Path(__file__).with_name("template_worker.py")
         # -P: the worker's folder must not shadow modules of the standard library.
@@ -44,11 +48,11 @@ class TemplateProcess:
             encoding="utf-8",
         )
         self._close = weakref.finalize(self, _close, self._process)
-        self._ask({"source": source, "cpu_seconds": CPU_SECONDS})
+        self._ask({"source": source, "date": date, "cpu_seconds": CPU_SECONDS})
 
     def render(self, requests: Sequence[Mapping[str, Any]]) -> list[str]:
         """The text for each set of variables; "messages" among them."""
-        num_characters = sum(len(message["content"]) for variables in requests for message in variables["messages"])
+        num_characters = sum(len(json.dumps(variables, ensure_ascii=False)) for variables in requests)
         limit = FREE_CHARACTERS + OUTPUT_RATIO * num_characters
         return self._ask({"requests": requests, "cpu_seconds": CPU_SECONDS, "max_characters": limit})["texts"]
 

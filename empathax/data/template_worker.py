@@ -16,8 +16,6 @@ import jinja2.nodes
 import jinja2.sandbox
 
 MEMORY_LIMIT_BYTES = 2 << 30
-# Templates of Llama 3.1 and later print today's date. A fixed one (their own default) keeps rows equal between days.
-TODAY = datetime.datetime(2024, 7, 26)
 
 
 class GenerationTag(jinja2.ext.Extension):
@@ -40,14 +38,15 @@ def tojson(value: object, ensure_ascii: bool = False, indent=None, separators=No
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def compile_template(source: str) -> jinja2.Template:
-    """The environment of transformers' chat templates."""
+def compile_template(source: str, date: str) -> jinja2.Template:
+    """The environment of transformers' chat templates; `strftime_now` tells the `date`."""
+    day = datetime.datetime.now() if date == "today" else datetime.datetime.fromisoformat(date)
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = TODAY.strftime
+    environment.globals["strftime_now"] = day.strftime
     return environment.from_string(source)
 
 
@@ -104,7 +103,7 @@ def main() -> None:
     try:
         request = json.loads(sys.stdin.readline())
         limit_cpu_time(request["cpu_seconds"])  # the compiler works out constant expressions
-        template = compile_template(request["source"])
+        template = compile_template(request["source"], request["date"])
         limit_cpu_time(0)
         print(json.dumps({}), file=reply, flush=True)
     except (jinja2.TemplateError, MemoryError, RecursionError) as error:

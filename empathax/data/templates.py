@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from empathax.errors import DataError
+from empathax.errors import ConfigError, DataError
+from empathax.models.tokenizers.template_defaults import defaults_of, with_defaults
 
 if TYPE_CHECKING:
     from empathax.models.tokenizers.tokenizer import Tokenizer
@@ -115,6 +118,27 @@ def template_source(tokenizer: Tokenizer, choice: str, family: str) -> tuple[str
             "tokens: choose the template of the model's own family (auto does)"
         )
     return f"the built-in chat template {name!r}", TEMPLATES[name]
+
+
+# Qwen3 and others: an empty think block ends the prompt, as most replies here hold no thoughts.
+_DEFAULTS = {"enable_thinking": False}
+_OF_ROWS = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "pad_token")
+
+
+def prepared_source(source: str, name: str, variables: Mapping[str, Any]) -> str:
+    """A template with `data.chat_template_kwargs`, and our defaults for variables that it reads, set at its head.
+
+    What is trained, what a checkpoint keeps and what an export writes is then one text.
+    """
+    for key, value in variables.items():
+        if key in _OF_ROWS or not key.isidentifier():
+            raise ConfigError(f"data.chat_template_kwargs: {key!r} is set for each row, not by the template's user")
+        if value is None or not re.search(rf"\b{key}\b", source):
+            problem = "null: leave it out" if value is None else f"which {name} does not read"
+            raise ConfigError(f"data.chat_template_kwargs = {dict(variables)}: {key!r} is {problem}")
+    known = defaults_of(source)
+    ours = {key: value for key, value in _DEFAULTS.items() if key not in known and re.search(rf"\b{key}\b", source)}
+    return with_defaults(source, {**ours, **variables})
 
 
 def _fallback_name(family: str, special_tokens: set[str]) -> str:

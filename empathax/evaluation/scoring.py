@@ -55,7 +55,9 @@ def prepare(path: str, options: DataOptions, tokenizer: Tokenizer, model_config:
     """
     rows, tally = load_all(path, options)
     _check_complete(path, tally)
-    template = ChatTemplate(tokenizer, options.chat_template, model_config.family)
+    template = ChatTemplate(
+        tokenizer, options.chat_template, model_config.family, options.chat_template_kwargs, options.template_date
+    )
     encoder = ReplyEncoder(template, options, truncate=False)
     groups: dict[str, list[Unit]] = {}
     units: list[tuple[tuple[int, ...], ...]] = []
@@ -140,7 +142,7 @@ def _check_complete(path: str, tally: Tally) -> None:
 def _encode(row: Row, encoder: ReplyEncoder, next_id: int, problems: list[str]) -> Iterator[Unit]:
     for prompt, replies in replies_of(row, PAIRED_ROWS):
         try:
-            encoded = encoder.encode(prompt, replies)
+            encoded = encoder.encode(prompt, replies, row.template_variables)
         except Unusable as error:
             problems.append(f"{row.origin}: {error}".replace("data.max_length", "--max-length"))
             continue

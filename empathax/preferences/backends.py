@@ -186,5 +186,6 @@ def _decoding(config: Config, chat_template: str) -> str:
         **{name: getattr(config.eval, name) for name in ("top_k", "min_p", "repetition_penalty", "stop_tokens")},
         **{name: getattr(config.model, name) for name in ("param_dtype", "compute_dtype")},
         "chat_template": chat_template,
+        **{name: getattr(config.data, name) for name in ("chat_template_kwargs", "template_date")},
     }
     return " ".join(f"{name}={value!r}" for name, value in named.items())

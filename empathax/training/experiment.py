@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from empathax.config import Config, ModelOptions
 from empathax.config.losses import REPLY_ROWS
 from empathax.config.mesh import parse_rules
-from empathax.data.dataset import Dataset, build_dataset, trained_texts
+from empathax.data.dataset import Dataset, build_dataset, trained_tokens
 from empathax.errors import DataError
 from empathax.evaluation.generation.replies import stop_token_ids
 from empathax.evaluation.generation.sampling import sampling_from
@@ -154,8 +154,9 @@ def describe(experiment: Experiment, num_steps: Mapping[str, int]) -> str:
             f"         {name}: {count:,}"
             for name, count in {**dataset.report["dropped"], **dataset.report["counts"]}.items()
         ]
-        texts = trained_texts(dataset.train, 0, model.tokenizer)
-        lines.append(f"         trained text of one row, first of {len(texts)} replies: {texts[0]!r}")
+        replies = trained_tokens(dataset.train, 0, model.tokenizer)
+        tokens = " ".join(map(repr, replies[0]))
+        lines.append(f"         trained tokens of one row, first of {len(replies)} replies: {tokens}")
     return "\n".join(lines)
 
 

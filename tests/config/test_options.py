@@ -75,7 +75,7 @@ def test_flags_override_the_file():
         (["--config=absent.py"], "absent.py"),
         (
             [f"--config={ROOT}/configs/demo.py", "--config.sft.learning_rat=1"],
-            """used: 'learning_rat' Did you mean "learning_rate" instead of "learning_rat"?""",
+            "used: unknown key sft.learning_rat; did you mean sft.learning_rate?",
         ),
         ([f"--config={ROOT}/configs/demo.py", "--config.sft.learning_rate=fast"], "could not convert"),
     ],

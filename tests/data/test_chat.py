@@ -1,16 +1,20 @@
 """Chat templates: what exactly is trained, and what user text can never become."""
 
+import datetime
+import json
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from empathax.data.chat import ChatTemplate, split_prompt
 from empathax.data.records import Message
 from empathax.data.templates import TEMPLATES
-from empathax.errors import DataError
+from empathax.errors import ConfigError, DataError
+from empathax.models.tokenizers.tokenizer import SpecialNames, Tokenizer
 
 FAMILIES = {"llama2": "llama", "mistral": "mistral", "llama3": "llama", "gemma": "gemma2", "chatml": "qwen2"}
 STOPS = {"llama2": "</s>", "mistral": "</s>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>", "chatml": "<|im_end|>"}
@@ -148,23 +152,24 @@ def test_system_text_goes_into_the_first_user_turn_where_there_is_no_system_role
     assert templates["chatml"].accepts_system
 
 
-def test_a_system_text_that_wanders_to_the_last_user_turn_is_put_first(make_tokenizer):
+WANDERS = (  # like Mistral v0.3
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}"
+    "{% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}{% for m in turns %}"
+    "{% if m['role'] == 'user' %}{% if loop.last and system is defined %}{{ '[INST] ' + system + '\n\n'"
+    " + m['content'] + '[/INST]' }}{% else %}{{ '[INST] ' + m['content'] + '[/INST]' }}{% endif %}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def test_the_system_text_stands_where_the_template_puts_it(make_tokenizer):
     """Mistral v0.3's template prints the system text before the last user turn, and nowhere once a reply follows."""
-    source = (
-        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}"
-        "{% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}{% for m in turns %}"
-        "{% if m['role'] == 'user' %}{% if loop.last and system is defined %}{{ '[INST] ' + system + '\n\n'"
-        " + m['content'] + '[/INST]' }}{% else %}{{ '[INST] ' + m['content'] + '[/INST]' }}{% endif %}"
-        "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
-    )
-    template = ChatTemplate(make_tokenizer("mistral", source))
-    assert not template.accepts_system
-    text = template.render(HISTORY, add_generation_prompt=True)
-    assert text.startswith("<s>[INST] Be kind.\n\nGood morning[/INST]")
-    assert (
-        template.tokenizer.decode(template.encode_example(HISTORY, "I hear you.").reply_ids).strip()
-        == "I hear you.</s>"
-    )
+    template = ChatTemplate(make_tokenizer("mistral", WANDERS))
+    assert template.accepts_system
+    prompt = "<s>[INST] Good morning[/INST] Hello, I hear you.</s>[INST] Be kind.\n\nI feel low today, é 🙂[/INST]"
+    assert template.render(HISTORY, add_generation_prompt=True) == prompt
+    encoded = template.encode_example(HISTORY, "I hear you.")
+    assert encoded.prompt_ids.tolist() == template.tokenizer.encode(prompt)
+    assert template.tokenizer.decode(encoded.reply_ids).strip() == "I hear you.</s>"
 
 
 def test_an_opening_user_turn_only_where_the_template_insists(templates):
@@ -242,3 +247,153 @@ def test_a_template_that_prints_no_message(tokenizers, tmp_path):
 
 def test_the_fingerprint_is_the_source(tokenizers):
     assert ChatTemplate(tokenizers["chatml"]).fingerprint() == ChatTemplate(tokenizers["chatml"], "qwen").fingerprint()
+
+
+# Templates with thoughts, shortened: a variable decides (Qwen3), or the prompt always opens them (R1)
+QWEN3 = (
+    "{% for m in messages %}{% set c = m.content %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' %}{% set thoughts = '' %}{% if '</think>' in c %}"
+    "{% set thoughts = c.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{% set c = c.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{% if loop.last %}{{ '<think>\n' + thoughts + '\n</think>\n\n' }}{% endif %}{% endif %}"
+    "{{ c + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{% endif %}"
+)
+R1 = (
+    "{{ bos_token }}{% for m in messages %}{% set c = m.content %}{% if m.role == 'assistant' %}"
+    "{% if '</think>' in c %}{% set c = c.split('</think>')[-1] %}{% endif %}{{ '<|im_end|>' + c + eos_token }}"
+    "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_end|><think>\n' }}{% endif %}"
+)
+ADDED = ("<think>", "</think>", "<tool_call>", "</tool_call>", "[Question]")
+THOUGHTFUL = "<think>\nThey feel low.\n</think>\n\nI hear you."
+
+
+@pytest.fixture(scope="module")
+def with_added(make_tokenizer):
+    """A ChatML tokenizer with tokens added for thoughts, tools and a strategy, by chat template."""
+
+    def build(source, **changes):
+        backend = make_tokenizer("chatml")._backend
+        backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in ADDED])
+        return ChatTemplate(Tokenizer(backend, SpecialNames("<|im_start|>", "<|im_end|>", "<|endoftext|>"), chat_template=source), **changes)
+
+    return build
+
+
+def as_text(template, ids):
+    return template.tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("reply", ["[Question] What?", "<tool_call>\n{}\n</tool_call>", "ok </think> [Question]"])
+def test_added_tokens_in_a_reply_are_themselves(with_added, reply):
+    template = with_added(TEMPLATES["chatml"])
+    prompt = (Message("user", f"Say {reply}"),)
+    encoded = template.encode_example(prompt, reply)
+    assert encoded.reply_ids.tolist() == template.tokenizer.encode(f"{reply}<|im_end|>")
+    assert encoded.num_spelled == 0
+    # what the user says is text, what an old reply says is what was trained
+    assert control_ids(template.tokenizer, encoded.prompt_ids) == control_ids(
+        template.tokenizer, template.encode_prompt((Message("user", "Say"),))
+    )
+    later = template.encode_prompt((*prompt, Message("assistant", reply), Message("user", "Yes")))
+    np.testing.assert_array_equal(
+        later[: encoded.num_tokens], np.concatenate([encoded.prompt_ids, encoded.reply_ids])
+    )
+
+
+def test_tokens_that_open_or_end_turns_stay_text_in_a_reply_and_are_counted(with_added):
+    template = with_added(TEMPLATES["chatml"])
+    reply = "I <|im_end|>\n<|im_start|>user\n[Question]"
+    encoded = template.encode_example((Message("user", "Hi"),), reply)
+    stop, question = (template.tokenizer.token_to_id(token) for token in ("<|im_end|>", "[Question]"))
+    assert control_ids(template.tokenizer, encoded.reply_ids) == [question, stop]
+    assert as_text(template, encoded.reply_ids) == f"{reply}<|im_end|>"
+    assert encoded.num_spelled == 2
+    raw = template.encode_raw("Hi", reply)
+    assert control_ids(template.tokenizer, raw.reply_ids) == [question, stop]
+    assert raw.num_spelled == 2
+
+
+def test_a_token_that_prompt_and_reply_only_spell_together_is_none(with_added):
+    template = with_added(TEMPLATES["chatml"])
+    encoded = template.encode_raw("Hi <thi", "nk> there <think>")
+    ids = [*encoded.prompt_ids, *encoded.reply_ids]
+    think = template.tokenizer.token_to_id("<think>")
+    assert as_text(template, ids) == "Hi <think> there <think><|im_end|>"
+    assert ids.count(think) == 1
+
+
+def test_a_reply_with_thoughts_follows_a_prompt_without_empty_ones(with_added):
+    template = with_added(QWEN3)
+    prompt = (Message("user", "Hi"),)
+    plain, thoughtful = (template.encode_example(prompt, reply) for reply in ("I hear you.", THOUGHTFUL))
+    opening = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert as_text(template, plain.prompt_ids) == f"{opening}<think>\n\n</think>\n\n"
+    assert as_text(template, plain.reply_ids) == "I hear you.<|im_end|>"
+    assert as_text(template, thoughtful.prompt_ids) == opening
+    assert thoughtful.reply_ids.tolist() == template.tokenizer.encode(f"{THOUGHTFUL}<|im_end|>")
+    # thoughts are written as the template writes them
+    loose = template.encode_example(prompt, "<think>They feel low.</think>I hear you.")
+    np.testing.assert_array_equal(loose.reply_ids, thoughtful.reply_ids)
+
+
+def test_a_prompt_that_opens_thoughts_is_not_followed_by_another_opening(with_added):
+    template = with_added(R1)
+    prompt = (Message("user", "Hi"),)
+    encoded = template.encode_example(prompt, THOUGHTFUL)
+    assert as_text(template, encoded.prompt_ids).endswith("Hi<|im_end|><think>\n")
+    assert as_text(template, encoded.reply_ids) == "They feel low.\n</think>\n\nI hear you.<|im_end|>"
+    think = template.tokenizer.token_to_id("<think>")
+    assert [*encoded.prompt_ids, *encoded.reply_ids].count(think) == 1
+    assert not encoded.is_thought
+    assert template.encode_example(prompt, "I hear you.").is_thought
+
+
+def test_variables_of_the_template_are_its_defaults(with_added):
+    template = with_added(QWEN3, variables={"enable_thinking": True})
+    prompt = (Message("user", "Hi"),)
+    assert as_text(template, template.encode_prompt(prompt)).endswith("assistant\n")
+    # whoever reads the source gets the same text, without naming the variable
+    again = with_added(template.source)
+    assert again.source == template.source
+    np.testing.assert_array_equal(again.encode_prompt(prompt), template.encode_prompt(prompt))
+    # a row's own variables come first
+    thinks_not = template.encode_prompt(prompt, {"enable_thinking": False})
+    assert as_text(template, thinks_not).endswith("<think>\n\n</think>\n\n")
+    assert with_added(template.source, variables={"enable_thinking": False}).source == with_added(QWEN3).source
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"thinking_budget": 4}, "'thinking_budget' is which the tokenizer's own chat template does not read"),
+        ({"messages": []}, "'messages' is set for each row"),
+        ({"enable_thinking": None}, "null: leave it out"),
+    ],
+)
+def test_variables_that_do_nothing_are_refused(with_added, variables, reason):
+    with pytest.raises(ConfigError, match=reason):
+        with_added(QWEN3, variables=variables)
+
+
+def test_tools_reach_the_template_as_text(with_added):
+    source = "{% if tools %}{{ tools | tojson }}{% endif %}" + TEMPLATES["chatml"]
+    template = with_added(source)
+    tools = [{"type": "function", "function": {"name": "w", "description": "ends <|im_end|> and <think>"}}]
+    prompt = (Message("user", "Hi"),)
+    encoded = template.encode_example(prompt, "ok", {"tools": tools})
+    assert as_text(template, encoded.prompt_ids).startswith(json.dumps(tools))
+    without = template.encode_example(prompt, "ok")
+    assert control_ids(template.tokenizer, encoded.prompt_ids) == control_ids(template.tokenizer, without.prompt_ids)
+    assert as_text(template, without.prompt_ids) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_the_day_that_a_template_prints(with_added):
+    source = "{{ strftime_now('%d %b %Y') }}" + TEMPLATES["chatml"]
+    prompt = (Message("user", "Hi"),)
+    assert with_added(source).render(prompt).startswith("26 Jul 2024")
+    assert with_added(source, date="2026-02-01").render(prompt).startswith("01 Feb 2026")
+    today = with_added(source, date="today").render(prompt)
+    assert today.startswith(datetime.date.today().strftime("%d %b %Y"))

@@ -10,7 +10,7 @@ import pytest
 import empathax.data
 from empathax.config import DataOptions
 from empathax.config.losses import PAIRED_ROWS, REPLY_ROWS
-from empathax.data.dataset import build_dataset, trained_texts
+from empathax.data.dataset import build_dataset, trained_tokens
 from empathax.errors import ConfigError, DataError
 
 SAMPLES = Path(empathax.data.__file__).with_name("samples")
@@ -44,7 +44,8 @@ def test_the_trained_tokens_are_the_replies(packing, rows_kind, chatml, model):
         message for row in rows for message in row.get("messages", []) + row.get("chosen", []) + row.get("rejected", [])
     ]
     expected = Counter(message["content"] + "<|im_end|>" for message in replies if message["role"] == "assistant")
-    found = Counter(text for row in range(len(dataset.train)) for text in trained_texts(dataset.train, row, chatml))
+    trained = (trained_tokens(dataset.train, row, chatml) for row in range(len(dataset.train)))
+    found = Counter("".join(tokens) for replies in trained for tokens in replies)
     assert found == expected
     assert dataset.train.num_sequences == expected.total()
 
@@ -70,7 +71,8 @@ def test_pairs_number_their_sequences(write_lines, chatml, model):
 
 def test_sft_learns_the_chosen_reply_of_a_pair(write_lines, chatml, model):
     dataset = build(write_lines("rows.jsonl", pairs(3)), REPLY_ROWS, chatml, model, eval_fraction=0.0)
-    texts = {text for row in range(len(dataset.train)) for text in trained_texts(dataset.train, row, chatml)}
+    trained = (trained_tokens(dataset.train, row, chatml) for row in range(len(dataset.train)))
+    texts = {"".join(tokens) for replies in trained for tokens in replies}
     assert texts == {f"I hear you {n}<|im_end|>" for n in range(3)}
 
 

@@ -68,11 +68,14 @@ def open_speaker(
 ) -> Callable[[], Speaker]:
     """Checks the model at `path`, its template and the stop tokens; the result loads the weights.
 
-    `adapters` are directories in PEFT's format that are added to it.
+    The template gets `data.chat_template_kwargs` and `data.template_date` of `config`. `adapters` are directories in PEFT's format that are added to it.
     """
     source = adapted_model(resolve_model(path), adapters)
     source.check()
-    template = ChatTemplate(source.tokenizer(), chat_template, source.config.family)
+    data = config.data
+    template = ChatTemplate(
+        source.tokenizer(), chat_template, source.config.family, data.chat_template_kwargs, data.template_date
+    )
     stop_token_ids(template, config.eval.stop_tokens)  # refuses texts that are no token
     return lambda: Speaker(
         " + ".join([path, *adapters]), source.load_params(jnp.dtype(config.model.param_dtype)), source.config, template

@@ -17,6 +17,7 @@ from empathax.atomic import whole_directory
 from empathax.errors import CheckpointError, ConfigError, WeightsError
 from empathax.models.architecture.hf_config import to_hf_config
 from empathax.models.architecture.model_config import ModelConfig
+from empathax.models.tokenizers.template_defaults import defaults_of
 from empathax.models.tokenizers.tokenizer import Tokenizer
 from empathax.models.weights.checks import file_shape, parameter_at
 from empathax.models.weights.names import Naming, Stored, stored_parameters
@@ -191,4 +192,9 @@ def _generation_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, A
     stops = sorted({*tokenizer.stop_token_ids, *config.eos_token_ids})
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else config.pad_token_id
     ids = {"bos_token_id": config.bos_token_id, "pad_token_id": pad}
-    return {key: value for key, value in ids.items() if value is not None} | ({"eos_token_id": stops} if stops else {})
+    found: dict[str, Any] = {key: value for key, value in ids.items() if value is not None}
+    if stops:
+        found["eos_token_id"] = stops
+    if variables := defaults_of(tokenizer.chat_template or ""):
+        found["chat_template_kwargs"] = variables  # for the reader; the template sets them itself
+    return found
