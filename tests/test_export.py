@@ -9,8 +9,10 @@ import jax
 import numpy as np
 import optax
 import pytest
+from transformers import AutoTokenizer, GenerationConfig
 
 from empathax import export
+from empathax.models.tokenizers.template_defaults import with_defaults
 from empathax.models.weights.source import resolve_model
 from empathax.training.checkpoint import StageCheckpoints
 from empathax.training.state import init_state
@@ -72,6 +74,19 @@ def test_the_chat_template_of_training_is_written(tmp_path, trained):
     save(tmp_path / "run", "sft", trained, 1, chat_template=template)
     assert export.main([f"--checkpoint={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"]) == 0
     assert resolve_model(tmp_path / "out").tokenizer().chat_template == template
+
+
+def test_what_the_template_was_told_is_the_default_of_the_export(tmp_path, trained):
+    body = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if enable_thinking is false %}<think>{% endif %}"
+    template = with_defaults(body, {"enable_thinking": False})
+    save(tmp_path / "run", "sft", trained, 1, chat_template=template)
+    assert export.main([f"--checkpoint={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"]) == 0
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == template
+    generation = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert generation.chat_template_kwargs == {"enable_thinking": False}
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    messages = [{"role": "user", "content": "Hi"}]
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == "Hi<think>"
 
 
 def test_the_base_model_may_have_moved(tmp_path, workdir, trained):
