@@ -67,7 +67,8 @@ models/: what a decoder is, and how it gets its weights
 
 data/: from files to rows of prefix trees
     dataset.py           settings in, packed rows out
-    files.py, sources.py     what data.path names, read and typed
+    files.py, splits.py, sources.py     what data.path names: its files and splits, read and typed
+    messages.py          messages and their roles, under the names of several formats
     trl_format.py, support_corpora.py     the formats: TRL's, ESConv, EmpatheticDialogues
     records.py           typed rows
     examples.py          rows to examples in token ids, shortened to max_length

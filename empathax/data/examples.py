@@ -83,7 +83,7 @@ def encode_rows(
     num_turns = _num_turns(rows)
     next_id = 0
     for row in rows:
-        if rows_kind == REPLY_ROWS and isinstance(row, CompletionRow) and row.label is False:
+        if rows_kind == REPLY_ROWS and not isinstance(row, PreferenceRow) and row.label is False:
             counts["undesirable replies, which sft leaves out"] += 1
             continue
         for prompt, replies in replies_of(row, rows_kind):
@@ -132,7 +132,7 @@ def replies_of(row: Row, rows_kind: str) -> Iterator[tuple[Prompt, tuple[str, ..
         yield row.prompt, (row.completion,)
     else:
         for index, message in enumerate(row.messages):
-            if message.role == "assistant" and index >= row.first_trained and index not in row.untrained:
+            if row.is_trained(index):
                 yield row.messages[:index], (message.content,)
 
 

@@ -1,19 +1,22 @@
 """Undecoded rows of what `data.path` names, each with its "file:line".
 
 `open_source` finds the files and their splits: packaged samples, a file, a directory, or a data set on the hub.
-`read_values` reads one file: JSON lines, a JSON list, CSV or parquet.
+`read_values` reads one file: JSON lines, a JSON list, CSV or parquet; all but parquet also packed (.gz, .bz2, .zst).
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from empathax.config.losses import REPLY_ROWS
 from empathax.data.records import Tally
+from empathax.data.splits import VALIDATION_NAMES, choose_splits, split_name
 from empathax.errors import DataError, did_you_mean
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".ndjson")
@@ -22,14 +25,12 @@ _UTF8_BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = {
     **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "UTF-16"),
     b"PK\x03\x04": "a zip archive",
-    b"\x1f\x8b": "a gzip archive",
 }
-_VALID = ("valid", "validation", "dev", "eval", "heldout")
-_HELD_OUT = {  # data.eval_split -> names of the split, the first that is there
-    "valid": (*_VALID, "test"),
-    "test": ("test", "heldout"),
-    "valid alone": _VALID,
-}
+_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}  # first bytes -> pyarrow's name
+_PACKED_SUFFIXES = (".gz", ".bz2", ".zst", ".zstd")
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+# Of a JSON object that is no row: the rows are the one list in it
+_CONTAINERS = ("train", "valid", "validation", "dev", "test", "data", "rows", "examples")
 
 Values = Iterable[tuple[Any, str]]  # (undecoded row, "file:line")
 Part = Callable[[Tally], Iterable[Values]]  # a split: the values of each of its files; unreadable lines are tallied
@@ -43,10 +44,11 @@ class NoReply(BadRow):
     """A row that is well formed but holds no reply to learn."""
 
 
-def open_source(path: str, rows_kind: str, eval_split: str = "valid") -> dict[str, Part]:
+def open_source(path: str, rows_kind: str, eval_split: str = "valid", train_split: str = "") -> dict[str, Part]:
     """Undecoded rows by split: "train" and "eval" where the source has them, else "all".
 
-    `rows_kind` (config/losses.py) chooses between the packaged dialogues and pairs.
+    `rows_kind` (config/losses.py) chooses between the packaged dialogues and pairs, and between splits that are named
+    by what they are for (data/splits.py, also for `eval_split` and `train_split`).
 
     Raises a DataError if there is nothing there.
     """
@@ -58,13 +60,27 @@ def open_source(path: str, rows_kind: str, eval_split: str = "valid") -> dict[st
         raise DataError(f"{path} is in a store: data are read from a disk or the hub, so copy them first (gsutil cp)")
     place = Path(path).expanduser()
     if place.is_dir():
-        return {name: _read(files) for name, files in _directory_splits(place, eval_split).items()}
-    if place.exists():
+        found = _directory_splits(place)
+    elif place.exists():
+        _check_no_split(path, train_split)
         return {"all": _read([place])}
-    if path.startswith((".", "/", "~")) or place.suffix in SUFFIXES or path.count("/") > 1:
+    elif path.startswith((".", "/", "~")) or data_suffix(place) in SUFFIXES or path.count("/") > 1:
         hint = did_you_mean(place.name, (other.name for other in place.parent.glob("*")))
         raise DataError(f"{path}: no such file or directory{hint}")
-    return _hub_splits(path, eval_split)
+    else:
+        found = _hub_splits(path)
+    chosen = choose_splits(path, found, rows_kind, train_split, eval_split)
+    if "train" in chosen:
+        return {part: found[name] for part, name in chosen.items()}
+    return _only_split(path, found)
+
+
+def data_suffix(path: Path) -> str:
+    """The suffix that tells a file's format: of rows.jsonl.zst it is .jsonl."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in _PACKED_SUFFIXES:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
 
 
 def read_values(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
@@ -73,11 +89,11 @@ def read_values(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
     Raises:
         DataError: the file as a whole cannot be read.
     """
-    readers = {".csv": _read_csv, ".parquet": _read_parquet, ".json": _read_json}
+    readers = {".csv": _read_csv, ".parquet": _read_parquet}
     try:
         _check_encoding(path)
-        yield from readers.get(path.suffix.lower(), _read_json_lines)(path, tally)
-    except OSError as error:
+        yield from readers.get(data_suffix(path), _read_any_json)(path, tally)
+    except OSError as error:  # also what unpacking finds wrong
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
@@ -85,32 +101,43 @@ def _read(paths: Sequence[Path]) -> Part:
     return lambda tally: (read_values(path, tally) for path in paths)
 
 
-def _split_names(eval_split: str) -> dict[str, tuple[str, ...]]:
-    return {"train": ("train",), "eval": _HELD_OUT[eval_split]}
-
-
-def _directory_splits(directory: Path, eval_split: str) -> dict[str, list[Path]]:
+def _directory_splits(directory: Path) -> dict[str, Part]:
     """Files by split from their names (train.jsonl, valid.jsonl, train-00000-of-00001.parquet), also in data/."""
-    entries = [*directory.iterdir(), *(directory / "data").glob("*")]
-    files = sorted(path for path in entries if path.suffix.lower() in SUFFIXES)
-    named = sorted([*files, *(path for path in entries if path.suffix.lower() == ".txt")])
+    entries = sorted([*directory.iterdir(), *(directory / "data").glob("*")])
     splits: dict[str, list[Path]] = {}
-    for split, names in _split_names(eval_split).items():
-        for name in names:
-            found = [p for p in named if p.stem.lower() == name or p.stem.lower().startswith((f"{name}-", f"{name}_"))]
-            if found:
-                _check_one_format(directory, found)
-                splits[split] = found
-                break
-    if "train" in splits:
-        return splits
-    if len(files) == 1:
-        return {"all": files}
-    listing = ", ".join(p.name for p in files) or "no data file"
+    for path in entries:
+        if data_suffix(path) in SUFFIXES:
+            splits.setdefault(split_name(_stem(path)), []).append(path)
+    plain = {path.stem.lower(): path for path in entries if path.suffix.lower() == ".txt"}
+    for name in {"train", *VALIDATION_NAMES, "test"} & plain.keys() - splits.keys():
+        splits[name] = [plain[name]]  # JSON lines, as some sets name them
+    for files in splits.values():
+        _check_one_format(directory, files)
+    return {name: _read(files) for name, files in splits.items()}
+
+
+def _stem(path: Path) -> str:
+    """The name without the suffixes of format and packing."""
+    name = path.name
+    for suffix in (*_PACKED_SUFFIXES, *SUFFIXES):
+        name = name[: -len(suffix)] if name.lower().endswith(suffix) else name
+    return name
+
+
+def _only_split(path: str, found: Mapping[str, Part]) -> dict[str, Part]:
+    """The one split of a source without any named train. Raises a DataError where there are several or none."""
+    if len(found) == 1:
+        return {"all": next(iter(found.values()))}
+    listing = ", ".join(sorted(found)) or "no data file"
     raise DataError(
-        f"{directory}: found {listing}; expected train.* and valid.* or test.*, or exactly one file of "
-        f"{', '.join(SUFFIXES)}: name the file itself"
+        f"{path}: found {listing}; expected train.* and valid.* or test.*, or exactly one file of "
+        f"{', '.join(SUFFIXES)}: name the file itself, or a split in data.train_split"
     )
+
+
+def _check_no_split(path: str, train_split: str) -> None:
+    if train_split:
+        raise DataError(f"{path} is one file without splits: leave data.train_split = {train_split!r} out")
 
 
 def _check_one_format(directory: Path, files: Sequence[Path]) -> None:
@@ -120,7 +147,7 @@ def _check_one_format(directory: Path, files: Sequence[Path]) -> None:
         raise DataError(f"{directory}: found one split in several formats ({names}): keep one of them")
 
 
-def _hub_splits(name: str, eval_split: str) -> dict[str, Part]:
+def _hub_splits(name: str) -> dict[str, Part]:
     """Splits of a `datasets` hub name, downloaded on first use."""
     import datasets
 
@@ -131,15 +158,7 @@ def _hub_splits(name: str, eval_split: str) -> dict[str, Part]:
         raise DataError(
             f"{name!r} is no file or directory here, and could not be loaded from the Hugging Face hub: {reason}"
         ) from None
-    splits: dict[str, Part] = {}
-    for split, names in _split_names(eval_split).items():
-        found = next((candidate for candidate in names if candidate in loaded), None)
-        if found:
-            splits[split] = _hub_rows(loaded[found], f"{name}/{found}")
-    if "train" in splits:
-        return splits
-    first = next(iter(loaded))
-    return {"all": _hub_rows(loaded[first], f"{name}/{first}")}
+    return {split: _hub_rows(loaded[split], f"{name}/{split}") for split in loaded}
 
 
 def _hub_rows(rows: Iterable[dict[str, Any]], origin: str) -> Part:
@@ -153,17 +172,80 @@ def _hub_rows(rows: Iterable[dict[str, Any]], origin: str) -> Part:
 
 
 def _check_encoding(path: Path) -> None:
-    with path.open("rb") as file:
-        head = file.read(4)
+    with _opened(path) as file:
+        head = file.read(len(_LFS_POINTER))
     if not head.removeprefix(_UTF8_BOM):
         raise DataError(f"{path}: the file is empty")
+    if head == _LFS_POINTER:
+        raise DataError(
+            f"{path} is a Git LFS pointer: the data themselves were not downloaded; run `git lfs pull` where it lies"
+        )
     for mark, name in _OTHER_BOMS.items():
         if head.startswith(mark):
             raise DataError(f"{path}: the file is {name}, expected UTF-8 text or parquet; convert it first")
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file's bytes, unpacked where its first ones say that it is packed."""
+    with path.open("rb") as raw:
+        head = raw.read(4)
+        raw.seek(0)
+        packing = next((name for mark, name in _PACKED.items() if head.startswith(mark)), None)
+        if packing is None:
+            yield raw
+            return
+        import pyarrow
+
+        with pyarrow.CompressedInputStream(raw, packing) as unpacked:
+            yield io.BufferedReader(cast("io.RawIOBase", unpacked))
+
+
+def _read_any_json(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
+    """JSON lines, a list, or objects over several lines, as the first line says, whatever the file's name."""
+    with _opened(path) as file:
+        head = file.read(1 << 16).removeprefix(_UTF8_BOM).lstrip()
+    first = head.partition(b"\n")[0].rstrip()
+    if first.startswith(b"["):
+        yield from _read_json(path, tally)
+    elif first.startswith(b"{") and first.endswith((b"{", b"[")):
+        yield from _read_objects(path)
+    else:
+        yield from _read_json_lines(path, tally)
+
+
+def _read_objects(path: Path) -> Iterator[tuple[Any, str]]:
+    """Objects printed over several lines, one after another; of a single one that holds one list, its items."""
+    with _opened(path) as file:
+        text = file.read().decode("utf-8-sig", errors="replace")
+    decoder, position, found = json.JSONDecoder(), 0, []
+    while position < len(text.rstrip()):
+        position += len(text[position:]) - len(text[position:].lstrip())
+        line = 1 + text.count("\n", 0, position)
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            line = getattr(error, "lineno", line)
+            reason = getattr(error, "msg", "nested too deeply")
+            raise DataError(f"{path}:{line}: not JSON: {reason}; expected a row on each line, or a list") from None
+        found.append((value, f"{path}:{line}"))
+    if len(found) == 1 and (key := _container(path, found[0][0])):
+        found = [(item, f"{path}:{key}[{number}]") for number, item in enumerate(found[0][0][key])]
+    yield from found
+
+
+def _container(path: Path, value: Any) -> str:
+    """The key of an object that is no row but holds the rows; "" for a row."""
+    keys = [key for key in _CONTAINERS if isinstance(value, dict) and isinstance(value.get(key), list)]
+    if len(keys) > 1:
+        raise DataError(
+            f"{path}: one JSON object with the lists {', '.join(keys)}: write each to a file of its own ({keys[0]}.json)"
+        )
+    return keys[0] if keys else ""
+
+
 def _read_json_lines(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
-    with path.open("rb") as file:
+    with _opened(path) as file:
         for number, line in enumerate(_lines(file), start=1):
             text = line.removeprefix(_UTF8_BOM) if number == 1 else line
             if text.strip():
@@ -200,7 +282,8 @@ def _parsed(line: bytes) -> Any:
 def _read_json(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
     """A JSON list, its items with the line they begin at; or JSON lines under the name .json."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with _opened(path) as file:
+            text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 at byte {error.start}") from None
     if not text.lstrip().startswith("["):
@@ -229,12 +312,13 @@ def _read_json(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
 
 
 def _read_csv(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+    csv.field_size_limit(MAX_LINE_BYTES)  # of one field; the module's own limit is 128 KiB
+    with _opened(path) as binary, io.TextIOWrapper(binary, "utf-8-sig", "replace", newline="") as file:
         columns = next(csv.reader(file), [])
     # EmpatheticDialogues as first published does not quote: a quotation mark is text there.
     quoting: Any = csv.QUOTE_NONE if "selfeval" in columns else csv.QUOTE_MINIMAL
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with _opened(path) as binary, io.TextIOWrapper(binary, "utf-8-sig", newline="") as file:
             reader: csv.DictReader[str] = csv.DictReader(file, None, "", None, "excel", quoting=quoting, strict=True)
             for row in reader:
                 yield {key: value for key, value in row.items() if key}, f"{path}:{reader.line_num}"

@@ -33,6 +33,12 @@ class Dialogue:
     meta: Mapping[str, Any] = field(default_factory=dict)
     untrained: frozenset[int] = frozenset()
     template_variables: Mapping[str, Any] = field(default_factory=dict)
+    label: bool | None = None  # whether its last reply is desirable, if told
+    named_by_id: bool = False  # `dialogue_id` is the row's `id`, which may name rows rather than dialogues
+
+    def is_trained(self, index: int) -> bool:
+        """Whether message `index` is a reply to learn."""
+        return self.messages[index].role == "assistant" and index >= self.first_trained and index not in self.untrained
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class Tally:
     bad: list[str] = field(default_factory=list)  # "file:line: reason"
     dropped: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)  # things worth knowing that lose no row
+    unread: Counter[str] = field(default_factory=Counter)  # columns that nothing was made of
 
     def add_bad(self, origin: str, reason: str) -> None:
         """Counts a row that cannot be read."""

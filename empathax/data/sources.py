@@ -16,7 +16,7 @@ from empathax.config.losses import LABELED_ROWS, MISMATCHED_ROWS, PAIRED_ROWS, R
 from empathax.data.files import BadRow, NoReply, Part, Values, open_source
 from empathax.data.records import CompletionRow, Dialogue, Row, Tally
 from empathax.data.support_corpora import esconv_pairs, parse_empathetic_dialogues, parse_esconv
-from empathax.data.trl_format import group_id, messages_id, parse_row
+from empathax.data.trl_format import LABEL_WORDS, group_id, messages_id, parse_row, unread_columns
 from empathax.errors import DataError, raise_all
 
 SHOWN_REASONS = 5
@@ -47,8 +47,9 @@ def load_splits(options: DataOptions, rows_kind: str, seed: int = 0) -> Splits:
     path = options.preference_path if own else options.path
     if not path:
         raise DataError("data.path is empty: set it to a file, a directory, a hub name or 'samples'")
-    opened = open_source(path, rows_kind, options.eval_split)
+    opened = open_source(path, rows_kind, options.eval_split, options.train_split)
     parts = {name: _rows(part, options, tally) for name, part in opened.items()}
+    parts = _without_repeated_ids(_without_class_labels(parts), tally)
     if options.eval_path and not own:
         parts["eval"] = _held_out_file(options, rows_kind, tally)
         parts["train"] = parts.get("train", parts.pop("all", []))
@@ -63,7 +64,10 @@ def load_splits(options: DataOptions, rows_kind: str, seed: int = 0) -> Splits:
     if rows_kind == PAIRED_ROWS or (options.unpair and rows_kind != REPLY_ROWS):
         train, held = (_as_pairs(rows, options, seed, path) for rows in (train, held))
     if rows_kind in (LABELED_ROWS, MISMATCHED_ROWS):
+        train, held = ([_labeled(row) for row in rows] for rows in (train, held))
         _check_labels([*train, *held], options.unpair, path)
+        _check_both_labels(train, path)
+    _count_unread(tally)
     return Splits(_limited(train, options.max_train_dialogues), _limited(held, options.max_eval_dialogues), tally)
 
 
@@ -91,14 +95,16 @@ def load_by_split(options: DataOptions) -> dict[str, list[Row]]:
         DataError: as `load_splits`.
     """
     tally = Tally()
-    opened = open_source(options.path, REPLY_ROWS, "valid alone")
-    test = open_source(options.path, REPLY_ROWS, "test").get("eval")
+    opened = open_source(options.path, REPLY_ROWS, "valid alone", options.train_split)
+    test = open_source(options.path, REPLY_ROWS, "test", options.train_split).get("eval")
     train = _rows(opened.get("train") or opened["all"], options, tally)
     valid = _held_out_file(options, REPLY_ROWS, tally) if options.eval_path else []
     valid += _rows(opened["eval"], options, tally) if "eval" in opened else []
     known = {_content(row) for row in valid}  # a held-out file may be one of the source's own
     rest = [row for row in _rows(test, options, tally) if _content(row) not in known] if test else []
     _check_bad_rows(tally, options.max_bad_fraction)
+    named = _without_repeated_ids({"train": train, "valid": valid, "rest": rest}, tally)
+    train, valid, rest = named["train"], named["valid"], named["rest"]
     if not (valid or rest):
         parts = _held_out(train, options.eval_fraction)
         train, valid = parts["train"], parts["eval"]
@@ -127,21 +133,21 @@ def _check_bad_rows(tally: Tally, max_bad_fraction: float) -> None:
 
 
 def _check_split(path: str, eval_split: str, parts: Collection[str]) -> None:
-    """Raises a DataError if a test split is asked for and there is none: nobody would notice other rows instead."""
-    if eval_split == "test" and "eval" not in parts:
+    """Raises a DataError if a split is asked for and there is none: nobody would notice other rows instead."""
+    if eval_split != "valid" and "eval" not in parts:
         raise DataError(
-            f"{path}: found no test split, which data.eval_split = 'test' asks for; name the held-out file in "
-            "data.eval_path, or leave data.eval_split at 'valid'"
+            f"{path}: found no {eval_split} split, which data.eval_split = {eval_split!r} asks for; name the held-out "
+            "file in data.eval_path, or leave data.eval_split at 'valid'"
         )
 
 
 def _split_key(row: Row) -> str:
-    """What the held-out split is decided by: the dialogue's name if the row has one, else how the dialogue begins.
+    """What the held-out split is decided by: the row's `dialogue_id` if it has one, else how the dialogue begins.
 
     Rows of one dialogue are then on the same side, whatever kind of rows is read.
     """
-    if isinstance(row, Dialogue) and row.dialogue_id == messages_id(row.messages):  # named by its whole text
-        return group_id(row.messages)
+    if isinstance(row, Dialogue) and (row.named_by_id or row.dialogue_id == messages_id(row.messages)):
+        return group_id(row.messages)  # pairs of the same dialogue know no id of it
     return row.dialogue_id
 
 
@@ -156,7 +162,7 @@ def _parsed(values: Values, source: str, tally: Tally) -> Iterator[Row]:
     if first is None:
         return
     source = _detected(first[0]) if source == "auto" else source
-    for result, origin in _results(itertools.chain([first], rest), source):
+    for result, origin in _results(itertools.chain([first], rest), source, tally):
         tally.num_rows += 1
         if isinstance(result, NoReply):
             tally.dropped[str(result)] += 1
@@ -166,7 +172,7 @@ def _parsed(values: Values, source: str, tally: Tally) -> Iterator[Row]:
             yield result
 
 
-def _results(values: Values, source: str) -> Iterator[tuple[Row | BadRow, str]]:
+def _results(values: Values, source: str, tally: Tally) -> Iterator[tuple[Row | BadRow, str]]:
     """Typed rows, or what is wrong with them."""
     if source == "empathetic_dialogues":
         yield from parse_empathetic_dialogues(values)
@@ -174,17 +180,28 @@ def _results(values: Values, source: str) -> Iterator[tuple[Row | BadRow, str]]:
     parse = parse_esconv if source == "esconv" else parse_row
     for value, origin in values:
         try:
-            yield parse(value, origin), origin
+            row = parse(value, origin)
         except BadRow as error:
             yield error, origin
+            continue
+        if parse is parse_row:
+            tally.unread.update(unread_columns(value, row))
+        yield row, origin
 
 
 def _unwrapped(value: Any) -> Any:
-    """The hub's copy of ESConv (thu-coai/esconv) is lines of JSON in a column "text"."""
-    if isinstance(value, dict) and value.keys() == {"text"} and str(value["text"]).startswith("{"):
+    """The row without columns that are null in it, as parquet has them too.
+
+    A null prompt stays, which a row of a pair must not have. The hub's copy of ESConv (thu-coai/esconv) is lines of
+    JSON in a column "text".
+    """
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"text"} and str(value["text"]).startswith("{"):
         with contextlib.suppress(json.JSONDecodeError):
             return json.loads(value["text"])
-    return value
+    is_pair = value.get("chosen") is not None
+    return {key: item for key, item in value.items() if item is not None or (key == "prompt" and is_pair)}
 
 
 def _detected(value: Any) -> str:
@@ -245,6 +262,61 @@ def _as_pairs(rows: list[Row], options: DataOptions, seed: int, path: str) -> li
     return [*(row for row in rows if not isinstance(row, Dialogue)), *made]
 
 
+def _labeled(row: Row) -> Row:
+    """A dialogue with a label as its last reply with this label; any other row as it is."""
+    if not isinstance(row, Dialogue) or row.label is None or row.messages[-1].role != "assistant":
+        return row
+    *prompt, reply = row.messages
+    return CompletionRow(
+        tuple(prompt), reply.content, row.dialogue_id, row.origin, row.meta, row.label, row.template_variables
+    )
+
+
+def _check_both_labels(rows: list[Row], path: str) -> None:
+    """Raises a DataError if all single replies to train on have the same label: there is nothing to tell apart."""
+    labels = {row.label for row in rows if isinstance(row, CompletionRow)}
+    if len(labels) == 1 and all(isinstance(row, CompletionRow) for row in rows):
+        raise DataError(
+            f"{path}: all {len(rows)} replies to train on have the label {str(labels.pop()).lower()}, and dpo.loss learns "
+            "from desirable and undesirable ones: add the others, or train on the desirable ones with the sft stage"
+        )
+
+
+def _without_repeated_ids(parts: dict[str, list[Row]], tally: Tally) -> dict[str, list[Row]]:
+    """Dialogues whose `id` another dialogue has too are named by their text: it names something else there."""
+    beginnings: dict[str, set[str]] = {}
+    named = [row for rows in parts.values() for row in rows if isinstance(row, Dialogue) and row.named_by_id]
+    for row in named:
+        beginnings.setdefault(row.dialogue_id, set()).add(group_id(row.messages))
+    repeated = {name for name, found in beginnings.items() if len(found) > 1}
+    tally.counts["dialogues with an id that others have too"] += sum(row.dialogue_id in repeated for row in named)
+
+    def renamed(row: Row) -> Row:
+        if not isinstance(row, Dialogue) or not row.named_by_id or row.dialogue_id not in repeated:
+            return row
+        return dataclasses.replace(row, dialogue_id=messages_id(row.messages), named_by_id=False)
+
+    return {name: [renamed(row) for row in rows] for name, rows in parts.items()} if repeated else parts
+
+
+def _without_class_labels(parts: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """Dialogues without labels where the column holds others too: it is about something else (an emotion's number)."""
+    dialogues = (row for rows in parts.values() for row in rows if isinstance(row, Dialogue))
+    if all(row.meta.get("label") in (None, "") or row.label is not None for row in dialogues):
+        return parts
+
+    def unlabeled(row: Row) -> Row:
+        return dataclasses.replace(row, label=None) if isinstance(row, Dialogue) else row
+
+    return {name: [unlabeled(row) for row in rows] for name, rows in parts.items()}
+
+
+def _count_unread(tally: Tally) -> None:
+    if tally.unread:
+        names = ", ".join(sorted(tally.unread))
+        tally.counts[f"rows with columns that are not read ({names})"] = max(tally.unread.values())
+
+
 def _check_labels(rows: list[Row], unpair: bool, path: str) -> None:
     """Raises a DataError unless every row is a reply with a label, or a pair that `unpair` splits."""
     if not unpair and any(not isinstance(row, CompletionRow) for row in rows):
@@ -255,9 +327,12 @@ def _check_labels(rows: list[Row], unpair: bool, path: str) -> None:
         )
     unlabeled = [row for row in rows if isinstance(row, CompletionRow) and row.label is None]
     if unlabeled:
+        first = unlabeled[0]
+        found = f" (label is {first.meta['label']!r})" if first.meta.get("label") is not None else ""
+        words = ", ".join(word for word in LABEL_WORDS if "." not in word)
         raise DataError(
-            f"{path}: {len(unlabeled)} of {len(rows)} replies have no label, the first at {unlabeled[0].origin}: "
-            'expected "label": true where the reply is desirable, false where it is not'
+            f"{path}: {len(unlabeled)} of {len(rows)} replies have no label, the first at {first.origin}{found}: "
+            f'expected "label": true where the reply is desirable, false where it is not; one of {words}'
         )
 
 

@@ -11,8 +11,9 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from empathax.data.files import BadRow, NoReply
+from empathax.data.messages import checked_text
 from empathax.data.records import Dialogue, Message, PreferenceRow
-from empathax.data.trl_format import checked_text, messages_id
+from empathax.data.trl_format import messages_id
 from empathax.errors import DataError
 
 ADVICE = frozenset({"Providing Suggestions", "Providing Suggestions or Information", "Information"})
@@ -131,10 +132,11 @@ def esconv_pairs(dialogues: Sequence[Dialogue], rejected: str, seed: int) -> lis
             dialogue_id=dialogue.dialogue_id,
             origin=dialogue.origin,
             meta=dialogue.meta,
+            template_variables=dialogue.template_variables,
         )
         for dialogue in dialogues
         for index, message in enumerate(dialogue.messages)
-        if message.role == "assistant"
+        if dialogue.is_trained(index)
     ]
 
 

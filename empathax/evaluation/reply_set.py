@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from empathax.data.examples import Example
 from empathax.data.files import BadRow, read_values
 from empathax.data.records import Message, Tally
-from empathax.data.trl_format import checked_text
+from empathax.data.messages import checked_text
 from empathax.errors import DataError, raise_all
 from empathax.evaluation.metrics.levels import quartile
 

@@ -277,7 +277,10 @@ def with_added(make_tokenizer):
     def build(source, **changes):
         backend = make_tokenizer("chatml")._backend
         backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in ADDED])
-        return ChatTemplate(Tokenizer(backend, SpecialNames("<|im_start|>", "<|im_end|>", "<|endoftext|>"), chat_template=source), **changes)
+        return ChatTemplate(
+            Tokenizer(backend, SpecialNames("<|im_start|>", "<|im_end|>", "<|endoftext|>"), chat_template=source),
+            **changes,
+        )
 
     return build
 
@@ -298,9 +301,7 @@ def test_added_tokens_in_a_reply_are_themselves(with_added, reply):
         template.tokenizer, template.encode_prompt((Message("user", "Say"),))
     )
     later = template.encode_prompt((*prompt, Message("assistant", reply), Message("user", "Yes")))
-    np.testing.assert_array_equal(
-        later[: encoded.num_tokens], np.concatenate([encoded.prompt_ids, encoded.reply_ids])
-    )
+    np.testing.assert_array_equal(later[: encoded.num_tokens], np.concatenate([encoded.prompt_ids, encoded.reply_ids]))
 
 
 def test_tokens_that_open_or_end_turns_stay_text_in_a_reply_and_are_counted(with_added):

@@ -11,6 +11,7 @@ import empathax.data
 from empathax.config import DataOptions
 from empathax.config.losses import PAIRED_ROWS, REPLY_ROWS
 from empathax.data.dataset import build_dataset, trained_tokens
+from empathax.data.templates import TEMPLATES
 from empathax.errors import ConfigError, DataError
 
 SAMPLES = Path(empathax.data.__file__).with_name("samples")
@@ -146,3 +147,34 @@ def test_the_fingerprint_names_what_changed(write_lines, tokenizers, chatml, mod
     model_of_gemma = SimpleNamespace(family="gemma2", vocab_size=10_000)
     other = build(path, PAIRED_ROWS, tokenizers["gemma"], model_of_gemma).fingerprint
     assert {key for key in base if base[key] != other[key]} >= {"tokenizer", "chat_template", "train_rows"}
+
+
+def test_undesirable_dialogues_and_context_only_turns_are_not_trained(write_lines, chatml, model):
+    context = chat("Hi", "a", "b", "c")
+    context["messages"][1]["weight"] = 0
+    path = write_lines("rows.jsonl", [chat("Hi", "good"), {**chat("Ho", "bad"), "label": False}, context])
+    dataset = build(path, REPLY_ROWS, chatml, model, eval_fraction=0.0)
+    assert [example.reply for example in dataset.train_examples] == ["good", "c"]
+    assert dataset.report["counts"]["undesirable replies, which sft leaves out"] == 1
+    assert "a<|im_end|>" in chatml.decode(dataset.train_examples[1].prompt_ids)
+
+
+def test_tools_of_a_row_are_in_its_prompt(write_lines, make_tokenizer, model):
+    tools = [{"type": "function", "function": {"name": "w"}}]
+    rows = [chat("Hi", "a"), {**chat("Hi", "a"), "tools": tools}]
+    source = "{% if tools %}{{ tools | tojson }}{% endif %}" + TEMPLATES["chatml"]
+    dataset = build(
+        write_lines("rows.jsonl", rows), REPLY_ROWS, make_tokenizer("chatml", source), model, eval_fraction=0.0
+    )
+    tokenizer = dataset.template.tokenizer
+    prompts = [tokenizer.decode(example.prompt_ids) for example in dataset.train_examples]
+    assert prompts[1] == json.dumps(tools) + prompts[0]
+
+
+def test_the_borders_of_trained_tokens_are_shown(write_lines, chatml, model):
+    dataset = build(write_lines("rows.jsonl", [chat("Hi", "I hear é🙂")]), REPLY_ROWS, chatml, model, eval_fraction=0.0)
+    (tokens,) = trained_tokens(dataset.train, 0, chatml)
+    assert "".join(tokens) == "I hear é🙂<|im_end|>"
+    assert tokens[-1] == "<|im_end|>"
+    assert tokens[-2] == "🙂"
+    assert len(tokens) > 4

@@ -7,8 +7,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from empathax.config.losses import REPLY_ROWS
 from empathax.data import files
-from empathax.data.files import read_values
+from empathax.data.files import open_source, read_values
 from empathax.data.records import Tally
 from empathax.errors import DataError
 
@@ -139,4 +140,64 @@ def test_what_follows_a_json_list_is_not_passed_over(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text(f"[{json.dumps(GOOD)}]\n[{json.dumps(GOOD)}]\n")
     with pytest.raises(DataError, match=r"rows.json:1: found '\[.* after the list's end"):
+        read(path)
+
+
+@pytest.mark.parametrize(("suffix", "packing"), [(".gz", "gzip"), (".bz2", "bz2"), (".zst", "zstd"), ("", "gzip")])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv"])
+def test_packed_files(tmp_path, name, suffix, packing):
+    path = tmp_path / f"{name}{suffix}"
+    texts = {"jsonl": json.dumps(GOOD), "json": json.dumps([GOOD], indent=1), "csv": "prompt,completion\nHi,Hello\n"}
+    with pyarrow.output_stream(path, compression=packing) as file:
+        file.write(texts[name.partition(".")[2]].encode())
+    assert [value for value, _ in read(path)[0]] == [GOOD]
+
+
+@pytest.mark.parametrize("packing", ["gzip", "bz2", "zstd"])
+def test_damaged_packed_files(tmp_path, packing):
+    path = tmp_path / "rows.jsonl"
+    with pyarrow.output_stream(path, compression=packing) as file:
+        file.write((json.dumps(GOOD) + "\n").encode() * 100)
+    path.write_bytes(path.read_bytes()[:-8] + b"damaged!")
+    with pytest.raises(DataError, match=r"rows.jsonl: cannot be read"):
+        read(path)
+
+
+def test_a_packed_split_is_found(tmp_path):
+    (tmp_path / "d").mkdir()
+    for name in ("train", "test"):
+        with pyarrow.output_stream(tmp_path / "d" / f"{name}-00000-of-00001.jsonl.zst", compression="zstd") as file:
+            file.write(json.dumps(GOOD).encode())
+    assert open_source(str(tmp_path / "d"), REPLY_ROWS).keys() == {"train", "eval"}
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "rows.csv", "rows.json"])
+def test_a_git_lfs_pointer_is_named(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 988097824\n")
+    with pytest.raises(DataError, match=f"{name} is a Git LFS pointer.*git lfs pull"):
+        read(path)
+
+
+@pytest.mark.parametrize("length", [131_073, 1_000_000])
+def test_long_csv_fields(tmp_path, length):
+    path = tmp_path / "rows.csv"
+    path.write_text(f'prompt,completion\n"{"w" * length}",x\n')
+    assert read(path)[0] == [({"prompt": "w" * length, "completion": "x"}, f"{path}:2")]
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_objects_over_several_lines(tmp_path, name):
+    path = tmp_path / name
+    path.write_text(json.dumps(GOOD, indent=2) + "\n" + json.dumps(GOOD, indent=2))
+    assert read(path)[0] == [(GOOD, f"{path}:1"), (GOOD, f"{path}:5")]
+    path.write_text(json.dumps([GOOD, GOOD], indent=2))
+    assert [value for value, _ in read(path)[0]] == [GOOD, GOOD]
+    path.write_text(json.dumps({"train": [GOOD, GOOD]}, indent=2))
+    assert read(path)[0] == [(GOOD, f"{path}:train[0]"), (GOOD, f"{path}:train[1]")]
+    path.write_text(json.dumps({"train": [GOOD], "test": [GOOD]}, indent=2))
+    with pytest.raises(DataError, match="one JSON object with the lists train, test: write each to a file of its own"):
+        read(path)
+    path.write_text('{\n "prompt": "Hi",\n "completion"\n}')
+    with pytest.raises(DataError, match=f"{name}:4: not JSON"):
         read(path)

@@ -132,7 +132,7 @@ def test_rows_of_a_file(kind, write_lines, chatml):
 
 
 def test_one_prompt_is_no_estimate(write_lines, chatml):
-    rows = [{"prompt": "Hi", "completion": f"I am here {n}", "label": True} for n in range(3)]
+    rows = [{"prompt": "Hi", "completion": f"I am here {n}", "label": n > 0} for n in range(3)]
     options = DataOptions(path=str(write_lines("rows.jsonl", rows)), eval_fraction=0.0)
     with pytest.raises(DataError, match="no packed row holds two prompts"):
         build_dataset(options, MISMATCHED_ROWS, chatml, SimpleNamespace(family="qwen2", vocab_size=1000))

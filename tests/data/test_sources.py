@@ -78,7 +78,7 @@ def test_a_directory_with_one_file_or_with_none_that_fits(write_lines, tmp_path)
     splits = load_splits(options(tmp_path / "d"), PAIRED_ROWS)
     assert len(splits.train) + len(splits.eval) == 20
     write_lines("d/other.jsonl", pairs(1))
-    with pytest.raises(DataError, match=r"found other.jsonl, preferences.jsonl; expected train"):
+    with pytest.raises(DataError, match=r"found other, preferences; expected train.*data.train_split"):
         load_splits(options(tmp_path / "d"), PAIRED_ROWS)
 
 
@@ -324,3 +324,112 @@ def test_labels_and_names_as_spreadsheets_write_them(write_lines, tmp_path):
         True,
         None,
     ]
+
+
+def replies(count, **columns):
+    return [
+        {"messages": [{"role": "user", "content": f"u{n}"}, {"role": "assistant", "content": f"a{n}"}], **columns}
+        for n in range(count)
+    ]
+
+
+def test_splits_that_are_named_by_what_they_are_for(write_lines, tmp_path):
+    for name, count in (("train_prefs", 8), ("train_sft", 5), ("train_gen", 4), ("test_prefs", 3), ("test_sft", 2)):
+        write_lines(f"d/data/{name}-00000-of-00001.jsonl", pairs(count, name + "{}"))
+    sizes = {}
+    for kind in (PAIRED_ROWS, REPLY_ROWS):
+        splits = load_splits(options(tmp_path / "d"), kind)
+        sizes[kind] = (len(splits.train), len(splits.eval))
+    assert sizes == {PAIRED_ROWS: (8, 3), REPLY_ROWS: (5, 2)}
+    named = load_splits(options(tmp_path / "d", train_split="train_gen", eval_split="test_sft"), PAIRED_ROWS)
+    assert (len(named.train), len(named.eval)) == (4, 2)
+    with pytest.raises(DataError, match="'train_x': found the splits test_prefs, test_sft, train_gen"):
+        load_splits(options(tmp_path / "d", train_split="train_x"), PAIRED_ROWS)
+    file = write_lines("rows.jsonl", pairs(3))
+    with pytest.raises(DataError, match="one file without splits"):
+        load_splits(options(file, train_split="train_x"), PAIRED_ROWS)
+
+
+def test_splits_of_the_hub_by_objective(monkeypatch):
+    import datasets
+
+    loaded = {name: pairs(n, name + "{}") for n, name in enumerate(("train_gen", "train_prefs", "test_prefs"), start=2)}
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: loaded)
+    splits = load_splits(options("some/feedback"), PAIRED_ROWS)
+    assert (len(splits.train), len(splits.eval)) == (3, 4)
+
+
+def test_columns_that_are_not_read_are_listed_once(write_lines):
+    rows = [{**row, "score": 1, "source": "x"} for row in pairs(3)]
+    splits = load_splits(options(write_lines("rows.jsonl", [*rows, *pairs(1)])), PAIRED_ROWS)
+    assert splits.tally.counts["rows with columns that are not read (score, source)"] == 3
+
+
+def test_null_columns_beside_messages(write_lines):
+    path = write_lines("rows.jsonl", replies(2, prompt=None, chosen=None, rejected=None))
+    assert [type(row) for row in load_splits(options(path, eval_fraction=0.0), REPLY_ROWS).train] == [Dialogue] * 2
+    path = write_lines("pairs.jsonl", [{"prompt": None, "chosen": "I'm a", "rejected": "I'm b"}])
+    with pytest.raises(DataError, match="prompt is null"):
+        load_splits(options(path), PAIRED_ROWS)
+
+
+@pytest.mark.parametrize("words", [("yes", "no"), (1, -1), ("true", "false"), (True, False), ("1.0", "0.0")])
+def test_labels_in_other_words(write_lines, words):
+    rows = [{"prompt": f"p{n}", "completion": "x", "label": words[n % 2]} for n in range(12)]
+    path = options(write_lines("rows.jsonl", rows), eval_fraction=0.0)
+    for kind in (LABELED_ROWS, MISMATCHED_ROWS, REPLY_ROWS):
+        assert [row.label for row in load_splits(path, kind).train] == [True, False] * 6
+
+
+def test_labels_that_say_nothing_of_that(write_lines):
+    rows = [{"prompt": f"p{n}", "completion": "x", "label": "joy"} for n in range(3)]
+    with pytest.raises(DataError, match=r"3 of 3 replies have no label.*\(label is 'joy'\).*one of true, yes, 1"):
+        load_splits(options(write_lines("rows.jsonl", rows), eval_fraction=0.0), LABELED_ROWS)
+
+
+@pytest.mark.parametrize("kind", [LABELED_ROWS, MISMATCHED_ROWS])
+@pytest.mark.parametrize("label", [True, False])
+def test_labels_that_are_all_the_same_are_refused(write_lines, kind, label):
+    rows = [{"prompt": f"p{n}", "completion": "x", "label": label} for n in range(3)]
+    with pytest.raises(DataError, match=f"all 3 replies to train on have the label {str(label).lower()}"):
+        load_splits(options(write_lines("rows.jsonl", rows), eval_fraction=0.0), kind)
+
+
+def test_labels_beside_messages(write_lines):
+    rows = [*replies(2, label=True), *replies(1, label=False)]
+    path = options(write_lines("rows.jsonl", rows), eval_fraction=0.0)
+    found = load_splits(path, LABELED_ROWS).train
+    assert [(row.prompt[-1].content, row.completion, row.label) for row in found] == [
+        ("u0", "a0", True),
+        ("u1", "a1", True),
+        ("u0", "a0", False),
+    ]
+    assert [row.label for row in load_splits(path, REPLY_ROWS).train] == [True, True, False]
+    emotions = options(write_lines("emotions.jsonl", [*rows, *replies(1, label=4)]), eval_fraction=0.0)
+    assert [row.label for row in load_splits(emotions, REPLY_ROWS).train] == [None] * 4
+
+
+def test_an_id_that_names_one_dialogue_or_something_else(write_lines):
+    named = [{**row, "id": n} for n, row in enumerate(replies(3))]
+    found = load_splits(options(write_lines("named.jsonl", named), eval_fraction=0.0), REPLY_ROWS)
+    assert [row.dialogue_id for row in found.train] == ["0", "1", "2"]
+    found = load_splits(options(write_lines("set.jsonl", replies(20, id="ultrachat")), eval_fraction=0.3), REPLY_ROWS)
+    assert len({row.dialogue_id for row in [*found.train, *found.eval]}) == 20
+    assert len(found.eval) > 1
+    assert found.tally.counts["dialogues with an id that others have too"] == 20
+
+
+def test_pairs_of_a_held_out_dialogue_with_an_id_are_held_out_too(write_lines):
+    dialogues = write_lines("d.jsonl", [{**row, "id": n} for n, row in enumerate(replies(40))])
+    rows = [{"prompt": row["messages"][:1], "chosen": "a", "rejected": "b"} for row in replies(40)]
+    both = options(dialogues, preference_path=str(write_lines("p.jsonl", rows)), eval_fraction=0.3)
+    held_out = {row.messages[0].content for row in load_splits(both, REPLY_ROWS).eval}
+    assert held_out == {row.prompt[0].content for row in load_splits(both, PAIRED_ROWS).eval}
+
+
+def test_context_only_turns_make_no_pairs(write_lines):
+    rows = replies(4)
+    for row in rows:
+        row["messages"] += [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}]
+    path = options(write_lines("rows.jsonl", rows), eval_fraction=0.0, esconv_rejected="random")
+    assert [row.chosen for row in load_splits(path, PAIRED_ROWS).train] == ["a0", "a1", "a2", "a3"]

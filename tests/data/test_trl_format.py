@@ -1,10 +1,12 @@
 """TRL's row formats, and what a row may be wrong about."""
 
+import json
+
 import pytest
 
 from empathax.data.files import BadRow, NoReply
 from empathax.data.records import CompletionRow, Dialogue, Message, PreferenceRow
-from empathax.data.trl_format import parse_row
+from empathax.data.trl_format import parse_row, unread_columns
 
 
 def user(content):
@@ -67,15 +69,15 @@ def test_rows_of_one_prompt_belong_together():
         ([1], "the row is a list"),
         ("text", "the row is text"),
         ({}, r"found the keys \(none\)"),
-        ({"question": "a", "answer": "b"}, "found the keys question, answer; expected"),
+        ({"title": "a", "body": "b"}, "found the keys title, body; expected"),
         ({"prompt": "a"}, "found the keys prompt"),
         ({"prompt": "a", "chosen": "b"}, "rejected is missing"),
         ({"prompt": "a", "chosen": 3, "rejected": "b"}, "chosen is a number, expected text or a list"),
         ({"prompt": None, "chosen": "a", "rejected": "b"}, "prompt is null"),
         ({"prompt": "a", "chosen": "b", "rejected": [assistant("c")]}, "both be text or both"),
         ({"messages": "a"}, "messages is text"),
-        ({"messages": [{"from": "human", "value": "a"}]}, r"messages\[0\]: found the keys from, value"),
-        ({"messages": [user("a"), {"role": "gpt", "content": "b"}]}, r"messages\[1\]: unknown role 'gpt'.*assistant"),
+        ({"messages": [{"speaker": "x", "value": "a"}]}, r"messages\[0\]: found the keys speaker, value"),
+        ({"messages": [user("a"), {"role": "y", "content": "b"}]}, r"messages\[1\]: unknown role 'y'.*assistant"),
         ({"messages": [user("a"), {"role": "assistant", "content": None}]}, r"messages\[1\].content is null"),
         ({"messages": [user("a"), user("b"), assistant("c")]}, "two user messages in a row"),
         ({"messages": [user("a"), system("b"), assistant("c")]}, "system message may only be the first"),
@@ -101,3 +103,143 @@ def test_what_is_wrong_with_a_row(value, reason):
 def test_a_dialogue_without_a_reply_is_well_formed_but_useless():
     with pytest.raises(NoReply):
         parse_row({"messages": [user("a")]}, "f:1")
+
+
+LONELY, CITY = "I feel so alone since I moved to this city.", "That sounds really hard."
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{"prompt": LONELY}, {}, {"prompt": [user(LONELY)]}, {"instruction": "something else"}],
+    ids=["prompt as text", "no prompt", "prompt as messages", "another column"],
+)
+def test_whole_conversations_in_chosen_and_rejected(extra):
+    """As UltraFeedback has them: the prompt is what both begin with."""
+    value = {"chosen": [user(LONELY), assistant(CITY)], "rejected": [user(LONELY), assistant("Don't worry.")], **extra}
+    row = parse_row(value, "f:1")
+    assert (row.prompt, row.chosen, row.rejected) == ((Message("user", LONELY),), CITY, "Don't worry.")
+
+
+def test_a_prompt_in_text_before_replies_as_messages_stays():
+    row = parse_row({"prompt": LONELY, "chosen": [assistant("a")], "rejected": [assistant("b")]}, "f:1")
+    assert (row.prompt, row.chosen, row.rejected) == (LONELY, "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("columns", "prompt"),
+    [
+        ({"question": LONELY}, LONELY),
+        ({"instruction": LONELY}, LONELY),
+        ({"instruction": LONELY, "input": ""}, LONELY),
+        ({"instruction": "Answer this", "input": LONELY}, f"Answer this\n{LONELY}"),
+        ({"input": LONELY}, LONELY),
+        ({"query": LONELY}, LONELY),
+        ({"prompt": LONELY, "question": "other"}, LONELY),
+    ],
+)
+def test_the_prompt_under_its_other_names(columns, prompt):
+    pair = parse_row({**columns, "chosen": "I'm sorry to hear that.", "rejected": "I'm busy."}, "f:1")
+    assert (pair.prompt, pair.chosen, pair.rejected) == (prompt, "I'm sorry to hear that.", "I'm busy.")
+    for name in ("completion", "answer", "output", "response"):
+        row = parse_row({**columns, name: CITY}, "f:1")
+        assert (row.prompt, row.completion) == (prompt, CITY)
+
+
+def test_two_columns_that_may_be_the_prompt():
+    with pytest.raises(BadRow, match="the prompt may be question or instruction: name one of the columns prompt"):
+        parse_row({"question": "a", "instruction": "b", "chosen": "c", "rejected": "d"}, "f:1")
+
+
+@pytest.mark.parametrize("told", [{"weight": 0}, {"train": False}, {"loss": False}])
+def test_turns_that_are_context_only(told):
+    turns = [user(LONELY), {**assistant("Don't worry."), **told}, user("hm"), assistant(CITY)]
+    row = parse_row({"messages": turns}, "f:1")
+    assert [row.is_trained(n) for n in range(4)] == [False, False, False, True]
+    row = parse_row({"messages": turns, "system": "Be kind"}, "f:1")
+    assert [row.is_trained(n) for n in range(5)] == [False, False, False, False, True]
+    row = parse_row({"prompt": turns[:1], "completion": turns[1:]}, "f:1")
+    assert [row.is_trained(n) for n in range(4)] == [False, False, False, True]
+    with pytest.raises(NoReply):
+        parse_row({"messages": turns[:2]}, "f:1")
+    with pytest.raises(NoReply):
+        parse_row({"prompt": turns[:1], "completion": turns[1:2]}, "f:1")
+    with pytest.raises(BadRow, match="chosen ends with a reply that is context only"):
+        parse_row({"chosen": turns[:2], "rejected": [turns[0], assistant(CITY)]}, "f:1")
+
+
+TOOLS = [{"type": "function", "function": {"name": "w"}}]
+
+
+@pytest.mark.parametrize(
+    ("columns", "variables"),
+    [
+        ({"tools": TOOLS}, {"tools": TOOLS}),
+        ({"tools": json.dumps(TOOLS)}, {"tools": TOOLS}),
+        ({"tools": []}, {}),
+        ({"tools": None, "chat_template_kwargs": None}, {}),
+        ({"chat_template_kwargs": {"enable_thinking": True, "depth": None}}, {"enable_thinking": True}),
+        (
+            {"chat_template_kwargs": '{"enable_thinking": true}', "tools": TOOLS},
+            {"enable_thinking": True, "tools": TOOLS},
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [user("a"), assistant("b")]},
+        {"prompt": "a", "completion": "b"},
+        {"prompt": [user("a")], "completion": [assistant("b"), user("c"), assistant("d")]},
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+    ],
+    ids=["messages", "completion", "several turns", "pair"],
+)
+def test_what_a_row_says_to_the_template(row, columns, variables):
+    assert parse_row({**row, **columns}, "f:1").template_variables == variables
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"images": ["a.png"]}, "images: the model reads text alone"),
+        ({"video": "a.mp4"}, "video: the model reads text alone"),
+        ({"tools": "a tool"}, "tools is text, but not JSON"),
+        ({"tools": ["w"]}, "tools is a list, expected a list of objects"),
+        ({"chat_template_kwargs": [1]}, "chat_template_kwargs is a list, expected an object"),
+    ],
+)
+def test_columns_that_cannot_be_honoured(columns, reason):
+    with pytest.raises(BadRow, match=reason):
+        parse_row({"messages": [user("a"), assistant("b")], **columns}, "f:1")
+
+
+@pytest.mark.parametrize(
+    ("value", "unread"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "score": 1, "messages": []}, {"score", "messages"}),
+        ({"messages": [user("a"), assistant("b")], "id": 1, "source": "x", "empty": None, "label": "joy"},
+         {"source", "label"}),
+        ({"prompt": "a", "completion": "b", "label": "yes", "id": 3}, {"id"}),
+        ({"question": "a", "answer": "b", "tools": TOOLS, "system": "c"}, set()),
+    ],
+)  # fmt: skip
+def test_the_columns_that_nothing_was_made_of(value, unread):
+    assert unread_columns(value, parse_row(value, "f:1")) == unread
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        *((value, True) for value in (True, 1, 1.0, "true", "True", "yes", "1", "good")),
+        *((value, False) for value in (False, 0, 0.0, -1, -1.0, "false", "No", "-1", "bad")),
+        *((value, None) for value in (None, "", 2, 0.5, "joy", [1])),
+    ],
+)
+def test_the_words_of_labels(value, label):
+    assert parse_row({"prompt": "a", "completion": "b", "label": value}, "f:1").label is label
+    assert parse_row({"messages": [user("a"), assistant("b")], "label": value}, "f:1").label is label
+
+
+def test_sharegpt_rows():
+    row = parse_row({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, "f:1")
+    assert row.messages == (Message("user", "a"), Message("assistant", "b"))

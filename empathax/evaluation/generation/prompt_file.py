@@ -9,7 +9,7 @@ from typing import Any
 
 from empathax.data.files import BadRow, read_values
 from empathax.data.records import ROLES, Message, Tally
-from empathax.data.trl_format import check_turns, checked_text
+from empathax.data.messages import check_turns, checked_text
 from empathax.errors import DataError, raise_all
 
 _JSON_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".csv")

@@ -36,7 +36,9 @@ def test_values_survive(value):
     assert render(source) == render("{{ it | tojson }}", it=value)
 
 
-@pytest.mark.parametrize("line", ["{%- if a is not defined %}{%- set a = b + 1 %}{%- endif %}\n", "{%- if a %}x{% endif %}"])
+@pytest.mark.parametrize(
+    "line", ["{%- if a is not defined %}{%- set a = b + 1 %}{%- endif %}\n", "{%- if a %}x{% endif %}"]
+)
 def test_an_authors_own_lines_are_left_alone(line):
     assert defaults_of(line) == {}
     assert with_defaults(line, {"c": 1}).endswith(line)
