@@ -19,7 +19,7 @@ _PROBES = ("Hello", " Hello", "\nHello", "\n\nHi there", "user\nI feel low.", " 
 
 
 class ControlText:
-    """Escapes and tokenizes text for one tokenizer. `template` is the source of the chat template that will write it."""
+    """Escapes and tokenizes text for one tokenizer; `template` is the source of the chat template that writes it."""
 
     def __init__(self, tokenizer: Tokenizer, template: str) -> None:
         self.tokenizer = tokenizer

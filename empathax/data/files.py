@@ -239,7 +239,8 @@ def _container(path: Path, value: Any) -> str:
     keys = [key for key in _CONTAINERS if isinstance(value, dict) and isinstance(value.get(key), list)]
     if len(keys) > 1:
         raise DataError(
-            f"{path}: one JSON object with the lists {', '.join(keys)}: write each to a file of its own ({keys[0]}.json)"
+            f"{path}: one JSON object with the lists {', '.join(keys)}: write each to a file of its own "
+            f"({keys[0]}.json)"
         )
     return keys[0] if keys else ""
 

@@ -23,7 +23,7 @@ class Dialogue:
     """A conversation whose assistant turns are replies to learn, except those that are context only.
 
     `first_trained` is the index of the first message that may be trained, `untrained` those of later ones that may not;
-    `origin` is "file:line". `template_variables` is what the row says to the chat template: tools, chat_template_kwargs.
+    `origin` is "file:line". `template_variables` is what the row tells the chat template: tools, chat_template_kwargs.
     """
 
     messages: tuple[Message, ...]

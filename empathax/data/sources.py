@@ -277,8 +277,8 @@ def _check_both_labels(rows: list[Row], path: str) -> None:
     labels = {row.label for row in rows if isinstance(row, CompletionRow)}
     if len(labels) == 1 and all(isinstance(row, CompletionRow) for row in rows):
         raise DataError(
-            f"{path}: all {len(rows)} replies to train on have the label {str(labels.pop()).lower()}, and dpo.loss learns "
-            "from desirable and undesirable ones: add the others, or train on the desirable ones with the sft stage"
+            f"{path}: all {len(rows)} replies to train on have the label {str(labels.pop()).lower()}, and dpo.loss "
+            "learns from desirable and undesirable ones: add the others, or train on desirable ones with the sft stage"
         )
 
 

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from empathax.data.examples import Example
 from empathax.data.files import BadRow, read_values
-from empathax.data.records import Message, Tally
 from empathax.data.messages import checked_text
+from empathax.data.records import Message, Tally
 from empathax.errors import DataError, raise_all
 from empathax.evaluation.metrics.levels import quartile
 

@@ -33,6 +33,7 @@ from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import check_batches, param_shardings
 
 Params = Any
+_NOTHING_HELD_OUT = "nothing held out (data.eval_fraction = 0), so the model is measured on nothing"
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,24 @@ def _assemble(
     for name, dataset in datasets.items():
         stop_token_ids(dataset.template, config.eval.stop_tokens)
         if not len(dataset.eval):
-            fraction = config.data.eval_fraction
-            raise DataError(f"{name}: no held-out rows; set data.eval_path or data.eval_fraction (now {fraction:g})")
+            _check_nothing_held_out(config, name, trains)
     adapter = read_adapter(Path(config.lora.path), source.config) if config.lora.path else None
     return Experiment(config, BaseModel(config.model, source, tokenizer, mesh, shardings, adapter), datasets)
+
+
+def _check_nothing_held_out(config: Config, name: str, trains: Sequence[str]) -> None:
+    """Raises a DataError where held-out rows are needed, or were not given up with `data.eval_fraction` = 0."""
+    fraction = config.data.eval_fraction
+    if fraction or config.data.eval_path or not trains:
+        raise DataError(f"{name}: no held-out rows; set data.eval_path or data.eval_fraction (now {fraction:g})")
+    wanted = {"eval.turns": config.eval.turns, "eval.in_loop_turns": config.eval.in_loop_turns}
+    wanted |= {f"{name}.best_metric": config.stage(name).best_metric} if name in trains else {}
+    for setting, value in wanted.items():
+        if value:
+            raise DataError(
+                f"{setting} = {value!r} is measured on held-out rows, and there are none with data.eval_fraction = 0: "
+                f"leave {setting} out, or hold rows out"
+            )
 
 
 def describe(experiment: Experiment, num_steps: Mapping[str, int]) -> str:
@@ -149,7 +164,8 @@ def describe(experiment: Experiment, num_steps: Mapping[str, int]) -> str:
     for stage, steps in num_steps.items():
         dataset = experiment.datasets[stage]
         lines.append(f"{stage:<8} {_packing_in_words(dataset)}")
-        lines.append(f"         {len(dataset.eval_examples):,} held out; {steps:,} steps")
+        held_out = f"{len(dataset.eval_examples):,} held out" if len(dataset.eval) else _NOTHING_HELD_OUT
+        lines.append(f"         {held_out}; {steps:,} steps")
         lines += [
             f"         {name}: {count:,}"
             for name, count in {**dataset.report["dropped"], **dataset.report["counts"]}.items()

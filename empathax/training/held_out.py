@@ -105,8 +105,10 @@ class HeldOut:
         return logps_by_sequence(self._score_step, params, self._batches(rows), rows.num_sequences)[0]
 
     def reply_metrics(self, measured: Measured) -> dict[str, float]:
-        """Perplexity, token accuracy, entropy and loss on the held-out replies; {} if they were not measured."""
-        return metrics.finalize(metrics.total([_totals(measured.reply_sums)])) if measured.reply_sums else {}
+        """Perplexity, token accuracy, entropy and loss on the held-out replies; {} if none were measured."""
+        if not measured.reply_sums or not measured.reply_sums["tokens"]:
+            return {}
+        return metrics.finalize(metrics.total([_totals(measured.reply_sums)]))
 
     def reward_metrics(self, measured: Measured, reference: Measured) -> dict[str, float]:
         """Rewards, margin, accuracy and both log-probs on the held-out preferences.
@@ -128,7 +130,7 @@ class HeldOut:
     def statistics(self, measured: Measured, reference: Measured | None) -> dict[str, Statistic]:
         """The same reply by reply and pair by pair, from which they are computed again for any set of dialogues."""
         found: dict[str, Statistic] = {}
-        if measured.reply_sums and self._replies:
+        if measured.reply_sums and self._replies and self._replies.eval_examples:
             examples = self._replies.eval_examples
             owners = tuple(example.dialogue_id for example in examples)
             ids = [example.sequence_ids[0] for example in examples]
@@ -235,7 +237,12 @@ def reward_metrics(dataset: Dataset, logps: Values, ref_logps: Values, beta: flo
 
 
 def objective_metrics(dataset: Dataset, logps: Values, ref_logps: Values, options: DpoOptions) -> dict[str, float]:
-    """The same as the losses of `options` see them, with their mean; an estimate of the KL is that of all replies."""
+    """The same as the losses of `options` see them, with their mean; an estimate of the KL is that of all replies.
+
+    {} where nothing is held out.
+    """
+    if not dataset.eval_examples:
+        return {}
     if not reads_single_replies(options):
         lengths = dataset.eval.reply_lengths()
         sums = pair_sums(*(by_pair(dataset, values) for values in (logps, ref_logps, lengths)), options)
@@ -250,6 +257,8 @@ def preference_statistics(
     dataset: Dataset, logps: Values, ref_logps: Values | None, beta: float
 ) -> dict[str, Statistic]:
     """`reward_metrics` reply by reply; a margin belongs to a pair."""
+    if not dataset.eval_examples:
+        return {}
     kinds = {"logp": np.asarray(logps, np.float32)}
     if ref_logps:
         kinds["reward"] = beta * (kinds["logp"] - np.asarray(ref_logps, np.float32))

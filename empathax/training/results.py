@@ -88,6 +88,9 @@ def replies_text(rows: Mapping[str, Row]) -> str:
 
 def markdown(title: str, rows: Mapping[str, Row], notes: Sequence[str]) -> str:
     """report.md: the table, what its numbers stand on, and the replies."""
+    if not any(row.metrics or row.prompts for row in rows.values()):
+        models = ", ".join(rows)
+        return f"# {title}\n\nNothing was held out (data.eval_fraction = 0), so no model was measured: {models}.\n"
     parts = [f"# {title}", table(rows), "\n".join(f"- {note}" for note in notes), "## Replies to held-out prompts"]
     return "\n\n".join([*parts, replies_text(rows)]) + "\n"
 

@@ -77,6 +77,20 @@ def test_flags_override_the_file():
             [f"--config={ROOT}/configs/demo.py", "--config.sft.learning_rat=1"],
             "used: unknown key sft.learning_rat; did you mean sft.learning_rate?",
         ),
+        (
+            [f"--config={ROOT}/configs/demo.py", "--config.sft.lr=1"],
+            "unknown key sft.lr; did you mean sft.learning_rate?",
+        ),
+        ([f"--config={ROOT}/configs/demo.py", "--config.sft.epochs=1"], "did you mean sft.num_epochs?"),
+        ([f"--config={ROOT}/configs/demo.py", "--config.optimizer=lion"], "did you mean sft.optimizer?"),
+        (
+            [f"--config={ROOT}/configs/demo.py", "--config.nothing.like=1"],
+            "unknown key nothing.like; see config/options",
+        ),
+        (
+            [f"--config={ROOT}/configs/demo.py", "--config.data.chat_template_kwargs.a=1"],
+            "give data.chat_template_kwargs as a whole, in JSON",
+        ),
         ([f"--config={ROOT}/configs/demo.py", "--config.sft.learning_rate=fast"], "could not convert"),
     ],
 )
@@ -152,3 +166,41 @@ def test_a_sweep_that_cannot_be_used(tmp_path, sweep, reason):
 def test_no_choice_on_the_test_split():
     with pytest.raises(ConfigError, match=r"sft.best_metric = 'perplexity' chooses on the held-out data"):
         from_config_dict({"data": {"eval_split": "test"}, "sft": {"best_metric": "perplexity"}})
+
+
+@pytest.mark.parametrize(
+    ("flags", "stages"),
+    [
+        (["--config.stages=sft", "--config.stages=dpo"], ("dpo",)),
+        (["--config.stages=sft,dpo", "--config.stages=sft"], ("sft",)),
+        (["--config.stages", "sft", "--config.stages", "dpo"], ("dpo",)),
+        (["--config.stages=sft,dpo"], ("sft", "dpo")),
+    ],
+)
+def test_of_a_flag_that_is_given_twice_the_last_holds(flags, stages):
+    config, rest = load_config([f"--config={ROOT}/configs/demo.py", *flags, "--workdir=w"])
+    assert config.stages == stages
+    assert rest == ["--workdir=w"]
+
+
+@pytest.mark.parametrize("value", ['{"enable_thinking": true}', "{'enable_thinking': True}"])
+def test_names_and_values_on_the_command_line(value):
+    config, _ = load_config([f"--config={ROOT}/configs/demo.py", f"--config.data.chat_template_kwargs={value}"])
+    assert config.data.chat_template_kwargs == {"enable_thinking": True}
+
+
+def test_what_a_chat_template_is_told_is_checked():
+    told = {"enable_thinking": True}
+    assert from_config_dict({"data": {"chat_template_kwargs": told}}).data.chat_template_kwargs == told
+    assert from_config_dict({"data": {"chat_template_kwargs": {}}}).data.chat_template_kwargs is None
+    config = default_config()
+    config.data.chat_template_kwargs = told
+    assert from_config_dict(config).data.chat_template_kwargs == told
+    for value in (4, "thinking", "[1]", (1, 2)):
+        with pytest.raises(ConfigError, match=r"data.chat_template_kwargs = .*expected names and values"):
+            from_config_dict({"data": {"chat_template_kwargs": value}})
+    for value in ("tomorrow", "2024-13-01", ""):
+        with pytest.raises(
+            ConfigError, match=r"data.template_date = .*expected a day such as '2024-07-26', or 'today'"
+        ):
+            from_config_dict({"data": {"template_date": value}})

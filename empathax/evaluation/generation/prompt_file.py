@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from empathax.data.files import BadRow, read_values
-from empathax.data.records import ROLES, Message, Tally
 from empathax.data.messages import check_turns, checked_text
+from empathax.data.records import ROLES, Message, Tally
 from empathax.errors import DataError, raise_all
 
 _JSON_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".csv")

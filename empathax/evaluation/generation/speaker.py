@@ -68,7 +68,8 @@ def open_speaker(
 ) -> Callable[[], Speaker]:
     """Checks the model at `path`, its template and the stop tokens; the result loads the weights.
 
-    The template gets `data.chat_template_kwargs` and `data.template_date` of `config`. `adapters` are directories in PEFT's format that are added to it.
+    The template gets `data.chat_template_kwargs` and `data.template_date` of `config`. `adapters` are directories in
+    PEFT's format that are added to the model.
     """
     source = adapted_model(resolve_model(path), adapters)
     source.check()
