@@ -70,6 +70,7 @@ data/: from files to rows of prefix trees
     files.py, splits.py, sources.py     what data.path names: its files and splits, read and typed
     messages.py          messages and their roles, under the names of several formats
     trl_format.py, support_corpora.py     the formats: TRL's, ESConv, EmpatheticDialogues
+    transcripts.py       Human: and Assistant: in one text, as turns
     records.py           typed rows
     examples.py          rows to examples in token ids, shortened to max_length
     labeled.py           single replies with a label, and mismatched ones for the estimate of the KL

@@ -268,8 +268,12 @@ class ChatTemplate:
         written |= set(self._text.pattern.findall(self._render([*system, *turns[:3]], True)))
         roles = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
         stops = (tokenizer.id_to_token(token_id) for token_id in tokenizer.stop_token_ids)
-        found = {token for token in written if not _THOUGHT_MARKS.fullmatch(token)}
-        return (found | {*roles, *stops, *END_OF_TURN}) & set(self._text.controls)
+        named = {*roles, *stops, *END_OF_TURN}
+        return {
+            token
+            for token in self._text.controls
+            if token in named or (token in written and not _THOUGHT_MARKS.fullmatch(token))
+        }
 
     def _prints(self, messages: Sequence[Message], message: Message | None = None) -> bool:
         """Whether the template takes `messages` and prints `message` (by default, every reply)."""

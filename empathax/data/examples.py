@@ -10,6 +10,7 @@ What is cut when a prompt and its longest reply are too long, in this order:
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from empathax.data.records import CompletionRow, Dialogue, Message, PreferenceRo
 from empathax.data.row_plan import Group, Unit
 from empathax.data.sandbox import TemplateRefused
 from empathax.data.templates import system_text
+from empathax.data.transcripts import transcript_turns
 
 MIN_PROMPT_TOKENS = 16
 
@@ -111,7 +113,7 @@ def encode_rows(
                 Example(
                     prompt=encoded.prompt,
                     prompt_ids=encoded.replies[0].prompt_ids,
-                    reply=replies[0],
+                    reply=(encoded.texts or replies)[0],
                     sequence_ids=tuple(sequence.sequence_id for sequence in unit),
                     dialogue_id=row.dialogue_id,
                     origin=row.origin,
@@ -156,6 +158,7 @@ class EncodedExample:
     prompt: Prompt
     replies: tuple[EncodedReply, ...]
     truncated: bool
+    texts: tuple[str, ...] = ()  # of the replies; of a transcript, without what belongs to the prompt
 
 
 class ReplyEncoder:
@@ -181,12 +184,15 @@ class ReplyEncoder:
             raise Unusable("empty reply")
         if self._raw and isinstance(prompt, str):
             return self._fitted_text(prompt, replies)
+        if isinstance(prompt, str) and (transcript := transcript_turns(prompt)):
+            prompt, beginning = transcript
+            replies = [(beginning + reply).strip() for reply in replies]
 
         def encode(messages: Sequence[Message]) -> tuple[EncodedReply, ...]:
             return tuple(self.template.encode_example(messages, reply, variables) for reply in replies)
 
         try:
-            return self._fitted_messages(self.prepared(prompt), encode)
+            return dataclasses.replace(self._fitted_messages(self.prepared(prompt), encode), texts=tuple(replies))
         except TemplateRefused as error:
             raise Unusable("refused by the chat template", str(error)) from None
 

@@ -59,7 +59,12 @@ def open_source(path: str, rows_kind: str, eval_split: str = "valid", train_spli
     if "://" in path:
         raise DataError(f"{path} is in a store: data are read from a disk or the hub, so copy them first (gsutil cp)")
     place = Path(path).expanduser()
-    if place.is_dir():
+    if any((place / name).exists() for name in ("dataset_dict.json", "state.json")):
+        found = _saved_splits(place, path)
+        if found.keys() == {""}:
+            _check_no_split(path, train_split)
+            return {"all": found[""]}
+    elif place.is_dir():
         found = _directory_splits(place)
     elif place.exists():
         _check_no_split(path, train_split)
@@ -159,6 +164,19 @@ def _hub_splits(name: str) -> dict[str, Part]:
             f"{name!r} is no file or directory here, and could not be loaded from the Hugging Face hub: {reason}"
         ) from None
     return {split: _hub_rows(loaded[split], f"{name}/{split}") for split in loaded}
+
+
+def _saved_splits(directory: Path, origin: str) -> dict[str, Part]:
+    """Splits of a folder that `datasets` wrote with save_to_disk; "" of one without splits."""
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(directory))
+    except Exception as error:  # damaged files raise whatever their reader raises
+        raise DataError(f"{directory}: not a folder that datasets' save_to_disk wrote: {error}") from None
+    if isinstance(loaded, datasets.Dataset):
+        return {"": _hub_rows(loaded, origin)}
+    return {str(split): _hub_rows(loaded[split], f"{origin}/{split}") for split in loaded}
 
 
 def _hub_rows(rows: Iterable[dict[str, Any]], origin: str) -> Part:

@@ -139,7 +139,7 @@ def _check_nothing_held_out(config: Config, name: str, trains: Sequence[str]) ->
     fraction = config.data.eval_fraction
     if fraction or config.data.eval_path or not trains:
         raise DataError(f"{name}: no held-out rows; set data.eval_path or data.eval_fraction (now {fraction:g})")
-    wanted = {"eval.turns": config.eval.turns, "eval.in_loop_turns": config.eval.in_loop_turns}
+    wanted: dict[str, Any] = {"eval.turns": config.eval.turns, "eval.in_loop_turns": config.eval.in_loop_turns}
     wanted |= {f"{name}.best_metric": config.stage(name).best_metric} if name in trains else {}
     for setting, value in wanted.items():
         if value:

@@ -135,3 +135,26 @@ def test_raw_text_keeps_the_end_of_the_prompt(template):
 
 def test_plain_text_as_chat_is_one_user_turn(template):
     assert encoder(template).encode("Hi", ["ok"]).prompt == (Message("system", "Be kind."), Message("user", "Hi"))
+
+
+def test_a_transcript_is_rendered_as_turns_unless_text_stays_raw(template):
+    text = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: I feel low.\n\nAssistant: I"
+    encoded = encoder(template).encode(text, [" hear you.", " know."])
+    decode = template.tokenizer.decode
+    assert decode(encoded.replies[0].prompt_ids) == (
+        f"{HEAD}Hi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nI feel low.<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert [decode(reply.reply_ids) for reply in encoded.replies] == ["I hear you.<|im_end|>", "I know.<|im_end|>"]
+    assert encoded.texts == ("I hear you.", "I know.")
+    raw = encoder(template, plain_text="raw").encode(text, [" hear you."])
+    assert decode(raw.replies[0].prompt_ids) == text
+
+
+def test_turns_of_a_role_in_a_row_are_as_the_template_takes_them(template, tokenizers):
+    messages = (Message("user", "Hi"), Message("user", "Are you there?"))
+    encoded = encoder(template).encode(messages, ["Yes"])
+    text = template.tokenizer.decode(encoded.replies[0].prompt_ids)
+    assert text.count("<|im_start|>user") == 2
+    with pytest.raises(Unusable, match="roles must alternate"):
+        encoder(ChatTemplate(tokenizers["gemma"])).encode(messages, ["Yes"])

@@ -433,3 +433,24 @@ def test_context_only_turns_make_no_pairs(write_lines):
         row["messages"] += [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}]
     path = options(write_lines("rows.jsonl", rows), eval_fraction=0.0, esconv_rejected="random")
     assert [row.chosen for row in load_splits(path, PAIRED_ROWS).train] == ["a0", "a1", "a2", "a3"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_folders_that_save_to_disk_wrote(tmp_path):
+    import datasets
+
+    def rows(count):
+        return datasets.Dataset.from_list(pairs(count))
+
+    datasets.DatasetDict({"train_prefs": rows(4), "train_sft": rows(3), "test_prefs": rows(2)}).save_to_disk(
+        tmp_path / "d"
+    )
+    splits = load_splits(options(tmp_path / "d"), PAIRED_ROWS)
+    assert (len(splits.train), len(splits.eval)) == (4, 2)
+    assert splits.train[0].origin == f"{tmp_path}/d/train_prefs:1"
+    rows(5).save_to_disk(tmp_path / "one")
+    assert len(load_splits(options(tmp_path / "one", eval_fraction=0.0), PAIRED_ROWS).train) == 5
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "state.json").write_text("{}")
+    with pytest.raises(DataError, match="not a folder that datasets' save_to_disk wrote"):
+        load_splits(options(tmp_path / "bad"), PAIRED_ROWS)

@@ -79,7 +79,6 @@ def test_rows_of_one_prompt_belong_together():
         ({"messages": [{"speaker": "x", "value": "a"}]}, r"messages\[0\]: found the keys speaker, value"),
         ({"messages": [user("a"), {"role": "y", "content": "b"}]}, r"messages\[1\]: unknown role 'y'.*assistant"),
         ({"messages": [user("a"), {"role": "assistant", "content": None}]}, r"messages\[1\].content is null"),
-        ({"messages": [user("a"), user("b"), assistant("c")]}, "two user messages in a row"),
         ({"messages": [user("a"), system("b"), assistant("c")]}, "system message may only be the first"),
         ({"messages": [user("a"), assistant("\ud800")]}, "surrogate"),
         ({"prompt": [user("a"), assistant("b")], "completion": "c"}, "prompt ends with an assistant message"),
