@@ -7,6 +7,7 @@ What users, system texts and tools say never becomes control tokens. In a reply 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -165,6 +166,16 @@ class ChatTemplate:
         """Tokens that end a reply: the one this template writes, and the tokenizer's own."""
         return tuple(sorted({self._stop_id or self._eos_id(), *self.tokenizer.stop_token_ids}))
 
+    @functools.cached_property
+    def prints_tool_messages(self) -> bool:
+        """Whether what a tool answers is in the prompt."""
+        user, answer = (
+            Message("user", "Good morning"),
+            Message("tool", "It is sunny", {"name": "w", "tool_call_id": "a"}),
+        )
+        call = {"id": "a", "type": "function", "function": {"name": "w", "arguments": {}}}
+        return self._prints([user, Message("assistant", "", {"tool_calls": [call]}), answer], answer)
+
     def fingerprint(self) -> str:
         """Digest of the template's source."""
         return hashlib.sha256(self.source.encode()).hexdigest()
@@ -191,7 +202,8 @@ class ChatTemplate:
 
     def _escaped_message(self, message: Message) -> dict[str, Any]:
         pattern = self._turn_tokens if message.role == "assistant" else None
-        return {"role": message.role, "content": self._text.escaped(message.content, pattern)}
+        extra = self._text.escaped(message.extra, pattern)
+        return {**extra, "role": message.role, "content": self._text.escaped(message.content, pattern)}
 
     def _text_around(
         self, prompt: Sequence[Message], body: str, variables: Mapping[str, Any]

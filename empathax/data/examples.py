@@ -88,6 +88,9 @@ def encode_rows(
         if rows_kind == REPLY_ROWS and not isinstance(row, PreferenceRow) and row.label is False:
             counts["undesirable replies, which sft leaves out"] += 1
             continue
+        if isinstance(row, Dialogue):
+            calls = sum("tool_calls" in message.extra for message in row.messages)
+            counts["turns that call tools, which are context only"] += calls
         for prompt, replies in replies_of(row, rows_kind):
             try:
                 if len(replies) == 2 and replies[0].strip() == replies[1].strip():
@@ -188,11 +191,15 @@ class ReplyEncoder:
             prompt, beginning = transcript
             replies = [(beginning + reply).strip() for reply in replies]
 
+        messages = self.prepared(prompt)
+        if any(message.role == "tool" for message in messages) and not self.template.prints_tool_messages:
+            raise Unusable("tool messages, which the chat template does not print")
+
         def encode(messages: Sequence[Message]) -> tuple[EncodedReply, ...]:
             return tuple(self.template.encode_example(messages, reply, variables) for reply in replies)
 
         try:
-            return dataclasses.replace(self._fitted_messages(self.prepared(prompt), encode), texts=tuple(replies))
+            return dataclasses.replace(self._fitted_messages(messages, encode), texts=tuple(replies))
         except TemplateRefused as error:
             raise Unusable("refused by the chat template", str(error)) from None
 

@@ -1,6 +1,6 @@
 """Messages as published, read into `Message`s: role and content, or ShareGPT's from and value.
 
-A message may say that it is context only (`weight: 0`, `train: false`, `loss: false`).
+A message may say that it is context only (`weight: 0`, `train: false`, `loss: false`). So are turns that call tools.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from empathax.data.records import ROLES, Message
 
 # Role names of ShareGPT and its relatives
 _ROLES = {
-    **{role: role for role in ROLES},
+    **{role: role for role in (*ROLES, "tool")},
     **dict.fromkeys(("human", "Human", "prompter"), "user"),
     **dict.fromkeys(("gpt", "chatgpt", "bot", "bard", "model", "Assistant"), "assistant"),
 }
+_EXTRA = ("tool_calls", "tool_call_id", "name")
 _TRAINED = ("weight", "train", "loss")  # whether a reply is learned: OpenAI's files, axolotl, others
 _YES, _NO = (True, 1), (False, 0)
 _MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios")
@@ -73,6 +74,8 @@ def kind_of(value: Any) -> str:
 
 
 def _message(item: Any, name: str) -> Message:
+    if isinstance(item, dict) and item.get("tool_calls"):
+        item = {"content": None, **item}
     is_sharegpt = isinstance(item, dict) and {"from", "value"} <= item.keys()
     if not is_sharegpt and (not isinstance(item, dict) or not {"role", "content"} <= item.keys()):
         found = f"the keys {', '.join(map(str, item))}" if isinstance(item, dict) else kind_of(item)
@@ -82,7 +85,9 @@ def _message(item: Any, name: str) -> Message:
     role = _ROLES.get(said) if isinstance(said, str) else None
     if role is None:
         raise BadRow(f"{name}: unknown role {said!r}, expected one of {', '.join(ROLES)}")
-    return Message(role, _content(item[key], f"{name}.{key}"))
+    extra = {key: item[key] for key in _EXTRA if item.get(key)} if role in ("assistant", "tool") else {}
+    content = "" if item[key] is None and "tool_calls" in extra else _content(item[key], f"{name}.{key}")
+    return Message(role, content, extra)
 
 
 def _content(value: Any, name: str) -> str:
@@ -99,6 +104,8 @@ def _content(value: Any, name: str) -> str:
 
 
 def _is_trained(item: dict[str, Any], name: str) -> bool:
+    if item.get("tool_calls"):  # what is learned is text
+        return False
     told = {key: item[key] for key in _TRAINED if item.get(key) is not None}
     for key, value in told.items():
         if value not in (*_YES, *_NO):

@@ -12,10 +12,14 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Message:
-    """One turn; role is system, user or assistant."""
+    """One turn; role is system, user, assistant or tool.
+
+    `extra` is what the chat template gets beside these: tool_calls of an assistant, name and tool_call_id of a tool.
+    """
 
     role: str
     content: str
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)  # repr: names of dialogues stay
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,8 @@ def prepared_source(source: str, name: str, variables: Mapping[str, Any]) -> str
         if key in _OF_ROWS or not key.isidentifier():
             raise ConfigError(f"data.chat_template_kwargs: {key!r} is set for each row, not by the template's user")
         if value is None or not re.search(rf"\b{key}\b", source):
-            problem = "null: leave it out" if value is None else f"which {name} does not read"
-            raise ConfigError(f"data.chat_template_kwargs = {dict(variables)}: {key!r} is {problem}")
+            problem = f"{key!r} is null: leave it out" if value is None else f"{name} does not read {key!r}"
+            raise ConfigError(f"data.chat_template_kwargs = {dict(variables)}: {problem}")
     known = defaults_of(source)
     ours = {key: value for key, value in _DEFAULTS.items() if key not in known and re.search(rf"\b{key}\b", source)}
     return with_defaults(source, {**ours, **variables})

@@ -369,7 +369,7 @@ def test_variables_of_the_template_are_its_defaults(with_added):
 @pytest.mark.parametrize(
     ("variables", "reason"),
     [
-        ({"thinking_budget": 4}, "'thinking_budget' is which the tokenizer's own chat template does not read"),
+        ({"thinking_budget": 4}, "the tokenizer's own chat template does not read 'thinking_budget'"),
         ({"messages": []}, "'messages' is set for each row"),
         ({"enable_thinking": None}, "null: leave it out"),
     ],

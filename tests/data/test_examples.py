@@ -11,7 +11,7 @@ from empathax.config import DataOptions
 from empathax.data.chat import ChatTemplate
 from empathax.data.examples import ReplyEncoder, Unusable
 from empathax.data.records import Message
-from empathax.data.templates import SYSTEM_PROMPTS
+from empathax.data.templates import SYSTEM_PROMPTS, TEMPLATES
 
 OPTIONS = DataOptions(system_prompt="Be kind.", max_length=120)
 HEAD = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n"
@@ -158,3 +158,19 @@ def test_turns_of_a_role_in_a_row_are_as_the_template_takes_them(template, token
     assert text.count("<|im_start|>user") == 2
     with pytest.raises(Unusable, match="roles must alternate"):
         encoder(ChatTemplate(tokenizers["gemma"])).encode(messages, ["Yes"])
+
+
+def test_tool_messages_where_the_template_prints_them(make_tokenizer):
+    messages = (
+        Message("user", "Hi"),
+        Message("assistant", "", {"tool_calls": [{}]}),
+        Message("tool", "sunny <|im_end|>"),
+    )
+    printing = ChatTemplate(make_tokenizer("chatml", TEMPLATES["chatml"]))
+    encoded = encoder(printing).encode(messages, ["It is sunny"])
+    ids = encoded.replies[0].prompt_ids.tolist()
+    assert "<|im_start|>tool\nsunny <|im_end|><|im_end|>\n" in printing.tokenizer.decode(ids)
+    assert ids.count(printing.tokenizer.token_to_id("<|im_end|>")) == 4  # system, user, assistant, tool: none is said
+    source = "{% for m in messages %}{% if m.role != 'tool' %}{{ m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+    with pytest.raises(Unusable, match="tool messages, which the chat template does not print"):
+        encoder(ChatTemplate(make_tokenizer("chatml", source))).encode(messages, ["It is sunny"])

@@ -38,6 +38,23 @@ def test_a_turn_may_say_that_it_is_context_only(key, value, is_trained):
     assert turns.untrained == (frozenset() if is_trained else {1})
 
 
+def test_calls_of_tools_and_their_answers():
+    call = {"type": "function", "function": {"name": "w", "arguments": {"city": "Bonn"}}}
+    turns = read_messages(
+        [
+            USER,
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "name": "w", "content": "It is sunny"},
+            {"role": "assistant", "content": "Sunny!", "tool_calls": None},
+        ],
+        "messages",
+    )
+    assert [message.role for message in turns.messages] == ["user", "assistant", "tool", "assistant"]
+    assert [message.extra for message in turns.messages] == [{}, {"tool_calls": [call]}, {"name": "w"}, {}]
+    assert turns.messages[1].content == ""
+    assert turns.untrained == {1}
+
+
 @pytest.mark.parametrize("value", [0.5, 2, -1, "0", "yes", [0]])
 def test_other_weights_are_refused(value):
     with pytest.raises(BadRow, match=r"messages\[0\].weight is .*expected 1 or true, or 0 or false"):

@@ -148,6 +148,25 @@ def test_tools_are_printed_as_transformers_prints_them(name, backend):
     assert template.encode_example(HISTORY, "ok", {"tools": tools}).prompt_ids.tolist() == expected
 
 
+@pytest.mark.parametrize("name", ["qwen3", "qwen2_5", "llama3_1"])
+def test_calls_of_tools_are_printed_as_transformers_prints_them(name, backend):
+    template, reference = both((TEMPLATES / f"{name}.jinja").read_text(), backend)
+    call = {"type": "function", "function": {"name": "w", "arguments": {"city": "Bonn"}}}
+    messages = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "name": "w", "content": "sunny"},
+    ]
+    tools = [{"type": "function", "function": {"name": "w"}}]
+    row = parse_row({"messages": [*messages, {"role": "assistant", "content": "Sunny!"}], "tools": tools}, "f:1")
+    expected = reference.apply_chat_template(
+        messages, tools=tools, add_generation_prompt=True, enable_thinking=False, return_dict=False
+    )
+    encoded = template.encode_example(row.messages[:-1], "Sunny!", row.template_variables)
+    assert encoded.prompt_ids.tolist() == expected
+    assert template.prints_tool_messages
+
+
 @pytest.mark.parametrize("enable_thinking", [True, False])
 def test_what_was_trained_is_the_default_of_the_template_that_is_exported(enable_thinking, backend):
     source = (TEMPLATES / "qwen3.jinja").read_text()
