@@ -398,3 +398,28 @@ def test_the_day_that_a_template_prints(with_added):
     assert with_added(source, date="2026-02-01").render(prompt).startswith("01 Feb 2026")
     today = with_added(source, date="today").render(prompt)
     assert today.startswith(datetime.date.today().strftime("%d %b %Y"))
+
+
+@pytest.fixture(scope="module")
+def thoughtful(with_added):
+    """Templates without thoughts, with thoughts that a variable decides about, and with thoughts that are opened."""
+    return [with_added(source) for source in (TEMPLATES["chatml"], QWEN3, R1)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_no_user_text_becomes_a_control_token_and_a_reply_decodes_to_itself(thoughtful, data):
+    template = data.draw(st.sampled_from(thoughtful))
+    pieces = [*ADDED, "<|im_start|>", "<|im_end|>", "<|im_", "end|>", "<thi", "nk>", "[", "Question]", "</", "a ", "\n"]
+    said = st.lists(st.sampled_from(pieces), max_size=6).map("".join)
+    prompt = [Message(role, f"x{data.draw(said)}x") for role in ("system", "user")]
+    reply = f"x{data.draw(st.lists(st.sampled_from(pieces[:7] + pieces[-2:]), max_size=6).map(''.join))}x"
+    reply = reply.replace("</think>", "")  # of thoughts the template decides how they are written
+    encoded = template.encode_example(prompt, reply)
+    clean = template.encode_example([Message(message.role, "x") for message in prompt], "x")
+    tokenizer = template.tokenizer
+    assert control_ids(tokenizer, encoded.prompt_ids) == control_ids(tokenizer, clean.prompt_ids)
+    assert tokenizer.decode(encoded.reply_ids) == f"{reply}<|im_end|>"
+    turn_tokens = {tokenizer.token_to_id(token) for token in ("<|im_start|>", "<|im_end|>")}
+    assert [token for token in encoded.reply_ids.tolist() if token in turn_tokens] == [encoded.reply_ids[-1]]
+    assert encoded.num_spelled == reply.count("<|im_start|>") + reply.count("<|im_end|>")
