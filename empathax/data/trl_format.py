@@ -20,8 +20,8 @@ FORMATS = (
     '{"prompt", "chosen", "rejected"}, {"prompt", "completion"}, {"prompt", "completion", "label"} or {"messages"}'
 )
 # Other names of the columns; of an instruction with an input, the prompt is both
-_PROMPTS = ("prompt", "question", "instruction", "query", "input")
-_COMPLETIONS = ("completion", "answer", "output", "response")
+_PROMPTS = ("prompt", "question", "instruction", "query", "input", "questionText", "Context")  # the last: counselling
+_COMPLETIONS = ("completion", "answer", "output", "response", "answerText", "Response")
 _DIALOGUES = ("messages", "conversations", "conversation")
 _ALWAYS_READ = ("system", "dialogue_id", "provenance", "tools", "chat_template_kwargs")
 LABEL_WORDS = {

@@ -242,3 +242,17 @@ def test_the_words_of_labels(value, label):
 def test_sharegpt_rows():
     row = parse_row({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, "f:1")
     assert row.messages == (Message("user", "a"), Message("assistant", "b"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"questionID": 1, "questionTitle": "t", "questionText": LONELY, "answerText": CITY, "upvotes": 3},
+        {"Context": LONELY, "Response": CITY},
+        {"instruction": LONELY, "input": "", "output": CITY, "text": "both"},
+    ],
+    ids=["CounselChat", "counselling conversations", "Alpaca"],
+)
+def test_questions_and_answers_as_published(row):
+    found = parse_row(row, "f:1")
+    assert (found.prompt, found.completion) == (LONELY, CITY)
