@@ -20,12 +20,15 @@ def option(
     low: float | None = None,
     high: float | None = None,
     verbatim: bool = False,
+    json: bool = False,
 ) -> Any:
     """A field with its allowed values: a set of `choices`, or a closed range [low, high].
 
-    A tuple of strings is split at commas, its names stripped, unless `verbatim`; so is a tuple of numbers.
+    A tuple of strings is split at commas, its names stripped, unless `verbatim`; so is a tuple of numbers. A `json`
+    field is given as a dict or as JSON, and kept as JSON text.
     """
-    return field(default=default, metadata={"choices": choices, "low": low, "high": high, "verbatim": verbatim})
+    checks = {"choices": choices, "low": low, "high": high, "verbatim": verbatim, "json": json}
+    return field(default=default, metadata=checks)
 
 
 def plain(value: Any) -> Any:
@@ -82,8 +85,8 @@ def nearest_setting(name: str, known: Iterable[str]) -> str:
 def _checked(value: Any, hint: Any, spec: dataclasses.Field, name: str, problems: list[str]) -> Any:
     if hint == tuple[float, ...]:
         return _numbers(value, name, problems)
-    if hint == (dict[str, Any] | None):
-        return _mapping(value, name, problems)
+    if spec.metadata.get("json"):
+        return _json_text(value, name, problems)
     if isinstance(hint, types.GenericAlias):  # tuple[str, ...]
         items = (value,) if isinstance(value, str) else value
         if isinstance(items, tuple | list) and all(isinstance(item, str) for item in items):
@@ -125,15 +128,13 @@ def _numbers(value: Any, name: str, problems: list[str]) -> tuple[float, ...]:
         return ()
 
 
-def _mapping(value: Any, name: str, problems: list[str]) -> dict[str, Any] | None:
-    """A dict, also as JSON text; None where it is empty."""
-    found = value
-    if isinstance(value, str):
-        try:
-            found = json.loads(value or "{}")
-        except json.JSONDecodeError:
-            found = None
-    if value is None or isinstance(found, Mapping):
-        return dict(found or {}) or None
+def _json_text(value: Any, name: str, problems: list[str]) -> str:
+    """A dict, or JSON text of one, as JSON in the order of its names; "" where it is empty."""
+    try:
+        found = json.loads(value or "{}") if isinstance(value, str) else value
+        if found is None or isinstance(found, Mapping):
+            return json.dumps(dict(found), sort_keys=True) if found else ""
+    except (TypeError, ValueError):
+        pass
     problems.append(f"{name} = {value!r}: expected names and values, such as {{'enable_thinking': True}}, or JSON")
-    return None
+    return ""

@@ -81,7 +81,7 @@ def _check_names(argv: Sequence[str]) -> None:
             continue
         outer, _, key = name.rpartition(".")
         near = nearest_setting(name, settings)
-        if settings.get(outer, "") is None:  # names and values of the user's own
+        if outer in settings:  # a value of its own, such as the user's names and values
             problems.append(f"{name}: give {outer} as a whole, in JSON: --config.{outer}='{{\"{key}\": ...}}'")
         else:
             problems.append(f"unknown key {name}; " + (f"did you mean {near}?" if near else "see config/options.py"))

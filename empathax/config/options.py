@@ -6,6 +6,7 @@ that implements them reads them from here.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,8 +85,8 @@ class DataOptions:
     eval_fraction: float = option(0.1, low=0.0, high=0.9)  # split off by a hash of the prompt; 0 = nothing held out
     system_prompt: str = "dbt"  # dbt, caregiving, none (template's own default line), or the text itself
     chat_template: str = "auto"  # auto = tokenizer's own, else the family's; or a family name; or a .jinja file
-    # what the template is told: {"enable_thinking": True}, or as JSON; None = its defaults, and no thinking (Qwen3)
-    chat_template_kwargs: dict[str, Any] | None = None
+    # what the template is told: {"enable_thinking": True}, kept as JSON; "" = its defaults, and no thinking (Qwen3)
+    chat_template_kwargs: str = option("", json=True)
     template_date: str = "2024-07-26"  # what a template that prints the day prints; "today" = as transformers does
     plain_text: str = option("chat", ("chat", "raw"))  # string prompts: wrapped as chat turns, or tokenized as they are
     packing: str = option("tree", ("tree", "pair", "none"))
@@ -100,6 +101,11 @@ class DataOptions:
     max_eval_dialogues: int = option(0, low=0)
     max_dropped_fraction: float = option(0.2, low=0.0, high=1.0)  # rows lost to truncation etc. before it is an error
     max_bad_fraction: float = option(0.0, low=0.0, high=1.0)  # unreadable rows before it is an error
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """`chat_template_kwargs` as names and values."""
+        return json.loads(self.chat_template_kwargs or "{}")
 
 
 @dataclass(frozen=True)

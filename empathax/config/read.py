@@ -7,10 +7,12 @@ A file in configs/ starts from `default_config()`, changes what it needs and ret
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from datetime import date
 from typing import Any
 
 import ml_collections
+from ml_collections import FieldReference
 
 from empathax.config import lora, losses, mesh
 from empathax.config.fields import build, plain
@@ -22,15 +24,12 @@ BFLOAT16_MAX_DECAY = 0.99  # of a running mean kept in bfloat16
 
 def default_config() -> ml_collections.ConfigDict:
     """Every setting at its default, for a config file to change. `stages` may be set to one stage or several."""
-    return ml_collections.ConfigDict(_open_fields(plain(Config())))
-
-
-def _open_fields(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that are None by default may become anything: `build` checks what."""
-    found = {}
-    for key, value in settings.items():
-        inner = _open_fields(value) if isinstance(value, dict) else value
-        found[key] = ml_collections.config_dict.placeholder(object) if value is None else inner
+    found = ml_collections.ConfigDict(plain(Config()))
+    for block in fields(Config):
+        settings = getattr(Config(), block.name)
+        for option in fields(settings) if is_dataclass(settings) else ():
+            if option.metadata.get("json"):  # a dict or text: `build` checks which
+                found[block.name][option.name] = FieldReference(option.default, field_type=object)
     return found
 
 

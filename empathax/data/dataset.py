@@ -63,7 +63,7 @@ def build_dataset(
         ConfigError: a token id the model has no embedding for; a row_length too short.
     """
     template = ChatTemplate(
-        tokenizer, options.chat_template, model_config.family, options.chat_template_kwargs, options.template_date
+        tokenizer, options.chat_template, model_config.family, options.template_variables, options.template_date
     )
     encoder = ReplyEncoder(template, options)
     splits = load_splits(options, rows_kind, seed)

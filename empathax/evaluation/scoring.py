@@ -56,7 +56,7 @@ def prepare(path: str, options: DataOptions, tokenizer: Tokenizer, model_config:
     rows, tally = load_all(path, options)
     _check_complete(path, tally)
     template = ChatTemplate(
-        tokenizer, options.chat_template, model_config.family, options.chat_template_kwargs, options.template_date
+        tokenizer, options.chat_template, model_config.family, options.template_variables, options.template_date
     )
     encoder = ReplyEncoder(template, options, truncate=False)
     groups: dict[str, list[Unit]] = {}

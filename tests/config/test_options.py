@@ -186,16 +186,20 @@ def test_of_a_flag_that_is_given_twice_the_last_holds(flags, stages):
 @pytest.mark.parametrize("value", ['{"enable_thinking": true}', "{'enable_thinking': True}"])
 def test_names_and_values_on_the_command_line(value):
     config, _ = load_config([f"--config={ROOT}/configs/demo.py", f"--config.data.chat_template_kwargs={value}"])
-    assert config.data.chat_template_kwargs == {"enable_thinking": True}
+    assert config.data.template_variables == {"enable_thinking": True}
 
 
 def test_what_a_chat_template_is_told_is_checked():
     told = {"enable_thinking": True}
-    assert from_config_dict({"data": {"chat_template_kwargs": told}}).data.chat_template_kwargs == told
-    assert from_config_dict({"data": {"chat_template_kwargs": {}}}).data.chat_template_kwargs is None
+    assert from_config_dict({"data": {"chat_template_kwargs": told}}).data.template_variables == told
+    for nothing in ({}, "", "{}", None):
+        assert from_config_dict({"data": {"chat_template_kwargs": nothing}}).data.chat_template_kwargs == ""
     config = default_config()
     config.data.chat_template_kwargs = told
-    assert from_config_dict(config).data.chat_template_kwargs == told
+    assert from_config_dict(config).data.template_variables == told
+    again = from_config_dict(to_dict(from_config_dict(config)))
+    assert again == from_config_dict(config)
+    assert flat(to_dict(again)).keys() == flat(to_dict(Config())).keys()
     for value in (4, "thinking", "[1]", (1, 2)):
         with pytest.raises(ConfigError, match=r"data.chat_template_kwargs = .*expected names and values"):
             from_config_dict({"data": {"chat_template_kwargs": value}})

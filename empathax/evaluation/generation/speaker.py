@@ -75,7 +75,7 @@ def open_speaker(
     source.check()
     data = config.data
     template = ChatTemplate(
-        source.tokenizer(), chat_template, source.config.family, data.chat_template_kwargs, data.template_date
+        source.tokenizer(), chat_template, source.config.family, data.template_variables, data.template_date
     )
     stop_token_ids(template, config.eval.stop_tokens)  # refuses texts that are no token
     return lambda: Speaker(
