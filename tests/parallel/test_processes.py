@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from empathax import evaluate, train
-from empathax.models.weights.orbax import latest_checkpoint
+from empathax.models.weights.steps import find_steps
 from empathax.parallel.processes import rows_of_process
 from empathax.training import loop
 from empathax.training.workdirs import LOCK
@@ -73,12 +73,12 @@ def test_a_run_cut_over_and_over_is_the_same_run(folder, data, cache, whole, mon
     codes, outputs = on_two("1:5:SIGTERM")  # process 1 alone is told to stop
     assert codes == [75, 75], outputs
     assert all("stopped by SIGTERM after step 6 of sft" in output for output in outputs)
-    assert latest_checkpoint(workdir).name == "6"
+    assert find_steps(workdir)[0].name == "6"
 
     with monkeypatch.context() as patch:
         _stop_here(patch, 8)
         assert train.main(arguments) == 75
-    assert latest_checkpoint(workdir).name == "8"
+    assert find_steps(workdir)[0].name == "8"
 
     codes, outputs = on_two("0:0:SIGTERM")
     assert codes == [0, 0], outputs

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from empathax.models.weights.orbax import latest_checkpoint
+from empathax.models.weights.steps import find_steps
 from tests.training.tiny import OPTIMIZED
 
 HERE = Path(__file__).parent
@@ -30,7 +30,7 @@ def _child(workdir, stage="none", step=0, name="NONE", seed=0):
 
 def _params(workdir, stage):
     with ocp.StandardCheckpointer() as reader:
-        return reader.restore(latest_checkpoint(workdir / "checkpoints" / stage) / "params")
+        return reader.restore(find_steps(workdir / "checkpoints" / stage)[0] / "params")
 
 
 def _record(workdir):
@@ -80,10 +80,10 @@ def test_sigterm_saves_at_once_and_ends_with_75(whole, tmp_path):
     stopped = _child(workdir, "sft", 3, "SIGTERM")
     assert stopped.returncode == 75
     assert "run the same command again" in stopped.stderr
-    assert latest_checkpoint(workdir).name == "3"
+    assert find_steps(workdir)[0].name == "3"
     last = max(line["step"] for line in _record(whole) if line["stage"] == "sft")
     assert _child(workdir, "sft", last, "SIGTERM").returncode == 75  # at the very end of a stage
-    assert latest_checkpoint(workdir).name == str(last)
+    assert find_steps(workdir)[0].name == str(last)
     assert _child(workdir).returncode == 0
     jax.tree.map(np.testing.assert_array_equal, _params(workdir, "dpo"), _params(whole, "dpo"))
     assert _record(workdir) == _record(whole)

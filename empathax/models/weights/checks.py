@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from empathax.errors import WeightsError, raise_all
 from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.transformer import abstract_params
 from empathax.models.weights.byte_files import TensorReader
+from empathax.models.weights.digests import differing, layout, leaf_name
 from empathax.models.weights.names import Naming, Stored, stored_parameters
 
 _COMPARED_BYTES = 8 << 20  # of a tied output projection and the embedding, at one time
@@ -46,6 +48,34 @@ def check_tensors(reader: TensorReader, config: ModelConfig, naming: Naming, sou
     if tied_head and not problems:
         problems = _tied_head_problems(reader, next(iter(expected)), tied_head)
     raise_all(WeightsError, f"{source} does not hold the {config.family} model that its config describes", problems)
+
+
+def check_params(source: str, leaves: Mapping[str, str], config: ModelConfig) -> None:
+    """Compares the parameters of an Orbax directory with what `config` needs: every one that is missing, left over or
+    of another shape is in a WeightsError. `leaves` has dtype, shape and digest by name."""
+    found = {name: _shape_in(record) for name, record in leaves.items()}
+    expected = {name: _shape_in(spelled) for name, spelled in layout(abstract_params(config)).items()}
+    problems = differing(found, expected)
+    raise_all(WeightsError, f"{source} does not hold the {config.family} model that its config describes", problems)
+
+
+def check_finite(source: str, params: Any) -> None:
+    """Raises a WeightsError with every parameter that holds NaN or infinite values, and how many."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    # one after another: what is compared may be in memory too
+    counts = {leaf_name(path): int(_num_nonfinite(leaf)) for path, leaf in leaves}
+    problems = [f"{name}: found {count:,} NaN or infinite values" for name, count in counts.items() if count]
+    raise_all(WeightsError, f"{source} holds weights that are not finite", problems)
+
+
+@jax.jit
+def _num_nonfinite(leaf: jax.Array) -> jax.Array:
+    return (~jnp.isfinite(leaf)).sum()
+
+
+def _shape_in(spelled: str) -> str:
+    """ "[3, 4]" of "float32[3, 4] 09f3..."."""
+    return spelled[spelled.index("[") : spelled.index("]") + 1]
 
 
 def parameter_at(tree: dict[str, Any], path: tuple[str, ...]) -> Any:
