@@ -43,7 +43,7 @@ _MALFORMED = (
 
 
 class JsonError(ValueError):
-    """Text that is no JSON, or none that is read here; the message says why, `line` where (0: nowhere in particular)."""
+    """Text that is no JSON, or none that is read here; the message says why, `line` where (0 if unknown)."""
 
     def __init__(self, reason: str, line: int = 0):
         super().__init__(reason)
@@ -54,17 +54,18 @@ class _UnfitNumber(JsonError):
     """A number that is refused; also what stands for it where its field is looked for."""
 
 
-def parse(source: str | bytes, *, half_pairs: bool = False) -> Any:
+def parse(source: str | bytes, *, half_pairs: bool = False, non_finite: bool = False) -> Any:
     """The value of a JSON text; bytes must be UTF-8, with or without a byte order mark.
 
     Refused, with a JsonError, is also what the standard forbids or leaves open: NaN and Infinity, equal keys in an
-    object, numbers beyond a float, more than MAX_DEPTH levels, and halves of surrogate pairs, unless `half_pairs`.
+    object, numbers beyond a float, more than MAX_DEPTH levels, and halves of surrogate pairs. `half_pairs` and
+    `non_finite` (NaN, Infinity) let those in that our own files may hold.
     """
     text = decoded(source) if isinstance(source, bytes) else source
     if not text.strip():
         raise JsonError("it is empty")
     try:
-        value = _DECODER.decode(text)
+        value = (_LENIENT_DECODER if non_finite else _DECODER).decode(text)
     except _UnfitNumber as error:
         raise JsonError(f"{_field_of_unfit(text)}{error}") from None
     except json.JSONDecodeError as error:
@@ -109,10 +110,17 @@ def read_text(path: Path, kind: type[EmpathaxError], max_bytes: int = MAX_BYTES)
         raise kind(f"{_place(path, error)} cannot be read: {error}") from None
 
 
-def read(path: Path, kind: type[EmpathaxError], *, max_bytes: int = MAX_BYTES, half_pairs: bool = False) -> Any:
-    """The value in a JSON file. Raises a `kind` that names the file and the line, FileNotFoundError if there is none."""
+def read(
+    path: Path,
+    kind: type[EmpathaxError],
+    *,
+    max_bytes: int = MAX_BYTES,
+    half_pairs: bool = False,
+    non_finite: bool = False,
+) -> Any:
+    """The value in a JSON file. Raises a `kind` that names file and line; FileNotFoundError if there is no file."""
     try:
-        return parse(read_bytes(path, kind, max_bytes), half_pairs=half_pairs)
+        return parse(read_bytes(path, kind, max_bytes), half_pairs=half_pairs, non_finite=non_finite)
     except JsonError as error:
         raise kind(f"{_place(path, error)} cannot be read as JSON: {error}") from None
 
@@ -125,7 +133,9 @@ def read_bytes(path: Path, kind: type[EmpathaxError], max_bytes: int = MAX_BYTES
             what = "a directory" if stat.S_ISDIR(status.st_mode) else "no ordinary file"
             raise kind(f"{shown(str(path))} is {what}, expected a file")
         if status.st_size > max_bytes:
-            raise kind(f"{path} has {status.st_size:,} bytes, expected at most {max_bytes:,}: it is another kind of file")
+            raise kind(
+                f"{path} has {status.st_size:,} bytes, expected at most {max_bytes:,}: it is another kind of file"
+            )
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(str(path)) from None
@@ -184,7 +194,7 @@ def malformed(path: Path | str, kind: type[EmpathaxError], error: BaseException)
 
 
 def _place(path: Path, error: JsonError) -> str:
-    return f"{path}:{error.line}" if error.line else str(path)
+    return f"{path}:{error.line}" if error.line > 1 else str(path)
 
 
 def _refuse(value: Any, name: str, expected: str, kind: type[EmpathaxError]) -> NoReturn:
@@ -265,3 +275,4 @@ def _no_constant(name: str) -> NoReturn:
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_unique, parse_int=_whole, parse_float=_float, parse_constant=_no_constant
 )
+_LENIENT_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_int=_whole, parse_float=_float)

@@ -119,7 +119,9 @@ def _text_part(source: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """The text model inside a multimodal Gemma 3 file; the wrapper's token ids and tying go first."""
     text = source.get("text_config")
     if not isinstance(text, dict):
-        raise WeightsError(f"{_HEADING}: text_config = {quoted(text)}: expected the object that describes the text model")
+        raise WeightsError(
+            f"{_HEADING}: text_config = {quoted(text)}: expected the object that describes the text model"
+        )
     fixed = FIXED["gemma3"]
     problems.extend(
         f"{key} = {quoted(value)} beside text_config is not supported"
@@ -141,7 +143,9 @@ def _check_fields(family: str, source: dict[str, Any], problems: list[str]) -> N
             if value is not None and value != fixed[key]:
                 problems.append(f"{key} = {quoted(value)} is not supported in {family} models: expected {fixed[key]!r}")
         elif value is not None:
-            problems.append(f"{key} = {quoted(value)} is not a known field of {family} models: it may change the computation")
+            problems.append(
+                f"{key} = {quoted(value)} is not a known field of {family} models: it may change the computation"
+            )
 
 
 def _read(family: str, fields: _Fields, source: dict[str, Any], problems: list[str]) -> ModelConfig:
@@ -223,7 +227,9 @@ def _windows(family: str, fields: _Fields, num_layers: int, problems: list[str])
             expected = f"{num_layers} of {' and '.join(map(repr, known))}"
             problems.append(f"layer_types = {quoted(types)}: expected {expected}")
         elif family in ("llama", "mistral", "gemma") and [known[kind] for kind in types] != is_sliding:
-            problems.append(f"layer_types = {quoted(types)}: {family} models have no per-layer choice; remove the field")
+            problems.append(
+                f"layer_types = {quoted(types)}: {family} models have no per-layer choice; remove the field"
+            )
         else:
             is_sliding = [known[kind] for kind in types]
     if any(is_sliding) and not window:

@@ -80,7 +80,9 @@ def _special_names(directory: Path, settings: dict[str, Any]) -> dict[str, str]:
     names = {}
     for role in ("bos", "eos", "pad", "unk"):
         key = f"{role}_token"
-        value, file = (settings[key], SETTINGS_NAME) if key in settings else (listed.get(key), "special_tokens_map.json")
+        value, file = (
+            (settings[key], SETTINGS_NAME) if key in settings else (listed.get(key), "special_tokens_map.json")
+        )
         text = value.get("content") if isinstance(value, dict) else value
         if text:
             names[role] = json_text.a_text(text, f"{directory / file}: {key}", WeightsError)

@@ -67,8 +67,8 @@ def _group_limits() -> list[int]:
         else:
             continue
         own = root / path.lstrip("/")
-        for place in (own, *own.parents[: len(own.parts) - len(root.parts)]):
-            found.append(_limit(place / name))
+        places = (own, *own.parents[: len(own.parts) - len(root.parts)])
+        found += [_limit(place / name) for place in places]
     return [limit for limit in found if limit]
 
 
