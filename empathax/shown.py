@@ -13,7 +13,7 @@ def shown(text: str, limit: int = SHOWN_CHARACTERS) -> str:
     An escape sequence in a model's file could otherwise rewrite the lines above it, and a text of a megabyte would hide
     the message that it stands in.
     """
-    cut = text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
+    cut = text if len(text) <= limit else f"{text[:limit]}..."
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in cut)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from empathax.shown import quoted
 
@@ -45,29 +45,24 @@ def file_path(text: str) -> Path:
 
 def whole_number(low: int = 0, high: int = MAX_COUNT) -> Callable[[str], int]:
     """The type of an argument that is a whole number from `low` to `high`."""
-
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:  # no number, or one of 5,000 digits
-            value = low - 1
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{quoted(text)}: expected a whole number from {low:,} to {high:,}")
-        return value
-
-    return read
+    return _reader(int, "a whole number", low, high, MAX_COUNT)
 
 
 def number(low: float = 0.0, high: float = MAX_FLOAT) -> Callable[[str], float]:
     """The type of an argument that is a number from `low` to `high`."""
+    return _reader(float, "a number", low, high, MAX_FLOAT)
 
-    def read(text: str) -> float:
+
+def _reader(kind: type, what: str, low: float, high: float, most: float) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
         try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{quoted(text)}: expected a number from {low:g} to {high:g}")
+            value = kind(text)
+        except ValueError:  # no number, or one of 5,000 digits
+            value = None
+        if value is None or not low <= value <= high:
+            is_too_high = value is not None and value > high
+            top = " on" if high == most and not is_too_high else f" to {high:,}" if kind is int else f" to {high:g}"
+            raise argparse.ArgumentTypeError(f"{quoted(text)}: expected {what} from {low:g}{top}")
         return value
 
     return read
