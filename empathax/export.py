@@ -24,9 +24,7 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
         help="where the run's first model is now, if it was moved; with orbax, what to convert",
     )
     form = parser.add_mutually_exclusive_group()
-    form.add_argument(
-        "--adapter", type=path_text, action="store_true", help="a LoRA run's adapters alone, in PEFT format (default)"
-    )
+    form.add_argument("--adapter", action="store_true", help="a LoRA run's adapters alone, in PEFT format (default)")
     form.add_argument("--merge", action="store_true", help="a LoRA run's model with its adapters merged in")
     add("--to", choices=("huggingface", "orbax"), default="huggingface", help="orbax: many hosts load it faster")
     flags = parser.parse_args(argv)

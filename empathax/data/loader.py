@@ -57,7 +57,6 @@ class Loader:
         num_parts: int = 1,
         ref_logps: Float32[np.ndarray, " sequences"] | None = None,
     ) -> None:
-        self._own = _rows_of(parts, num_parts, rows_per_batch, "rows_per_batch")
         self.rows = rows
         self.rows_per_step = rows_per_batch * accumulation_steps
         if len(rows) < self.rows_per_step:
@@ -66,6 +65,7 @@ class Loader:
                 f"rows_per_batch * accumulation_steps = {rows_per_batch} * {accumulation_steps}: lower these, lower "
                 "data.row_length, or add data"
             )
+        self._own = _rows_of(parts, num_parts, rows_per_batch, "rows_per_batch")
         self._shape = (accumulation_steps, rows_per_batch)
         self._order = {"seed": seed, "shuffle": shuffle}
         self._ref_logps = ref_logps
