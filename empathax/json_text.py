@@ -179,7 +179,8 @@ def content_of(path: Path | str, kind: type[EmpathaxError]) -> Iterator[None]:
     except _MALFORMED as error:
         raise malformed(path, kind, error) from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # how libraries written in Rust fail; no Exception
+        # libraries written in Rust raise plain Exception, or what is none where they fail themselves
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise malformed(path, kind, error) from error
 
