@@ -74,8 +74,8 @@ def _variations(path: str) -> Mapping[str, Mapping[str, Any]] | None:
             return None
         found = get_sweep()
     except (Exception, SystemExit) as error:
-        where = _place_in(error, path) or path
-        raise ConfigError(f"{where}: {SWEEP}() failed: {type(error).__name__}: {shown(_said(error))}") from error
+        said = _raised_in(error, path) or f"{path}: {type(error).__name__}: {shown(_said(error))}"
+        raise ConfigError(f"{SWEEP}() failed: {said}") from error
     is_sweep = isinstance(found, Mapping) and all(isinstance(changes, Mapping) for changes in found.values())
     if not is_sweep or not found or not all(isinstance(name, str) and name.isidentifier() for name in found):
         raise ConfigError(
@@ -117,25 +117,35 @@ def _config_file(argv: Sequence[str]) -> str:
 
 def _reason(error: BaseException, argv: Sequence[str], file: str) -> str:
     """Why the flags cannot be used: what the config file raised and where, or which flag has which fault."""
+    if found := _raised_in(error, file):
+        return found
     said = _said(error) or type(error).__name__
     for value in (argument.partition("=")[2] for argument in argv):
         if len(value) > _SHOWN_CHARACTERS // 5:
             said = said.replace(value, shown(value, _SHOWN_CHARACTERS // 5))
-    said = shown(said, _SHOWN_CHARACTERS)
-    if where := _place_in(error, file):
-        return f"{where}: {type(error).__name__}: {said}"
     is_of_a_flag = isinstance(error, flags.Error | AttributeError | KeyError)
-    return said if is_of_a_flag or file in said else f"{file}: {said}"
+    return shown(said if is_of_a_flag or file in said else f"{file}: {said}", _SHOWN_CHARACTERS)
 
 
-def _place_in(error: BaseException, file: str) -> str:
-    """ "file:line" of the innermost line of `file` on the way to `error`, or on the way to what made it; else ""."""
-    found = ""
-    while file and error is not None and not found:
+def _raised_in(error: BaseException | None, file: str) -> str:
+    """ "file:line: what was raised" if code of `file` raised `error`, or what it wraps; else ""."""
+    while file and error is not None:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if _is_same(frame.filename, file)]
         if isinstance(error, SyntaxError) and error.filename and Path(error.filename).name == Path(file).name:
-            return f"{file}:{error.lineno}"
-        for frame in traceback.extract_tb(error.__traceback__):
-            if frame.filename == file or Path(frame.filename).absolute() == Path(file).absolute():
-                found = f"{file}:{frame.lineno}"
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return found
+            lines.append(error.lineno)
+        inner = error.__cause__ or error.__context__
+        if lines and not (isinstance(error, flags.Error) and inner):  # a flag's error around the file's own
+            return f"{file}:{lines[-1]}: {type(error).__name__}: {shown(_said(error), _SHOWN_CHARACTERS)}"
+        error = inner
+    return ""
+
+
+def _is_same(one: str, other: str) -> bool:
+    return Path(one).absolute() == Path(other).absolute()
+
+
+def _said(error: object) -> str:
+    """An error's own words on one line: str() of a KeyError, which others wrap, is a repr."""
+    while isinstance(error, KeyError | AttributeError) and error.args:
+        error = error.args[0]
+    return " ".join(str(error).split())

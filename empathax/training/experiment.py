@@ -144,7 +144,7 @@ def _check_rows(config: Config, datasets: Mapping[str, Dataset], model_dim: int)
         if (needed := 2 * rows * tokens * model_dim) > there:
             raise ConfigError(
                 f"{stage}.rows_per_batch = {rows:,} rows of {tokens:,} tokens (data.row_length): one layer's output of "
-                f"them takes {needed / 2**30:,.1f} GiB, and this machine has {there / 2**30:,.1f} GiB; lower one of them"
+                f"them takes {needed / 2**30:,.1f} GiB, and this machine has {there / 2**30:,.1f} GiB; lower one"
             )
 
 

@@ -1,4 +1,4 @@
-"""Valid files made invalid: bytes flipped, cut and doubled; values of JSON swapped for other types, sizes and depths."""
+"""Valid files made invalid: bytes flipped, cut and doubled; values of JSON swapped for other types and sizes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STRANGE: tuple[Callable[[], Any], ...] = (
     lambda: None, lambda: True, lambda: 0, lambda: -1, lambda: 1, lambda: 2**31, lambda: 2**63, lambda: 10**18,
     lambda: 10**400, lambda: _BIG, lambda: 1e308, lambda: -1e308, lambda: 1e-320, lambda: 0.5, lambda: float("nan"),
     lambda: float("inf"), lambda: "", lambda: "x", lambda: "a" * 5000, lambda: "\x1b[31mred\r\n\0", lambda: "\ud800",
-    lambda: "\U0010ffff", lambda: [], lambda: {}, lambda: [[]], lambda: [None], lambda: {"": {}}, lambda: [1, "a", {}],
+    lambda: "\U0010ffff", list, dict, lambda: [[]], lambda: [None], lambda: {"": {}}, lambda: [1, "a", {}],
     lambda: {"content": 5}, lambda: nested(50), lambda: nested(99), lambda: nested(400),
 )  # fmt: skip
 

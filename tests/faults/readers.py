@@ -209,7 +209,10 @@ def _write_adapter(place: Path) -> None:
 
 def _write_rows(place: Path) -> None:
     user, reply = {"role": "user", "content": "I lost my job"}, {"role": "assistant", "content": "That hurts."}
-    pairs = [{"prompt": [user], "chosen": [reply], "rejected": "No.", "dialogue_id": f"d{n}"} for n in range(6)]
+    pairs = [
+        {"prompt": [user], "chosen": [reply], "rejected": [{**reply, "content": "No."}], "dialogue_id": f"d{n}"}
+        for n in range(6)
+    ]
     last = {"speaker": "supporter", "text": "Hello", "strategy": "Question"}
     esconv = [
         {"dialog": [{"speaker": "seeker", "text": f"Hi {n}"}, last], "situation": f"s{n}", "emotion_type": "fear"}
@@ -219,13 +222,13 @@ def _write_rows(place: Path) -> None:
     _write_json(place / "rows" / "esconv.json", esconv)
     _write_json(place / "rows" / "messages.json", [{"messages": [user, reply], "id": n} for n in range(4)])
     header = "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags\n"
-    lines = (f"hit:{n},{turn},sad,Why,1,Words_comma_ and more,5|5,\n" for n in range(4) for turn in (1, 2))
+    lines = (f"hit:{n},{turn},sad,Why,1,Words_comma_ and {n},5|5,\n" for n in range(4) for turn in (1, 2))
     (place / "rows" / "empathetic.csv").write_text(header + "".join(lines))
     (place / "rows" / "pairs.csv").write_text('prompt,chosen,rejected\n"a, b",c,d\ne,f,"g\nh"\n')
     _write_lines(place / "prompts" / "prompts.jsonl", [{"prompt": "Hi"}, {"messages": [user, reply]}])
     flags = {"sft.max_steps": 3, "sft.learning_rate": 0.1, "model.path": "x", "stages": "sft", "eval.readability": True,
-             "dpo.loss_weights": "1", "data.system_prompt": "dbt", "mesh.rules": "embed=", "lora.rank": 2, "lora.targets": "q_proj",
-             "mesh.preset": "v5e:4x4", "eval.stop_tokens": "x", "seed": 1}  # fmt: skip
+             "dpo.loss_weights": "1", "data.system_prompt": "dbt", "mesh.rules": "embed=", "lora.rank": 2,
+             "lora.targets": "q_proj", "mesh.preset": "v5e:4x4", "eval.stop_tokens": "x", "seed": 1}  # fmt: skip
     _write_lines(place / "flags" / "flags.jsonl", [flags])
     outcome = {"status": "answered", "text": "a", "reason": "", "finish_reason": "stop", "prompt_tokens": 1}
     entry = {"key": "k", "url": "u", "request": {}, "sample": 0, "time": 1.5, "outcome": outcome}

@@ -14,7 +14,7 @@ import numpy as np
 from empathax.errors import WeightsError
 
 LEAST_BYTES = 0.5  # of a parameter in memory: 4 bits below an adapter
-_MOUNT = Path("/sys/fs/cgroup")
+_MOUNT, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def check_fits(shapes: Any, source: str, bytes_a_parameter: float, sizes: dict[str, int]) -> None:
@@ -54,7 +54,7 @@ def host_memory() -> int:
 def _group_limits() -> list[int]:
     """Limits of this process's control groups and of those above them, of either version of Linux's."""
     try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        lines = _OWN_GROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
     found = []
