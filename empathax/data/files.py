@@ -249,8 +249,12 @@ def _next_item(text: str, position: int) -> tuple[Any, int]:
         value, end = json_text.decoder().raw_decode(text, position)
         json_text.check_value(value, text[position:end])
         return value, end
+    except json_text.JsonError:
+        end = _ANY_JSON.raw_decode(text, position)[1]
+    try:
+        return json_text.parse(text[position:end]), end  # raises it again, with the name of the field
     except json_text.JsonError as error:
-        return BadRow(str(error)), _ANY_JSON.raw_decode(text, position)[1]
+        return BadRow(str(error)), end
 
 
 def _read_csv(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
