@@ -15,12 +15,15 @@ Commands (python -m empathax.NAME; docs/commands.md)
 Used everywhere
     errors.py            every error a user can meet, and its exit code
     sigterm.py           a stop by SIGTERM: at once, or when it has been saved
+    json_text.py         JSON that users give, read within bounds; what is wrong with a file as one error
+    shown.py             text from files, fit to be shown in a message
     atomic.py            files and directories that are written whole or not at all
 
 config/: ConfigDict in, frozen and checked dataclasses out
     options.py           the settings with their defaults; names that they are chosen from
     read.py              a ConfigDict checked and built
     fields.py            what a setting may hold; checks of all of them at once
+    arguments.py         what a command's argument may be: paths, counts, numbers
     flags.py             --config flags to settings: one run, or the variations of a sweep
     losses.py            which preference losses exist and what each takes; what does not fit together
     lora.py              adapters: names of what they are on, ranks and scales
@@ -49,6 +52,7 @@ models/: what a decoder is, and how it gets its weights
         source.py        what a user writes for a model, resolved
         locations.py     the hub, installed packages, stores such as gs://
         loading.py       files to parameters, read into shards
+        memory.py        what the machine has, and whether a model fits
         checks.py        a file's tensors against those that a model needs
         names.py         the one name table, read both ways
         safetensors.py, gguf.py, byte_files.py    the files themselves, by byte range

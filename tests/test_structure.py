@@ -24,7 +24,9 @@ FOLDERS = {name.rpartition("/")[0] for name in FILES} - {""}
 
 # A module imports from its own room and from earlier lines.
 LAYERS = [
+    {"shown"},
     {"__init__", "errors", "atomic"},
+    {"json_text"},
     {"config"},
     {"models"},
     {"objectives", "data", "parallel"},

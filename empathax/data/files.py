@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import csv
 import json
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from empathax import json_text
+from empathax.config.arguments import path_problem
 from empathax.config.losses import REPLY_ROWS
 from empathax.data.records import Tally
 from empathax.errors import DataError, did_you_mean
+from empathax.shown import quoted, shown
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".ndjson")
 MAX_LINE_BYTES = 8 << 20  # a longer line is no row but a damaged file
@@ -24,6 +28,7 @@ _OTHER_BOMS = {
     b"PK\x03\x04": "a zip archive",
     b"\x1f\x8b": "a gzip archive",
 }
+_ANY_JSON = json.JSONDecoder(parse_int=len)  # whatever Python takes for JSON, numbers of any length
 _VALID = ("valid", "validation", "dev", "eval", "heldout")
 _HELD_OUT = {  # data.eval_split -> names of the split, the first that is there
     "valid": (*_VALID, "test"),
@@ -54,6 +59,8 @@ def open_source(path: str, rows_kind: str, eval_split: str = "valid") -> dict[st
         kind = "dialogues" if rows_kind == REPLY_ROWS else "preferences"
         folder = Path(__file__).with_name("samples")
         return {"train": _read([folder / f"{kind}_train.jsonl"]), "eval": _read([folder / f"{kind}_heldout.jsonl"])}
+    if problem := path_problem(path):
+        raise DataError(f"{quoted(path)} cannot be a path: {problem}")
     if "://" in path:
         raise DataError(f"{path} is in a store: data are read from a disk or the hub, so copy them first (gsutil cp)")
     place = Path(path).expanduser()
@@ -74,11 +81,12 @@ def read_values(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
         DataError: the file as a whole cannot be read.
     """
     readers = {".csv": _read_csv, ".parquet": _read_parquet, ".json": _read_json}
-    try:
-        _check_encoding(path)
-        yield from readers.get(path.suffix.lower(), _read_json_lines)(path, tally)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    with json_text.content_of(path, DataError):
+        try:
+            _check_encoding(path)
+            yield from readers.get(path.suffix.lower(), _read_json_lines)(path, tally)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def _read(paths: Sequence[Path]) -> Part:
@@ -152,7 +160,15 @@ def _hub_rows(rows: Iterable[dict[str, Any]], origin: str) -> Part:
     return lambda tally: [values()]
 
 
+def check_ordinary(path: Path) -> None:
+    """Raises a DataError for a device or a pipe, which may have no end, and an OSError if there is nothing."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path}: it is {'a directory' if stat.S_ISDIR(mode) else 'no ordinary file'}, expected a file")
+
+
 def _check_encoding(path: Path) -> None:
+    check_ordinary(path)
     with path.open("rb") as file:
         head = file.read(4)
     if not head.removeprefix(_UTF8_BOM):
@@ -188,13 +204,9 @@ def _parsed(line: bytes) -> Any:
     if len(line) > MAX_LINE_BYTES:
         raise BadRow(f"the line has more than {MAX_LINE_BYTES >> 20} MiB")
     try:
-        return json.loads(line.decode("utf-8").rstrip())
-    except UnicodeDecodeError as error:
-        raise BadRow(f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}") from None
-    except json.JSONDecodeError as error:
-        raise BadRow(f"not JSON: {error.msg} at column {error.colno}") from None
-    except RecursionError:
-        raise BadRow("not JSON: nested too deeply") from None
+        return json_text.parse(line.rstrip())
+    except json_text.JsonError as error:
+        raise BadRow(str(error)) from None
 
 
 def _read_json(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
@@ -206,7 +218,6 @@ def _read_json(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
     if not text.lstrip().startswith("["):
         yield from _read_json_lines(path, tally)
         return
-    decoder = json.JSONDecoder()
     position, line, counted = text.index("[") + 1, 1, 0
     while True:
         while text[position : position + 1].isspace():
@@ -218,19 +229,37 @@ def _read_json(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
             return
         line, counted = line + text.count("\n", counted, position), position
         try:
-            value, position = decoder.raw_decode(text, position)
+            value, position = _next_item(text, position)
         except (json.JSONDecodeError, RecursionError) as error:
             if isinstance(error, json.JSONDecodeError):
                 line = error.lineno
             raise DataError(f"{path}:{line}: not a JSON list: {getattr(error, 'msg', 'nested too deeply')}") from None
-        yield value, f"{path}:{line}"
+        if isinstance(value, BadRow):
+            tally.num_rows += 1
+            tally.add_bad(f"{path}:{line}", str(value))
+        else:
+            yield value, f"{path}:{line}"
         while text[position : position + 1].isspace() or text[position : position + 1] == ",":
             position += 1
 
 
+def _next_item(text: str, position: int) -> tuple[Any, int]:
+    """The value that begins at `position`, or a BadRow if it is JSON that is refused, and where it ends."""
+    try:
+        value, end = json_text.decoder().raw_decode(text, position)
+        json_text.check_value(value, text[position:end])
+        return value, end
+    except json_text.JsonError:
+        end = _ANY_JSON.raw_decode(text, position)[1]
+    try:
+        return json_text.parse(text[position:end]), end  # raises it again, with the name of the field
+    except json_text.JsonError as error:
+        return BadRow(str(error)), end
+
+
 def _read_csv(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        columns = next(csv.reader(file), [])
+        columns = file.readline(MAX_LINE_BYTES).strip().replace('"', "").split(",")
     # EmpatheticDialogues as first published does not quote: a quotation mark is text there.
     quoting: Any = csv.QUOTE_NONE if "selfeval" in columns else csv.QUOTE_MINIMAL
     try:
@@ -241,7 +270,7 @@ def _read_csv(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except csv.Error as error:
-        raise DataError(f"{path}: not a CSV file: {error}") from None
+        raise DataError(f"{path}: not a CSV file: {shown(str(error))}") from None
 
 
 def _read_parquet(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
@@ -254,4 +283,4 @@ def _read_parquet(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
                 number += 1
                 yield {key: item for key, item in value.items() if item is not None}, f"{path}:{number}"
     except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: not a parquet file: {error}") from None
+        raise DataError(f"{path}: not a parquet file: {shown(str(error))}") from None

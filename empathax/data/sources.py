@@ -6,11 +6,11 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from empathax import json_text
 from empathax.config import DataOptions
 from empathax.config.losses import LABELED_ROWS, MISMATCHED_ROWS, PAIRED_ROWS, REPLY_ROWS
 from empathax.data.files import BadRow, NoReply, Part, Values, open_source
@@ -18,6 +18,7 @@ from empathax.data.records import CompletionRow, Dialogue, Row, Tally
 from empathax.data.support_corpora import esconv_pairs, parse_empathetic_dialogues, parse_esconv
 from empathax.data.trl_format import group_id, messages_id, parse_row
 from empathax.errors import DataError, raise_all
+from empathax.shown import shown
 
 SHOWN_REASONS = 5
 
@@ -177,13 +178,15 @@ def _results(values: Values, source: str) -> Iterator[tuple[Row | BadRow, str]]:
             yield parse(value, origin), origin
         except BadRow as error:
             yield error, origin
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            yield BadRow(f"malformed ({type(error).__name__}: {shown(str(error))})"), origin
 
 
 def _unwrapped(value: Any) -> Any:
     """The hub's copy of ESConv (thu-coai/esconv) is lines of JSON in a column "text"."""
-    if isinstance(value, dict) and value.keys() == {"text"} and str(value["text"]).startswith("{"):
-        with contextlib.suppress(json.JSONDecodeError):
-            return json.loads(value["text"])
+    if isinstance(value, dict) and value.keys() == {"text"} and str(value["text"])[:1] == "{":
+        with contextlib.suppress(json_text.JsonError):
+            return json_text.parse(value["text"])
     return value
 
 

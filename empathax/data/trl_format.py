@@ -13,6 +13,7 @@ from typing import Any
 
 from empathax.data.files import BadRow, NoReply
 from empathax.data.records import ROLES, CompletionRow, Dialogue, Message, PreferenceRow, Row
+from empathax.shown import quoted, shown
 
 FORMATS = (
     '{"prompt", "chosen", "rejected"}, {"prompt", "completion"}, {"prompt", "completion", "label"} or {"messages"}'
@@ -36,7 +37,7 @@ def parse_row(value: Any, origin: str) -> Row:
         return _dialogue(value, system, origin)
     if "prompt" in value and "completion" in value:
         return _completion(value, system, origin)
-    raise BadRow(f"found the keys {', '.join(map(str, value)) or '(none)'}; expected {FORMATS}")
+    raise BadRow(f"found the keys {shown(', '.join(map(str, value))) or '(none)'}; expected {FORMATS}")
 
 
 def checked_text(value: Any, name: str) -> str:
@@ -128,7 +129,7 @@ def _dialogue(value: dict[str, Any], system: tuple[Message, ...], origin: str) -
 def _text(value: dict[str, Any], key: str) -> Text:
     """A field as text or as messages."""
     if key not in value:
-        raise BadRow(f"{key} is missing; found {', '.join(map(str, value))}")
+        raise BadRow(f"{key} is missing; found {shown(', '.join(map(str, value)))}")
     content = value[key]
     if isinstance(content, list):
         return tuple(_message(item, f"{key}[{number}]") for number, item in enumerate(content))
@@ -139,10 +140,10 @@ def _text(value: dict[str, Any], key: str) -> Text:
 
 def _message(item: Any, name: str) -> Message:
     if not isinstance(item, dict) or not {"role", "content"} <= item.keys():
-        found = f"the keys {', '.join(map(str, item))}" if isinstance(item, dict) else _kind(item)
+        found = f"the keys {shown(', '.join(map(str, item)))}" if isinstance(item, dict) else _kind(item)
         raise BadRow(f'{name}: found {found}, expected {{"role", "content"}}')
     if item["role"] not in ROLES:
-        raise BadRow(f"{name}: unknown role {item['role']!r}, expected one of {', '.join(ROLES)}")
+        raise BadRow(f"{name}: unknown role {quoted(item['role'])}, expected one of {', '.join(ROLES)}")
     return Message(item["role"], checked_text(item["content"], f"{name}.content"))
 
 

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from empathax import sigterm
+from empathax import json_text, sigterm
 from empathax.atomic import whole_file
 from empathax.config import Config, to_dict
 from empathax.config.fields import flat
-from empathax.errors import CheckpointError, ConfigError, Preempted, keep_traces_in
+from empathax.errors import CheckpointError, ConfigError, DataError, Preempted, keep_traces_in
 from empathax.evaluation import output
 from empathax.evaluation.progress import ProgressBar
 from empathax.evaluation.reply_metrics import ReplyScorer, ReplyScores
@@ -375,7 +375,7 @@ def _record_settings(run: Run) -> None:
         return
     path, settings = run.workdir / "config.json", to_dict(run.config)
     if path.exists():
-        _say_differences(json.loads(path.read_text(encoding="utf-8")), settings)
+        _say_differences(path, settings)
     with whole_file(path) as file:
         file.write(json.dumps(settings, indent=2) + "\n")
     for name, dataset in run.experiment.datasets.items():
@@ -383,7 +383,13 @@ def _record_settings(run: Run) -> None:
             dataset.write_rejects(run.workdir / f"rejected_rows_{name}.txt")
 
 
-def _say_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _say_differences(path: Path, now: Mapping[str, Any]) -> None:
+    try:
+        with json_text.content_of(path, DataError):
+            before = json_text.an_object(json_text.read(path, DataError), "the settings", DataError)
+    except DataError as error:
+        print(f"{error}; it is written anew", file=sys.stderr)
+        return
     old, new = (flat(json.loads(json.dumps(settings))) for settings in (before, now))
     changed = [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in sorted(old | new) if old.get(key) != new.get(key)

@@ -11,7 +11,15 @@ import jax
 
 from empathax.config.lora import LoraSpec, spec_of
 from empathax.config.options import stage_kind
-from empathax.models.lora.adapters import abstract_adapter, adapters_of, init_adapter, merged, overlay, without_adapters
+from empathax.models.lora.adapters import (
+    abstract_adapter,
+    adapters_of,
+    check_rank,
+    init_adapter,
+    merged,
+    overlay,
+    without_adapters,
+)
 from empathax.models.weights.steps import Step
 from empathax.training.experiment import Experiment, Params
 from empathax.training.optimizer import check_patterns
@@ -79,6 +87,7 @@ def trainable_of(experiment: Experiment, stage: str) -> Trainable:
     spec = spec_of(options)
     if spec is None:
         return Trainable(model.abstract_params)
+    check_rank(model.abstract_params, spec)
     given = model.adapter.spec if model.adapter else None
     first = given if given and stage_kind(stages[0]).continues_adapter else spec  # of the first stage
     number = stages.index(stage)

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from empathax import json_text
+from empathax.config.arguments import path_problem
 from empathax.errors import WeightsError
 from empathax.models.architecture.hf_config import from_hf_config
 from empathax.models.architecture.model_config import ModelConfig
@@ -35,6 +37,7 @@ from empathax.models.weights.locations import download_model, is_hub_name, local
 from empathax.models.weights.names import gguf_naming, hf_naming
 from empathax.models.weights.safetensors import SafetensorsFiles, open_weights, read_json
 from empathax.models.weights.steps import FROZEN, PARAMS, Step, find_steps, is_orbax, newest_verified, open_converted
+from empathax.shown import quoted
 
 Params = dict[str, Any]
 T = TypeVar("T")
@@ -85,6 +88,8 @@ def resolve_model(path: str | Path) -> ModelSource:
     Raises a WeightsError that says what was tried; the config is read and checked here, weights and tokenizer later.
     """
     text = str(path)
+    if problem := path_problem(text):
+        raise WeightsError(f"model {quoted(text)} cannot be a path: {problem}")
     if text.startswith("random:"):
         name, _, seed = text.removeprefix("random:").partition(":")
         if seed and not seed.isdigit():
@@ -320,9 +325,8 @@ class AdaptedModel:
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer at `path` (anything `resolve_model` takes, or a directory with tokenizer files only)."""
-    place = Path(path).expanduser()
-    if place.is_dir():
-        return tokenizer_from_directory(place)
+    if not path_problem(str(path)) and Path(path).expanduser().is_dir():
+        return tokenizer_from_directory(Path(path).expanduser())
     return resolve_model(path).tokenizer()
 
 
@@ -379,7 +383,8 @@ def _open(place: Path) -> ModelSource:
 
 def _named(path: Path, read: Callable[[Any], ModelConfig], value: Any) -> ModelConfig:
     """`read(value)`, with the file's name in front of its errors."""
-    try:
-        return read(value)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
+    with json_text.content_of(path, WeightsError):
+        try:
+            return read(value)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from error
