@@ -94,7 +94,9 @@ def listen_again() -> None:
 
 
 def _to_the_watcher(signum: int, frame: object) -> None:
-    """Nothing: the number has gone through the socket."""
+    """The number has gone through the socket; a main thread that runs Python knows at once."""
+    if _held.is_set():
+        _requested.set()
 
 
 def _watch(inbox: socket.socket) -> None:
