@@ -136,14 +136,14 @@ def unexpected(error: BaseException) -> int:
     text = "".join(traceback.format_exception(error))
     reason = next(iter(str(error).strip().splitlines()), "")[:300]
     advice = next((advice for words, advice in _ADVICE if words in f"{type(error).__name__} {text}"), _NO_ADVICE)
-    place = _write_trace(text)
+    place = keep_trace(text)
     where = f"the traceback is in {place}" if place else f"the traceback follows\n{text}"
     print(f"error: {type(error).__name__}: {reason.rstrip('.')}. {advice}; {where}", file=sys.stderr)
     return 1
 
 
-def _write_trace(text: str) -> str:
-    """Appends to the log, or writes a temporary file; returns its path, "" if neither can be written."""
+def keep_trace(text: str) -> str:
+    """Appends a traceback to error.log, or writes a temporary file; returns its path, "" if neither can be written."""
     try:
         if _trace_directory is not None:
             with (_trace_directory / "error.log").open("a", encoding="utf-8") as log:

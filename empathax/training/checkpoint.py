@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import logging
 import math
 import os
 import shutil
@@ -27,7 +28,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from empathax.config import Config, to_dict
-from empathax.errors import CheckpointError, ConfigError, NonFiniteError, Preempted, did_you_mean, raise_all
+from empathax.errors import CheckpointError, ConfigError, NonFiniteError, Preempted, did_you_mean, keep_trace, raise_all
 from empathax.evaluation.report.table import better_metrics, better_way
 from empathax.models.weights.steps import (
     FROZEN,
@@ -92,6 +93,7 @@ class StageCheckpoints:
             raise CheckpointError(
                 f"{directory} cannot be written: {error.strerror}; choose another --workdir"
             ) from error
+        _send_tracebacks_to_the_log()
         options = ocp.options.AsyncOptions(post_finalization_callback=self._seal)
         self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
         self._pending: _Save | None = None
@@ -142,7 +144,7 @@ class StageCheckpoints:
 
     def wait(self) -> None:
         """Waits for pending saves; raises CheckpointError if the last one did not reach the disk."""
-        self._settle()
+        self._settle(goes_on=False)
         if self._failed:
             raise CheckpointError(f"{self._failed}; make room, then run the same command again to go on")
 
@@ -151,20 +153,21 @@ class StageCheckpoints:
         self._settle()
         self._saver.close()
 
-    def _settle(self) -> None:
+    def _settle(self, goes_on: bool = True) -> None:
         save = self._pending
         if save is None or save.thread is None:
             return
         save.thread.join()
         self._pending, self._failed = None, ""
         if save.error is not None:
-            self._fail(save.step, _reason(save.error))
+            self._fail(save.step, _reason(save.error), goes_on)
 
-    def _fail(self, step: int, reason: str) -> None:
+    def _fail(self, step: int, reason: str, goes_on: bool = True) -> None:
         kept = step_directories(self.directory)
         found = f"the newest checkpoint is step {kept[0].name}" if kept else "there is no checkpoint yet"
         self._failed = f"step {step} was not saved to {self.directory}: {reason}; {found}"
-        _say(f"{self._failed}; training goes on")
+        if goes_on:
+            _say(f"{self._failed}; training goes on")
 
     def _finish(self, save: _Save) -> None:
         """In the background: when the step is on disk, those that are not kept go."""
@@ -195,6 +198,24 @@ class StageCheckpoints:
             if directory not in kept and (step is None or len(counting) >= self._keep):
                 _remove(directory)
         _remove(self.directory / f"{saved}{_PREVIOUS}")
+
+
+class _OrbaxErrors(logging.Filter):
+    """Keeps what Orbax logs of a failed save, a traceback for each of its threads, for error.log: `_fail` says why."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.ERROR or "orbax" not in f"{record.pathname} {record.getMessage()}":
+            return True
+        keep_trace(logging.Formatter().format(record))
+        return False
+
+
+_ORBAX_ERRORS = _OrbaxErrors()
+
+
+def _send_tracebacks_to_the_log() -> None:
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_ORBAX_ERRORS)  # adding it again changes nothing
 
 
 def newest_checkpoint(directory: Path, read: Callable[[Step], T]) -> tuple[Step, T] | None:
