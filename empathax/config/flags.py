@@ -142,10 +142,3 @@ def _raised_in(error: BaseException | None, file: str) -> str:
 
 def _is_same(one: str, other: str) -> bool:
     return Path(one).absolute() == Path(other).absolute()
-
-
-def _said(error: object) -> str:
-    """An error's own words on one line: str() of a KeyError, which others wrap, is a repr."""
-    while isinstance(error, KeyError | AttributeError) and error.args:
-        error = error.args[0]
-    return " ".join(str(error).split())
