@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from empathax.config.arguments import file_path
 from empathax.errors import exit_on_error
 
 
@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     """See docs/commands.md. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m empathax.checkpoint", description=__doc__)
     parser.add_argument("action", choices=("inspect", "verify"), help="verify also reads every array")
-    parser.add_argument("directory", type=Path, help="a run's --workdir, a stage, a step, or a converted model")
+    parser.add_argument("directory", type=file_path, help="a run's --workdir, a stage, a step, or a converted model")
     flags = parser.parse_args(argv)
 
     from empathax.training import checkpoint_table

@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import ParamSpec
 
+from empathax.shown import shown
+
 P = ParamSpec("P")
+_LINE_CHARACTERS = 2000
 _trace_directory: Path | None = None
 # what stands in an error of a library or the machine -> what to do
 _ADVICE = (
@@ -121,7 +124,8 @@ def exit_on_error(main: Callable[P, int | None]) -> Callable[P, int]:
 
 def exit_code(error: EmpathaxError) -> int:
     """Says what went wrong on stderr; returns what the command ends with."""
-    print(f"error: {error}", file=sys.stderr)
+    lines = str(error).split("\n")  # names from files are in it
+    print("error: " + "\n".join(shown(line, _LINE_CHARACTERS) for line in lines), file=sys.stderr)
     return error.exit_code
 
 
@@ -134,7 +138,7 @@ def keep_traces_in(directory: Path) -> None:
 def unexpected(error: BaseException) -> int:
     """Says what went wrong on stderr in one paragraph, with the traceback in a file; returns the exit code, 1."""
     text = "".join(traceback.format_exception(error))
-    reason = next(iter(str(error).strip().splitlines()), "")[:300]
+    reason = shown(next(iter(str(error).strip().splitlines()), ""), 300)
     advice = next((advice for words, advice in _ADVICE if words in f"{type(error).__name__} {text}"), _NO_ADVICE)
     place = keep_trace(text)
     where = f"the traceback is in {place}" if place else f"the traceback follows\n{text}"

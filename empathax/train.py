@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from empathax import sigterm
 from empathax.errors import ConfigError, exit_on_error
@@ -20,10 +19,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
+    from empathax.config.arguments import file_path
+
     parser = argparse.ArgumentParser(
         prog="python -m empathax.train --config=FILE [--config.a.b=VALUE]", description=__doc__
     )
-    parser.add_argument("--workdir", type=Path, required=True, help="where the run is kept; the same again goes on")
+    parser.add_argument(
+        "--workdir", type=file_path, required=True, help="where the run is kept; the same again goes on"
+    )
     parser.add_argument(
         "--overwrite", action="store_true", help="remove what an earlier run wrote there first, and nothing else"
     )

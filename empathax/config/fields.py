@@ -125,7 +125,7 @@ def _names(value: Any, spec: dataclasses.Field, name: str, problems: list[str]) 
     items = (value,) if isinstance(value, str) else value
     if not isinstance(items, tuple | list) or not all(isinstance(item, str) for item in items):
         problems.append(f"{name} = {quoted(value)}: expected a tuple of names")
-        return ()
+        return typing.cast(tuple[str, ...], spec.default)
     if not spec.metadata.get("verbatim"):
         items = [part.strip() for item in items for part in item.split(",")]  # --config.stages=sft,dpo
     problems += [f"{name}: {quoted(item)}: {problem}" for item in items for problem in _text_problems(item, spec)]

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from empathax import json_text, sigterm
 from empathax.atomic import whole_file
 from empathax.config import Config, to_dict
+from empathax.config.arguments import path_problem
 from empathax.config.fields import flat
 from empathax.errors import CheckpointError, ConfigError, DataError, Preempted, keep_traces_in
 from empathax.evaluation import output
@@ -358,7 +359,7 @@ def _paths_in(config: Config) -> list[tuple[str, Path]]:
         for text in (value if isinstance(value, list | tuple) else [value])
         if isinstance(text, str) and text
     ]
-    return [(name, Path(text)) for name, text in values if Path(text).exists()]
+    return [(name, Path(text)) for name, text in values if not path_problem(text) and Path(text).exists()]
 
 
 def _checkpoints_of(run: Run, stage: Stage) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import sys
 import time
@@ -161,7 +160,7 @@ def write_hparams(directory: Path, values: Mapping[str, bool | float | str], tri
 def _drop_lines_after(path: Path, stage: str, step: int, evaluates_again: bool) -> None:
     if not path.exists():
         return
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     kept = [line for line in lines if _is_kept(line, stage, step, evaluates_again)]
     if len(kept) < len(lines):
         with whole_file(path) as file:
@@ -170,8 +169,8 @@ def _drop_lines_after(path: Path, stage: str, step: int, evaluates_again: bool) 
 
 def _is_kept(line: str, stage: str, step: int, evaluates_again: bool) -> bool:
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError:  # the last line of a run that was killed while it wrote
+        record = json_text.parse(line, non_finite=True)
+        last_kept = step - (evaluates_again and record["split"] == "eval")
+        return record["stage"] != stage or record["step"] <= last_kept
+    except (ValueError, KeyError, TypeError):  # the last line of a run that was killed while it wrote
         return False
-    last_kept = step - (evaluates_again and record["split"] == "eval")
-    return record["stage"] != stage or record["step"] <= last_kept

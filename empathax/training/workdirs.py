@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
+from empathax import json_text
 from empathax.atomic import whole_file
 from empathax.errors import CheckpointError, ConfigError
 
@@ -191,7 +192,7 @@ def _read_mark(workdir: Path) -> dict[str, int]:
     path = workdir / MARK
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        saved = json.loads(text)["saved"] if text.strip() else {}
+        saved = json_text.parse(text)["saved"] if text.strip() else {}
         return {str(stage): int(step) for stage, step in saved.items()}
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise CheckpointError(

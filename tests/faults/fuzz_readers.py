@@ -24,7 +24,7 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-SECONDS, GROWTH_BYTES, CASES_A_CHILD = 10.0, 1 << 30, 60
+SECONDS, GROWTH_BYTES, CASES_A_CHILD = 10.0, 1 << 30, 200
 
 
 def main(argv: list[str]) -> int:

@@ -19,6 +19,7 @@ from empathax.data.sources import load_splits
 from empathax.errors import DataError, EmpathaxError, WeightsError
 from empathax.evaluation.report.curves import read_curves
 from empathax.evaluation.report.record import read_record
+from empathax.models.lora.files import read_adapter
 from empathax.models.weights.gguf import GgufFile
 from empathax.models.weights.source import resolve_model
 from tests.faults.readers import READERS, originals
@@ -77,7 +78,9 @@ def test_some_damaged_files_end_in_a_sentence(valid, tmp_path, name):
         ("tokenizer_config.json", "added_tokens_decoder", '{"5": {"content": 7}}', r"added_tokens_decoder\.5\.content"),
         ("tokenizer_config.json", "added_tokens_decoder", "[1]", "added_tokens_decoder"),
         ("tokenizer_config.json", "eos_token", "[1]", "eos_token"),
-        ("tokenizer_config.json", "bos_token", '{"content": {}, "a": "b"}', None),
+        ("tokenizer_config.json", "bos_token", '{"content": {}, "a": "b"}', "bos_token"),
+        ("config.json", "hidden_act", "{}", "hidden_act"),
+        ("config.json", "torch_dtype", "[]", "dtype"),
         ("special_tokens_map.json", "unk_token", "3", "unk_token"),
         ("special_tokens_map.json", "unk_token", r'"\ud800"', "half of a surrogate pair"),
         ("added_tokens.json", "x", '"y"', "x"),
@@ -90,9 +93,6 @@ def test_a_field_of_a_wrong_kind(model, file, field, value, named):
     settings.pop(field, None)
     text = json.dumps(settings).rstrip("}") if settings else "{"
     path.write_text(f'{text}{", " if settings else ""}"{field}": {value}}}')
-    if named is None:  # nothing is lost where a role has no text
-        read_model(model)
-        return
     with pytest.raises(WeightsError, match=rf"(?s){file}.*{named}"):
         read_model(model)
 
@@ -156,6 +156,19 @@ def test_a_header_beyond_the_formats_limit(model, length):
     path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
     with pytest.raises(WeightsError, match=f"its header has {length:,} bytes, and the format allows 100,000,000"):
         read_model(model)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("rank_pattern", 7), ("rank_pattern", [1]), ("alpha_pattern", 0.5), ("alpha_pattern", {"q_proj": "a"}),
+     ("rank_pattern", {"q_proj": 0}), ("r", 10**18), ("r", True), ("lora_alpha", [1]), ("lora_alpha", 1e308)],
+)  # fmt: skip
+def test_adapters_with_fields_of_a_wrong_kind(valid, tmp_path, field, value):
+    place = shutil.copytree(valid / "adapter", tmp_path / "adapter")
+    path = place / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(WeightsError, match=rf"adapter_config\.json cannot be used: {field} = "):
+        read_adapter(place, resolve_model("random:tiny-llama").config)
 
 
 def gguf_header(num_tensors, fields=()):

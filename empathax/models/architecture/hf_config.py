@@ -201,7 +201,7 @@ def _head_dim(fields: _Fields, model_dim: int, num_heads: int, problems: list[st
 def _activation(family: str, fields: _Fields, problems: list[str]) -> str:
     """Gemma 1 reads hidden_act, where "gelu" has always meant the tanh form; Gemma 2 and 3 hidden_activation."""
     key = "hidden_activation" if family in ("gemma2", "gemma3") else "hidden_act"
-    name = fields.raw(key) or fields.default(key)
+    name = fields.default(key) if fields.raw(key) is None else fields.raw(key)
     if not isinstance(name, str) or name not in _ACTIVATIONS:
         problems.append(f"{key} = {quoted(name)}: expected one of {', '.join(_ACTIVATIONS)}")
         return "silu"
@@ -251,7 +251,7 @@ def _usual_layers(family: str, fields: _Fields, num_layers: int, has_window: boo
 
 
 def _file_dtype(source: dict[str, Any], problems: list[str]) -> str:
-    name = source.get("dtype") or source.get("torch_dtype") or "float32"
+    name = next((source[key] for key in ("dtype", "torch_dtype") if source.get(key) is not None), "float32")
     if name not in _DTYPES:
         problems.append(f"dtype = {quoted(name)}: expected one of {', '.join(_DTYPES)}")
     return name

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from empathax import json_text
+from empathax.config.arguments import MAX_COUNT, MAX_FLOAT
 from empathax.config.lora import TARGETS, LoraSpec, module_name
 from empathax.errors import WeightsError, raise_all
 from empathax.models.architecture.model_config import ModelConfig
@@ -23,6 +25,7 @@ from empathax.models.weights.checks import check_finite
 from empathax.models.weights.names import HF_PREFIXES
 from empathax.models.weights.safetensors import SafetensorsFiles, read_json, write_json
 from empathax.models.weights.steps import FROZEN, Step
+from empathax.shown import quoted, shown
 
 Place = tuple[str, int, str]  # target, layer, part: ("q_proj", 0, "lora_a")
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
@@ -48,6 +51,11 @@ def read_adapter(directory: Path, config: ModelConfig) -> Adapter:
     Raises one WeightsError with every setting that is not supported and every tensor that is missing, left over or of
     another shape.
     """
+    with json_text.content_of(directory, WeightsError):
+        return _read(directory, config)
+
+
+def _read(directory: Path, config: ModelConfig) -> Adapter:
     settings = read_json(directory / CONFIG_NAME)
     if settings is None:
         raise WeightsError(f"{directory} holds no adapter: expected {CONFIG_NAME} and {WEIGHTS_NAME} there")
@@ -158,17 +166,32 @@ def _unsupported(settings: Mapping[str, Any]) -> Iterator[str]:
         )
     for name in _REFUSED:
         if settings.get(name):
-            yield f"{name} = {settings[name]!r} is not supported"
-    if type(settings.get("r")) is not int or settings["r"] < 1:
-        yield f"r = {settings.get('r')!r}: expected a whole number from 1"
-    if not isinstance(settings.get("lora_alpha"), int | float):
-        yield f"lora_alpha = {settings.get('lora_alpha')!r}: expected a number"
-    for name in ("rank_pattern", "alpha_pattern"):
-        for pattern in settings.get(name) or {}:
+            yield f"{name} = {quoted(settings[name])} is not supported"
+    if not _is_rank(settings.get("r")):
+        yield f"r = {quoted(settings.get('r'))}: expected a whole number from 1"
+    if not _is_alpha(settings.get("lora_alpha")):
+        yield f"lora_alpha = {quoted(settings.get('lora_alpha'))}: expected a number"
+    for name, fits, expected in (
+        ("rank_pattern", _is_rank, "whole numbers from 1"),
+        ("alpha_pattern", _is_alpha, "numbers"),
+    ):
+        patterns = settings.get(name) or {}
+        if not isinstance(patterns, dict) or not all(map(fits, patterns.values())):
+            yield f"{name} = {quoted(patterns)}: expected {expected} by pattern"
+            continue
+        for pattern in patterns:
             try:
                 re.compile(pattern)
             except re.error as error:
-                yield f"{name}: {pattern!r} is no regular expression: {error}"
+                yield f"{name}: {quoted(pattern)} is no regular expression: {shown(str(error))}"
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= MAX_COUNT
+
+
+def _is_alpha(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= MAX_FLOAT
 
 
 def _spec(settings: Mapping[str, Any], targets: set[str]) -> LoraSpec:

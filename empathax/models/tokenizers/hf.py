@@ -84,7 +84,7 @@ def _special_names(directory: Path, settings: dict[str, Any]) -> dict[str, str]:
             (settings[key], SETTINGS_NAME) if key in settings else (listed.get(key), "special_tokens_map.json")
         )
         text = value.get("content") if isinstance(value, dict) else value
-        if text:
+        if text is not None and text != "":
             names[role] = json_text.a_text(text, f"{directory / file}: {key}", WeightsError)
     return names
 

@@ -30,7 +30,7 @@ from empathax.models.tokenizers.hf import tokenizer_from_directory
 from empathax.models.tokenizers.tokenizer import Tokenizer, byte_tokenizer
 from empathax.models.transformer import abstract_params, init_params, placed
 from empathax.models.weights.byte_files import is_url
-from empathax.models.weights.checks import check_finite, check_params, check_tensors
+from empathax.models.weights.checks import check_finite, check_params, check_size, check_tensors
 from empathax.models.weights.gguf import GgufFile, config_of
 from empathax.models.weights.loading import Finish, finished, identity, load_params
 from empathax.models.weights.locations import download_model, is_hub_name, local_settings, weights_in_package
@@ -187,7 +187,9 @@ class OrbaxModel:
     ) -> Params:
         """See ModelSource."""
         one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        like = placed(abstract_params(self.config, param_dtype), shardings or one_device)
+        shapes = abstract_params(self.config, param_dtype)
+        check_size(shapes, self.config, self.path, jnp.dtype(param_dtype).itemsize)
+        like = placed(shapes, shardings or one_device)
 
         def read(step: Step) -> Params:
             if "lora" in step.meta:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from empathax import json_text
 from empathax.atomic import whole_file
 from empathax.errors import CheckpointError, DamagedCheckpoint, EmpathaxError, raise_all
 from empathax.models.weights.digests import differing, file_records, json_digest, layout, leaf_name, leaf_records
@@ -145,7 +146,7 @@ def open_converted(directory: Path) -> Step:
             raise DamagedCheckpoint(f"{directory} has no {name}: convert the model again with export --to=orbax")
     check_files(directory)
     with _as_damage(directory):
-        meta = json.loads((directory / ARRAYS).read_bytes())
+        meta = json_text.parse((directory / ARRAYS).read_bytes())
         return _with_checked_layout(Step(directory, _checked_meta(directory, meta)))
 
 
@@ -224,7 +225,7 @@ def seal_files(directory: Path) -> None:
 
 
 def _sealed(directory: Path) -> dict[str, list[Any]]:
-    seal = json.loads((directory / SEAL).read_bytes())
+    seal = json_text.parse((directory / SEAL).read_bytes())
     if seal["digest"] != json_digest(seal["files"]):
         raise DamagedCheckpoint(f"{directory}: {SEAL} is not what was saved")
     return seal["files"]
