@@ -27,12 +27,8 @@ def _main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--workdir", type=file_path, required=True, help="where the run is kept; the same again goes on"
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="remove what an earlier run wrote there first, and nothing else"
-    )
-    parser.add_argument(
-        "--multihost", action="store_true", help="one of several processes: find the others, then start"
-    )
+    add("--overwrite", action="store_true", help="remove what an earlier run wrote there first, and nothing else")
+    add("--multihost", action="store_true", help="one of several processes: find the others, then start")
     flags, rest = parser.parse_known_args(argv)
 
     from empathax.config.flags import load_sweep
