@@ -24,9 +24,8 @@ def _main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m empathax.train --config=FILE [--config.a.b=VALUE]", description=__doc__
     )
-    parser.add_argument(
-        "--workdir", type=file_path, required=True, help="where the run is kept; the same again goes on"
-    )
+    add = parser.add_argument
+    add("--workdir", type=file_path, required=True, help="where the run is kept; the same again goes on")
     add("--overwrite", action="store_true", help="remove what an earlier run wrote there first, and nothing else")
     add("--multihost", action="store_true", help="one of several processes: find the others, then start")
     flags, rest = parser.parse_known_args(argv)
