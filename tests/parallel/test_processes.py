@@ -13,7 +13,7 @@ from empathax import evaluate, train
 from empathax.models.weights.steps import find_steps
 from empathax.parallel.processes import rows_of_process
 from empathax.training import loop
-from empathax.training.workdirs import LOCK
+from empathax.training.workdirs import LOCK, MARK
 from tests.benchmarks import weights
 from tests.launch.dry_runs import ROOT
 from tests.parallel.job_config import write_data
@@ -175,7 +175,7 @@ def test_a_directory_that_is_not_shared(folder, data):
     assert codes == [2, 2], outputs
     message = f"process 1 of 2: {folder}/own is not the directory that process 0 has under this name"
     assert all(message in output for output in outputs), outputs
-    assert {entry.name for entry in (folder / "shared").iterdir()} <= {LOCK}
+    assert {entry.name for entry in (folder / "shared").iterdir()} <= {LOCK, MARK}
 
 
 def test_each_process_reads_its_part_of_the_weights(folder):

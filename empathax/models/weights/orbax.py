@@ -16,12 +16,6 @@ _LARGEST_ITEM = 4  # bytes of a float32
 _UNLIMITED_GB = 96.0  # as good as none: Orbax's own
 
 
-def read_json_item(place: Path) -> dict[str, Any]:
-    """The JSON that the item in directory `place` holds."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        return reader.restore(place)
-
-
 def read_arrays(place: Path, like: Any) -> Any:
     """The arrays of the item in directory `place`, in the shapes, dtypes and shardings of `like`.
 

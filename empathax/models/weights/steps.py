@@ -23,7 +23,7 @@ from empathax import json_text
 from empathax.atomic import whole_file
 from empathax.errors import CheckpointError, DamagedCheckpoint, EmpathaxError, raise_all
 from empathax.models.weights.digests import differing, file_records, json_digest, layout, leaf_name, leaf_records
-from empathax.models.weights.orbax import read_arrays, read_json_item, read_leaf, stored_leaves, write_arrays
+from empathax.models.weights.orbax import read_arrays, read_leaf, stored_leaves, write_arrays
 
 FORMAT = 1
 ITEMS = ("params", "rest", "meta")  # of every step
@@ -133,7 +133,7 @@ def open_step(directory: Path) -> Step:
         raise DamagedCheckpoint(f"{directory} has no {', '.join(missing)}: it was not written to its end")
     check_files(directory)
     with _as_damage(directory):
-        return _with_checked_layout(Step(directory, _checked_meta(directory, read_json_item(directory / "meta"))))
+        return _with_checked_layout(Step(directory, _checked_meta(directory, _read_meta(directory))))
 
 
 def open_converted(directory: Path) -> Step:
@@ -154,6 +154,11 @@ def write_converted(directory: Path, params: Any) -> None:
     """Writes `params` and arrays.json; `seal_files` is to follow when all other files are there. Raises OSError."""
     write_arrays(directory / PARAMS, params)
     (directory / ARRAYS).write_text(json.dumps(sealed_meta({}, {PARAMS: params}), indent=1), encoding="utf-8")
+
+
+def _read_meta(directory: Path) -> dict[str, Any]:
+    # not through Orbax, whose processes wait for each other even to read a file: one alone reads this in the background
+    return json_text.parse((directory / "meta" / "metadata").read_bytes())
 
 
 def _checked_meta(directory: Path, meta: dict[str, Any]) -> dict[str, Any]:
