@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Collection, Mapping
@@ -13,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 _MULTIPLIERS = (2654435761, 2246822519)  # odd: of Knuth's multiplicative hash, and of xxHash32
-_HASHED_BYTES = 8 << 20  # larger files hold arrays, which have digests of their own
+_HASHED_BYTES = 1 << 20  # larger files hold arrays, which have digests of their own
 
 
 def leaf_digests(tree: Any) -> dict[str, str]:
     """A 64-bit digest of each leaf's bits, in hex, by path: equal on every mesh, unequal after one flipped bit.
 
-    Two wrap-around sums of bit patterns, each times odd weights that depend on the position. It is compiled, and counts
-    on the devices that hold the arrays.
+    Two wrap-around sums of bit patterns times odd weights that depend on the place. It is compiled, and counts on the
+    devices that hold the arrays.
     """
     names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     digests = jax.device_get(_digests(jax.tree.leaves(tree)))
@@ -54,7 +55,7 @@ def json_digest(value: Any) -> str:
 
 
 def file_records(directory: Path, skipped: Collection[str] = ()) -> dict[str, list[Any]]:
-    """Size and SHA-256 of every file below `directory` but those `skipped`, by path; of files over 8 MiB the size."""
+    """Size and SHA-256 of every file below `directory` but those `skipped`, by path; of files over 1 MiB the size."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     names = {path.relative_to(directory).as_posix(): path for path in files}
     return {name: _file_record(path) for name, path in names.items() if name not in skipped}
@@ -74,16 +75,29 @@ def _digest(leaf: jax.Array) -> tuple[jax.Array, ...]:
     leaf = jnp.asarray(leaf)
     leaf = leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else leaf
     unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-    bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-    position = jnp.zeros(leaf.shape, jnp.uint32)
-    for dim, size in enumerate(leaf.shape):  # no reshape: that would gather a sharded leaf
-        position = position * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim)
-    return tuple((bits * _weight(position, number)).sum(dtype=jnp.uint32) for number in _MULTIPLIERS)
+    bits = jnp.atleast_1d(jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32))
+    return tuple(_weighted_sum(bits, multiplier) for multiplier in _MULTIPLIERS)
 
 
-def _weight(position: jax.Array, multiplier: int) -> jax.Array:
-    mixed = (position ^ (position >> 15)) * np.uint32(multiplier)
-    return (mixed ^ (mixed >> 13)) | np.uint32(1)
+def _weighted_sum(bits: jax.Array, multiplier: int) -> jax.Array:
+    """The wrap-around sum of all bits, each times one odd weight of its index in every dimension.
+
+    The first dimension goes first: sums over it run side by side for the elements of the last, and no sharded leaf is
+    gathered.
+    """
+    for number, size in enumerate(bits.shape):
+        weights = _weights(size, number, multiplier).reshape(-1, *[1] * (bits.ndim - 1))
+        bits = (bits * weights).sum(0, dtype=jnp.uint32)
+    return bits
+
+
+@functools.cache
+def _weights(size: int, dimension: int, multiplier: int) -> np.ndarray:
+    """Odd numbers that depend on the place, as in the last steps of MurmurHash3."""
+    mixed = np.arange(size, dtype=np.uint32) + np.uint32(dimension * 0x9E3779B9 % 2**32)
+    mixed = (mixed ^ (mixed >> np.uint32(15))) * np.uint32(multiplier)
+    mixed = (mixed ^ (mixed >> np.uint32(13))) * np.uint32(3266489917)
+    return (mixed ^ (mixed >> np.uint32(16))) | np.uint32(1)
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:

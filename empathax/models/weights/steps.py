@@ -224,7 +224,7 @@ def seal_files(directory: Path) -> None:
     What an earlier one says of a file stays.
     """
     known = _sealed(directory) if (directory / SEAL).is_file() else {}
-    files = file_records(directory, skipped={SEAL, *_WRITTEN_LAST} if not known else {SEAL}) | known
+    files = known | file_records(directory, skipped={SEAL, *(known or _WRITTEN_LAST)})
     with whole_file(directory / SEAL) as file:
         json.dump({"files": files, "digest": json_digest(files)}, file)
 
