@@ -21,7 +21,7 @@ from empathax.models.lora.files import adapted_params, checkpoint_adapters, join
 from empathax.models.tokenizers.tokenizer import Tokenizer
 from empathax.models.transformer import abstract_params, logical_axes, placed
 from empathax.models.weights.export import export_directory, export_model, export_orbax
-from empathax.models.weights.source import ModelSource, load_tokenizer, resolve_model
+from empathax.models.weights.source import ModelSource, first_model, load_tokenizer, resolve_model
 from empathax.models.weights.steps import Step, find_steps, newest_verified
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import param_shardings
@@ -60,7 +60,7 @@ def open_checkpoint(path: Path, model_path: str = "") -> Checkpoint:
     """
     step, _ = newest_verified(find_steps(path), _verify)
     meta = step.meta
-    source = resolve_model(model_path or meta["model_path"])
+    source = first_model(step, model_path)
     _check_same_model(meta["model_config"], source.config, step.directory, source.path)
     tokenizer = source.tokenizer() if model_path else load_tokenizer(meta["tokenizer_path"])
     tokenizer = tokenizer.fitted_to(source.config.vocab_size)

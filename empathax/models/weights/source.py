@@ -179,7 +179,7 @@ class OrbaxModel:
         else:
             self._step = open_converted(path.absolute())
         self._meta = self._step.meta
-        self._settings = resolve_model(self._meta["model_path"]) if self._is_of_run else DirectoryModel(path)
+        self._settings = first_model(self._step) if self._is_of_run else DirectoryModel(path)
         self.config = self._settings.config
 
     def load_params(
@@ -229,6 +229,29 @@ class OrbaxModel:
         self._step, value = newest_verified(directories, read)
         self._older = directories[directories.index(self._step.directory) + 1 :]
         return value
+
+
+_RESOLVING: list[str] = []  # paths whose runs began with each other
+
+
+def first_model(step: Step, moved_to: str = "") -> ModelSource:
+    """What a run began with, or `moved_to`, where that is now.
+
+    Raises a WeightsError if the checkpoint does not say, or names the run itself.
+    """
+    path = step.meta.get("model_path")
+    if not isinstance(path, str) or "model_config" not in step.meta:
+        raise WeightsError(
+            f"{step.directory} does not say which model its run began with; name the run's --workdir or its "
+            "checkpoints/"
+        )
+    if str(step.directory) in _RESOLVING:
+        raise WeightsError(f"{step.directory} began with {path}, which is this very run: its architecture is nowhere")
+    _RESOLVING.append(str(step.directory))
+    try:
+        return resolve_model(moved_to or path)
+    finally:
+        _RESOLVING.pop()
 
 
 class GgufModel:
