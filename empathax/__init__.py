@@ -6,6 +6,7 @@ Commands (python -m empathax.NAME; docs/commands.md)
     score.py             log-probs of given replies, row by row
     chat.py              talk to a model, or to two side by side
     export.py            a checkpoint as a Hugging Face directory
+    checkpoint.py        what checkpoints hold, and whether they are what was saved
     build_preferences.py preference pairs by rules or with an LLM, ranked, filtered, looked at
     train_classifier.py  the classifiers that evaluation uses: levels of validation, epitome-style heads
     report.py            evaluated models as one comparison: Markdown, LaTeX, JSON, HTML
@@ -13,12 +14,16 @@ Commands (python -m empathax.NAME; docs/commands.md)
 
 Used everywhere
     errors.py            every error a user can meet, and its exit code
+    sigterm.py           a stop by SIGTERM: at once, or when it has been saved
+    json_text.py         JSON that users give, read within bounds; what is wrong with a file as one error
+    shown.py             text from files, fit to be shown in a message
     atomic.py            files and directories that are written whole or not at all
 
 config/: ConfigDict in, frozen and checked dataclasses out
     options.py           the settings with their defaults; names that they are chosen from
     read.py              a ConfigDict checked and built
     fields.py            what a setting may hold; checks of all of them at once
+    arguments.py         what a command's argument may be: paths, counts, numbers
     flags.py             --config flags to settings: one run, or the variations of a sweep
     losses.py            which preference losses exist and what each takes; what does not fit together
     lora.py              adapters: names of what they are on, ranks and scales
@@ -47,10 +52,13 @@ models/: what a decoder is, and how it gets its weights
         source.py        what a user writes for a model, resolved
         locations.py     the hub, installed packages, stores such as gs://
         loading.py       files to parameters, read into shards
+        memory.py        what the machine has, and whether a model fits
         checks.py        a file's tensors against those that a model needs
         names.py         the one name table, read both ways
         safetensors.py, gguf.py, byte_files.py    the files themselves, by byte range
-        orbax.py         parameters in Orbax directories: converted ones, and those of runs
+        digests.py       digests of arrays, in the graph, and of files
+        orbax.py         trees of arrays as Orbax stores them
+        steps.py         a run's checkpoints and converted models, verified as they are read
         export.py        a Hugging Face directory, whole or not at all
     tokenizers/: text to ids and back
         tokenizer.py     the Tokenizer; the one of bytes
@@ -152,6 +160,7 @@ training/: from settings to a trained model
     held_out.py, evaluate_model.py    held-out data under a model: in a run, without one
     metrics.py           sums to the numbers of a report
     checkpoint.py        checkpoints, what they were trained with, the best evaluation
+    checkpoint_table.py  what checkpoints hold, as a table
     export.py            from a checkpoint to a Hugging Face directory
     tracking.py          metrics.jsonl, TensorBoard, progress
     results.py           what was measured of each model; the before/after table; records

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from empathax.config import Config
+from empathax.config.arguments import MAX_COUNT, MAX_FLOAT, file_path, number, whole_number
 from empathax.errors import ConfigError, exit_on_error
 
 if TYPE_CHECKING:
@@ -101,13 +101,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m empathax.build_preferences", usage=USAGE, description=__doc__)
     add = parser.add_argument
     add("--source", default="", help="dialogues, prompts or pairs: whatever data.path takes (else that of --config)")
-    add("--out", type=Path, help="a new directory, or one that the same command began")
+    add("--out", type=file_path, help="a new directory, or one that the same command began")
     add("--inspect", default="", metavar="PATH", help="look at any preference set: an HTML page goes to --out")
-    add("--tensorboard", type=Path, metavar="DIR", help="of --inspect: the same as scalars and text for TensorBoard")
+    add(
+        "--tensorboard",
+        type=file_path,
+        metavar="DIR",
+        help="of --inspect: the same as scalars and text for TensorBoard",
+    )
     add("--splits", default="", help="train, valid, test, with commas between; left out: train and, if there is, valid")
-    add("--seed", type=_at_least(0, int), default=0)
-    add("--max-length-ratio", type=float, default=3.0, help="words of one reply per word of the other; 0 = no limit")
-    add("--near-duplicates", type=float, default=0.8, help="similarity from which on a pair is dropped; 0 = never")
+    add("--seed", type=whole_number(0), default=0)
+    add("--max-length-ratio", type=number(), default=3.0, help="words of one reply per word of the other; 0 = no limit")
+    add("--near-duplicates", type=number(), default=0.8, help="similarity from which on a pair is dropped; 0 = never")
     _add_rules(parser.add_argument_group("rules, which need no LLM"))
     _add_writing(parser.add_argument_group("replies that a model writes"))
     _add_ranking(parser.add_argument_group("ranking"))
@@ -126,11 +131,11 @@ def _add_writing(group: argparse._ArgumentGroup) -> None:
         "--candidates", choices=("levels", "styles", "samples"), help="a reply per level of validation, per style, or n"
     )
     add("--model", default="", help="writes in this process: directory, .gguf, hub name, package:NAME, random:PRESET")
-    count, positive, share = _at_least(0, int), _at_least(1, int), _at_least(0.0, float, 1.0)
+    count, positive, share = whole_number(0), whole_number(1), number(0.0, 1.0)
     add("--max-contexts", type=count, default=0, help="of each split, evenly spread; 0 = all")
     add("--history-turns", type=count, default=0, help="of a dialogue that the writer sees, the last ones; 0 = all")
     add("--num-samples", type=positive, default=4, help="replies of --candidates=samples")
-    add("--temperature", type=_at_least(0.0, float), default=0.7, help="0 = the likeliest reply")
+    add("--temperature", type=number(0.0), default=0.7, help="0 = the likeliest reply")
     add("--top-p", type=share, default=1.0, help="1 = all tokens")
     add("--max-new-tokens", type=positive, default=256, help="of a reply; those cut off there are warned of")
     add("--dry-run", action="store_true", help="show the prompts and what they would cost, ask nobody")
@@ -141,46 +146,30 @@ def _add_ranking(group: argparse._ArgumentGroup) -> None:
     add("--rank", default="design", help=f"{_RANKERS}: one, or several with commas between, by majority")
     add("--levels", default="", help="classifier of levels (train_classifier --task=levels), for --rank=levels")
     add("--reviews", default="", help="filled-in copies of DIR/review.csv, with commas between, for --rank=human")
-    margin = _at_least(0.0, float, 1.0)
+    margin = number(0.0, 1.0)
     add("--min-margin", type=margin, default=0.0, help="difference in score below which a pair is dropped, 0 to 1")
-    add("--judge-max-tokens", type=_at_least(1, int), default=512, help="of a judge's answer")
+    add("--judge-max-tokens", type=whole_number(1), default=512, help="of a judge's answer")
 
 
 def _add_servers(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
+    whole, real = whole_number(-MAX_COUNT), number(-MAX_FLOAT)  # limits.py says what cannot work
     for name, what in (("server", "writes replies"), ("judge", "judges, if not the writer itself")):
         add(f"--{name}", default="", metavar="URL", help=f"an OpenAI-compatible server, up to /v1, that {what}")
         add(f"--{name}-model", default="", help="the model's name there")
         add(f"--{name}-key-variable", default="OPENAI_API_KEY", help="the environment variable with its API key")
-    add("--response-cache", type=Path, help="where answers are kept; left out: DIR/responses")
-    add("--concurrency", type=int, default=8, help="requests under way at once")
-    add("--timeout", type=float, default=120.0, help="seconds of one attempt")
-    add("--max-attempts", type=int, default=6, help="of one request")
-    add("--first-wait", type=float, default=1.0, help="seconds before a second attempt; doubles from one to the next")
-    add("--requests-per-minute", type=float, default=0.0, help="0 = no limit")
-    add("--tokens-per-minute", type=float, default=0.0, help="0 = no limit")
-    add("--max-failed-share", type=float, default=0.0, help="of requests that may fail without an error")
-    cost = _at_least(0.0, float)
+    add("--response-cache", type=file_path, help="where answers are kept; left out: DIR/responses")
+    add("--concurrency", type=whole, default=8, help="requests under way at once")
+    add("--timeout", type=real, default=120.0, help="seconds of one attempt")
+    add("--max-attempts", type=whole, default=6, help="of one request")
+    add("--first-wait", type=real, default=1.0, help="seconds before a second attempt; doubles from one to the next")
+    add("--requests-per-minute", type=real, default=0.0, help="0 = no limit")
+    add("--tokens-per-minute", type=real, default=0.0, help="0 = no limit")
+    add("--max-failed-share", type=real, default=0.0, help="of requests that may fail without an error")
+    cost = number(0.0)
     add("--prompt-price", type=cost, default=0.0, help="of a million prompt tokens, in any currency")
     add("--answer-price", type=cost, default=0.0, help="of a million answer tokens")
     add("--budget", type=cost, default=0.0, help="the most to spend, in the prices' currency (none given: in tokens)")
-
-
-def _at_least(low: float, kind: type, high: float = math.inf) -> Callable[[str], float]:
-    """The type of a flag that takes numbers from `low` to `high`."""
-
-    def number(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:
-            what = "a whole number" if kind is int else "a number"
-            most = f" to {high:g}" if high < math.inf else " on"
-            raise argparse.ArgumentTypeError(f"{text!r}: expected {what} from {low:g}{most}")
-        return value
-
-    return number
 
 
 def _without_effect(flags: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:

@@ -5,50 +5,47 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from empathax.config import Config, DataOptions, EvalOptions, ModelOptions, from_config_dict
+from empathax.config.arguments import MAX_COUNT, MAX_FLOAT, file_path, number, path_text, whole_number
 from empathax.errors import exit_on_error
 
 
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m empathax.chat", description=__doc__)
-    add = parser.add_argument
-    add("--model", required=True, help="directory, .gguf file, hub name, package:NAME or random:PRESET")
+    add, real = parser.add_argument, number(-MAX_FLOAT)  # sampling.py says what cannot work
+    add("--model", type=path_text, required=True, help="directory, .gguf file, hub name, package:NAME or random:PRESET")
     add(
         "--adapter",
+        type=path_text,
         action="append",
         default=[],
         metavar="DIR",
         help="in PEFT format, on top of --model; several add up",
     )
-    add("--compare", help="a second model that answers the same prompts")
-    add("--prompt-file", type=Path, help='JSON lines with "prompt" or "messages", or text with a prompt a line')
-    add("--out", type=Path, help="JSON lines for --prompt-file; stdout if left out")
+    add("--compare", type=path_text, help="a second model that answers the same prompts")
+    add("--prompt-file", type=file_path, help='JSON lines with "prompt" or "messages", or text with a prompt a line')
+    add("--out", type=file_path, help="JSON lines for --prompt-file; stdout if left out")
     add("--system-prompt", default="none", help="dbt, caregiving, none (the template's own), or the text itself")
-    add("--chat-template", default="auto", help="auto, a family's name, or a .jinja file")
+    add("--chat-template", type=path_text, default="auto", help="auto, a family's name, or a .jinja file")
     add("--chat-template-kwargs", default="", metavar="JSON", help="""what it is told: '{"enable_thinking": true}'""")
     add("--template-date", default=DataOptions.template_date, help="the day that it prints, or today")
-    add("--max-new-tokens", type=int, default=128)
-    add("--temperature", type=float, default=0.0, help="0 = greedy")
-    add("--top-k", type=int, default=0, help="0 = all tokens")
-    add("--top-p", type=float, default=1.0, help="1 = all tokens")
-    add("--min-p", type=float, default=0.0, help="least probability, as a share of the likeliest token's; 0 = all")
-    add("--repetition-penalty", type=float, default=1.0, help="on tokens of prompt and reply; 1 = none")
+    add("--max-new-tokens", type=whole_number(1), default=128)
+    add("--temperature", type=real, default=0.0, help="0 = greedy")
+    add("--top-k", type=whole_number(-MAX_COUNT), default=0, help="0 = all tokens")
+    add("--top-p", type=real, default=1.0, help="1 = all tokens")
+    add("--min-p", type=real, default=0.0, help="least probability, as a share of the likeliest token's; 0 = all")
+    add("--repetition-penalty", type=real, default=1.0, help="on tokens of prompt and reply; 1 = none")
     add("--stop-token", action="append", default=[], metavar="TEXT", help="ends a reply too; may be given again")
-    add("--num-samples", type=int, default=1, help="replies to each prompt of --prompt-file")
-    add("--seed", type=int, default=0)
-    add("--batch-size", type=int, default=8, help="prompts of --prompt-file at once")
+    add("--num-samples", type=whole_number(1), default=1, help="replies to each prompt of --prompt-file")
+    add("--seed", type=whole_number(), default=0)
+    add("--batch-size", type=whole_number(1), default=8, help="prompts of --prompt-file at once")
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on accelerators only")
     flags = parser.parse_args(argv)
-    if not 0 <= flags.seed < 2**31:
-        parser.error(f"--seed={flags.seed}: expected a whole number from 0 to {2**31 - 1}")
     if flags.out and not flags.prompt_file:
         parser.error("--out needs --prompt-file")
     if flags.num_samples > 1 and not flags.prompt_file:
         parser.error("--num-samples needs --prompt-file: a dialogue goes on from one reply")
-    if min(flags.max_new_tokens, flags.batch_size, flags.num_samples) < 1:
-        parser.error("--max-new-tokens, --batch-size and --num-samples must be at least 1")
     return flags
 
 

@@ -6,10 +6,10 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from empathax.config import EvalOptions
+from empathax.config.arguments import file_path, path_text
 from empathax.config.flags import load_config
 from empathax.errors import ConfigError, exit_on_error
 from empathax.parallel.host import restart_with_huge_pages
@@ -26,22 +26,23 @@ SCORERS = {"levels": "levels_path", "epitome": "epitome_path", "encoder": "encod
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m empathax.evaluate", usage=USAGE, description=__doc__)
     add = parser.add_argument
-    add("--model", default="", help="what to evaluate; left out: the config's own base model")
+    add("--model", type=path_text, default="", help="what to evaluate; left out: the config's own base model")
     add(
         "--adapter",
+        type=path_text,
         action="append",
         default=[],
         metavar="DIR",
         help="in PEFT format, on top of the model; several add up",
     )
     add("--label", default="", help="the row's name in a table; left out: base, or the model's path")
-    add("--out", type=Path, help="one flat JSON object: metric name -> number")
-    add("--record", type=Path, help="a directory for evaluation.json, which `report` makes tables of")
-    add("--predictions", type=Path, help='texts to score instead of a model\'s: a line {"text": ...} each')
-    add("--references", type=Path, help="their references, row by row")
-    add("--levels", help="classifier for validation_gap (train_classifier --task=levels)")
-    add("--epitome", help="classifier of --task=epitome")
-    add("--encoder", help="BERT-family encoder for semantic_similarity and BERTScore")
+    add("--out", type=file_path, help="one flat JSON object: metric name -> number")
+    add("--record", type=file_path, help="a directory for evaluation.json, which `report` makes tables of")
+    add("--predictions", type=file_path, help='texts to score instead of a model\'s: a line {"text": ...} each')
+    add("--references", type=file_path, help="their references, row by row")
+    add("--levels", type=path_text, help="classifier for validation_gap (train_classifier --task=levels)")
+    add("--epitome", type=path_text, help="classifier of --task=epitome")
+    add("--encoder", type=path_text, help="BERT-family encoder for semantic_similarity and BERTScore")
     add("--readability", action="store_true", help="Flesch-Kincaid grade and reading ease (English)")
     for name, what in (("server", "answers in place of a model"), ("judge", "judges the replies")):
         add(f"--{name}", default="", metavar="URL", help=f"an OpenAI-compatible server, up to /v1, that {what}")
@@ -49,7 +50,11 @@ def _parser() -> argparse.ArgumentParser:
         add(f"--{name}-key-variable", default="OPENAI_API_KEY", help="the environment variable with its API key")
     add("--judge-criteria", default="empathy,politeness,factuality", help="what is judged, with commas between")
     add("--multihost", action="store_true", help="one of several processes: find the others, then start")
-    add("--response-cache", type=Path, help="directory in which servers' answers are kept: a rerun pays for none twice")
+    add(
+        "--response-cache",
+        type=file_path,
+        help="directory in which servers' answers are kept: a rerun pays for none twice",
+    )
     return parser
 
 

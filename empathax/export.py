@@ -7,16 +7,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from empathax.config.arguments import file_path, path_text
 from empathax.errors import exit_on_error
 
 
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m empathax.export", description=__doc__)
     add = parser.add_argument
-    add("--checkpoint", default="", help="a run's --workdir (its latest stage), a stage, or a step")
-    add("--out", type=Path, required=True, help="a directory that does not exist yet, or is empty")
+    add("--checkpoint", type=path_text, default="", help="a run's --workdir (its latest stage), a stage, or a step")
+    add("--out", type=file_path, required=True, help="a directory that does not exist yet, or is empty")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the written weights")
-    add("--model", default="", help="where the run's first model is now, if it was moved; with orbax, what to convert")
+    add(
+        "--model",
+        type=path_text,
+        default="",
+        help="where the run's first model is now, if it was moved; with orbax, what to convert",
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--adapter", action="store_true", help="a LoRA run's adapters alone, in PEFT format (default)")
     form.add_argument("--merge", action="store_true", help="a LoRA run's model with its adapters merged in")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from empathax import json_text
 from empathax.config import to_dict
 from empathax.config.flags import load_config
 from empathax.config.hardware import find_kind, parse_hardware
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     find_kind(flags.topology) if flags.search and ":" not in flags.topology else parse_hardware(flags.topology)
     request = Request(to_dict(config), stage, flags.topology, parts, flags.search, flags.model_config)
     plan = run_plan(request, lambda text: print(text, file=sys.stderr, flush=True))
-    text = json.dumps(plan, indent=2)
+    text = json_text.dumps(plan, indent=2)
     if flags.json and flags.json != "-":
         Path(flags.json).write_text(text + "\n", encoding="utf-8")
     print(text if flags.json == "-" else plan_text(plan))

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from empathax.config.arguments import file_path, path_problem, whole_number
 from empathax.errors import exit_on_error
+from empathax.shown import quoted
 
 
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -16,17 +18,20 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--runs", required=True, help="directories with evaluation.json in them or one level below, with commas between"
     )
-    add("--out", type=Path, required=True, help="directory for table.md, table.tex, table.json and report.html")
+    add("--out", type=file_path, required=True, help="directory for table.md, table.tex, table.json and report.html")
     add("--paper", default="", help="llama8b, mistral7b or gemma7b, with commas between; left out: all three")
     add("--title", default="Base, SFT and DPO compared", help="heading of the tables and the page")
-    add("--seed", type=int, default=0, help="of the bootstrap")
+    add("--seed", type=whole_number(), default=0, help="of the bootstrap")
     add("--judge", default="", metavar="URL", help="an OpenAI-compatible server that compares every row with the first")
     add("--judge-model", default="", help="the judge's name there")
     add("--judge-key-variable", default="OPENAI_API_KEY", help="the environment variable with its API key")
-    add("--response-cache", type=Path, help="directory in which the judge's answers are kept")
+    add("--response-cache", type=file_path, help="directory in which the judge's answers are kept")
     flags = parser.parse_args(argv)
-    if not flags.runs.strip(",") or flags.seed < 0:
-        parser.error("--runs needs at least one directory, --seed a number that is not negative")
+    if not flags.runs.strip(","):
+        parser.error("--runs needs at least one directory")
+    for name in flags.runs.split(","):
+        if problem := path_problem(name):
+            parser.error(f"--runs={quoted(name)} cannot be a path: {problem}")
     return flags
 
 

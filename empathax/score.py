@@ -8,36 +8,45 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from empathax.config import DataOptions, ModelOptions, from_config_dict
+from empathax.config.arguments import file_path, path_text, whole_number
 from empathax.errors import ConfigError, exit_on_error
 
 
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m empathax.score", description=__doc__)
     add = parser.add_argument
-    add("--model", required=True, help="directory, .gguf file, hub name, package:NAME or random:PRESET")
+    add("--model", type=path_text, required=True, help="directory, .gguf file, hub name, package:NAME or random:PRESET")
     add(
         "--adapter",
+        type=path_text,
         action="append",
         default=[],
         metavar="DIR",
         help="in PEFT format, on top of --model; several add up",
     )
-    add("--data", required=True, help="preference or SFT rows: JSON lines and every other format that training reads")
-    add("--out", type=Path, required=True, help="JSON lines, a line for each row of --data in its order")
-    add("--tokenizer", default="", help="another directory or .gguf file whose tokenizer is used")
+    add(
+        "--data",
+        type=path_text,
+        required=True,
+        help="preference or SFT rows: JSON lines and every other format that training reads",
+    )
+    add("--out", type=file_path, required=True, help="JSON lines, a line for each row of --data in its order")
+    add("--tokenizer", type=path_text, default="", help="another directory or .gguf file whose tokenizer is used")
     add("--packing", choices=("tree", "pair", "none"), default="tree", help="how much of the prompts is shared")
     add("--system-prompt", default="none", help="dbt, caregiving, none (the template's own), or the text itself")
-    add("--chat-template", default="auto", help="auto, a family's name, or a .jinja file")
+    add("--chat-template", type=path_text, default="auto", help="auto, a family's name, or a .jinja file")
     add("--chat-template-kwargs", default="", metavar="JSON", help="""what it is told: '{"enable_thinking": true}'""")
     add("--template-date", default=DataOptions.template_date, help="the day that it prints, or today")
     add("--plain-text", choices=("chat", "raw"), default="chat", help="string prompts: a chat turn, or as they are")
-    add("--max-length", type=int, default=0, help="longest prompt + reply in tokens; 0 = the model's positions")
-    add("--rows-per-batch", type=int, default=1, help="packed rows at once; more for accelerators")
+    add(
+        "--max-length",
+        type=whole_number(),
+        default=0,
+        help="longest prompt + reply in tokens; 0 = the model's positions",
+    )
+    add("--rows-per-batch", type=whole_number(1), default=1, help="packed rows at once; more for accelerators")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and activations")
-    flags = parser.parse_args(argv)
-    if flags.max_length < 0 or flags.rows_per_batch < 1:
-        parser.error("--max-length must be at least 0, --rows-per-batch at least 1")
-    return flags
+    return parser.parse_args(argv)
 
 
 @exit_on_error

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from empathax.config.flags import load_sweep
+from empathax import sigterm
 from empathax.errors import ConfigError, exit_on_error
 from empathax.parallel.host import restart_with_huge_pages
 
@@ -15,16 +14,23 @@ from empathax.parallel.host import restart_with_huge_pages
 @exit_on_error
 def main(argv: Sequence[str]) -> int:
     """See docs/commands.md. Returns the exit code."""
+    with sigterm.listening():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str]) -> int:
+    from empathax.config.arguments import file_path
+
     parser = argparse.ArgumentParser(
         prog="python -m empathax.train --config=FILE [--config.a.b=VALUE]", description=__doc__
     )
-    parser.add_argument("--workdir", type=Path, required=True, help="where the run is kept; the same again goes on")
-    parser.add_argument("--overwrite", action="store_true", help="empty an earlier run's directory first")
-    parser.add_argument(
-        "--multihost", action="store_true", help="one of several processes: find the others, then start"
-    )
+    add = parser.add_argument
+    add("--workdir", type=file_path, required=True, help="where the run is kept; the same again goes on")
+    add("--overwrite", action="store_true", help="remove what an earlier run wrote there first, and nothing else")
+    add("--multihost", action="store_true", help="one of several processes: find the others, then start")
     flags, rest = parser.parse_known_args(argv)
 
+    from empathax.config.flags import load_sweep
     from empathax.parallel.agreement import fail_together
     from empathax.parallel.processes import is_leader, joined
 
@@ -50,4 +56,6 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     restart_with_huge_pages()
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sigterm.ignore()
+    sys.exit(code)

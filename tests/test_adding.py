@@ -22,7 +22,7 @@ from empathax.evaluation.report.table import COLUMNS, TABLE_1, Column
 from empathax.models.architecture import hf_fields
 from empathax.models.architecture.hf_config import from_hf_config
 from empathax.models.transformer import init_params, logits
-from empathax.models.weights.orbax import latest_checkpoint
+from empathax.models.weights.steps import find_steps
 from empathax.objectives import pair_losses
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.stopping import StopVote
@@ -125,7 +125,7 @@ def test_a_stage_whose_batches_depend_on_the_state(monkeypatch, tmp_path):
     timing = ("tokens_per_second", "pairs_per_second", "memory_gb")
     kept = [[{k: v for k, v in line.items() if k not in timing} for line in lines] for lines in (whole, again)]
     assert kept[0] == kept[1]
-    assert latest_checkpoint(tmp_path / "stopped").parts[-2:] == ("on_policy", "4")
+    assert find_steps(tmp_path / "stopped")[0].parts[-2:] == ("on_policy", "4")
 
 
 def test_an_unknown_stage_is_refused_where_settings_are_read():

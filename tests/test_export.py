@@ -1,7 +1,9 @@
 """The export command: a checkpoint becomes a directory that scores like the checkpoint; bad input leaves nothing."""
 
 import dataclasses
+import os
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
 from empathax import export
+from empathax.errors import WeightsError
 from empathax.models.tokenizers.template_defaults import with_defaults
 from empathax.models.weights.source import resolve_model
 from empathax.training.checkpoint import StageCheckpoints
@@ -117,5 +120,33 @@ def test_a_damaged_checkpoint(tmp_path, trained):
     command = [sys.executable, "-m", "empathax.export", *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 5, done.stderr
-    assert "sft/1 cannot be read into this model" in done.stderr
+    assert "sft/1: params/d/" in done.stderr
+    assert "no checkpoint can be used; found 1" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_checkpoints_that_lead_to_no_model(tmp_path, trained, capsys):
+    """A best evaluation's directory says nothing of the model; a run may name itself, or one that names it."""
+    best = tmp_path / "best" / "sft"
+    state = init_state(jax.tree.map(np.array, trained), optax.sgd(0.1)).replace(step=np.int32(1))
+    with StageCheckpoints(best) as checkpoints:
+        checkpoints.save(state, {"value": 1.0, "metric": "perplexity"})
+    save(tmp_path / "self", "sft", trained, 1, model_path=str(tmp_path / "self"))
+    save(tmp_path / "one", "sft", trained, 1, model_path=str(tmp_path / "two"))
+    save(tmp_path / "two", "sft", trained, 1, model_path=str(tmp_path / "one"))
+    for path, reason in ((best, "does not say which model"), ("self", "this very run"), ("one", "this very run")):
+        assert export.main([f"--checkpoint={tmp_path / path}", f"--out={tmp_path / 'out'}"]) == 4
+        assert reason in capsys.readouterr().err
+        with pytest.raises(WeightsError, match=reason):
+            resolve_model(tmp_path / path)
+
+
+def test_what_a_killed_export_left_goes_with_the_next(tmp_path, workdir):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = tmp_path / f".out.partial-{socket.gethostname()}-{gone.pid}-abc"
+    going = tmp_path / f".out.partial-{socket.gethostname()}-{os.getpid()}-abc"
+    for directory in (left, going):
+        directory.mkdir()
+    assert export.main([f"--checkpoint={workdir}", f"--out={tmp_path / 'out'}"]) == 0
+    assert {entry.name for entry in tmp_path.iterdir()} == {going.name, "out"}

@@ -24,7 +24,9 @@ FOLDERS = {name.rpartition("/")[0] for name in FILES} - {""}
 
 # A module imports from its own room and from earlier lines.
 LAYERS = [
+    {"shown", "sigterm"},
     {"__init__", "errors", "atomic"},
+    {"json_text"},
     {"config"},
     {"models"},
     {"objectives", "data", "parallel"},
@@ -33,7 +35,18 @@ LAYERS = [
     {"planning"},
 ]
 EVALUATION = [{"generation"}, {"metrics"}, {"classifiers", "judging"}, {"report"}]  # its other files: above or between
-COMMANDS = {"train", "evaluate", "score", "chat", "export", "report", "train_classifier", "plan", "build_preferences"}
+COMMANDS = {
+    "train",
+    "evaluate",
+    "score",
+    "chat",
+    "export",
+    "checkpoint",
+    "report",
+    "train_classifier",
+    "plan",
+    "build_preferences",
+}
 # Files that something below the rest of their room imports, or that import something above it. None may be added.
 OUT_OF_ORDER = {
     "models/lora/files.py",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import field
 from typing import Any
 
+from empathax.config.arguments import MAX_COUNT, MAX_FLOAT, path_problem
 from empathax.errors import did_you_mean, nearest
+from empathax.shown import quoted, shown
+
+_MAX_TEXT = 1 << 20  # characters of a setting that is text
 
 
 def option(
@@ -24,6 +27,7 @@ def option(
 ) -> Any:
     """A field with its allowed values: a set of `choices`, or a closed range [low, high].
 
+    Without `high` a whole number has at most 31 bits and a number fits float32, in which settings are computed with.
     A tuple of strings is split at commas, its names stripped, unless `verbatim`; so is a tuple of numbers. A `json`
     field is given as a dict or as JSON, and kept as JSON text.
     """
@@ -51,15 +55,18 @@ def build(cls: type, values: dict[str, Any], prefix: str, problems: list[str]) -
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in values.keys() - fields.keys():
-        near = nearest_name(key, fields)
+        near = nearest_name(str(key)[:100], fields)
         hint = f"did you mean {prefix}{near}?" if near else f"known: {', '.join(fields)}"
-        problems.append(f"unknown key {prefix}{key}; {hint}")
+        problems.append(f"unknown key {prefix}{shown(str(key))}; {hint}")
     built = {}
     for key in fields.keys() & values.keys():
-        if dataclasses.is_dataclass(hints[key]):
-            built[key] = build(hints[key], values[key], f"{prefix}{key}.", problems)
+        name = f"{prefix}{key}"
+        if not dataclasses.is_dataclass(hints[key]):
+            built[key] = _checked(values[key], hints[key], fields[key], name, problems)
+        elif isinstance(values[key], Mapping):
+            built[key] = build(hints[key], dict(values[key]), f"{name}.", problems)
         else:
-            built[key] = _checked(values[key], hints[key], fields[key], f"{prefix}{key}", problems)
+            problems.append(f"{name} = {quoted(values[key])}: expected settings by name")
     return cls(**built)
 
 
@@ -88,33 +95,66 @@ def _checked(value: Any, hint: Any, spec: dataclasses.Field, name: str, problems
     if spec.metadata.get("json"):
         return _json_text(value, name, problems)
     if isinstance(hint, types.GenericAlias):  # tuple[str, ...]
-        items = (value,) if isinstance(value, str) else value
-        if isinstance(items, tuple | list) and all(isinstance(item, str) for item in items):
-            if spec.metadata.get("verbatim"):
-                return tuple(items)
-            items = [name.strip() for item in items for name in item.split(",")]  # --config.stages=sft,dpo
-        if not isinstance(items, tuple | list) or not all(isinstance(item, str) for item in items):
-            problems.append(f"{name} = {value!r}: expected a tuple of names")
-            return spec.default
-        return tuple(items)
-    if hint is float and type(value) is int:
+        return _names(value, spec, name, problems)
+    if hint is float and type(value) is int and abs(value) <= MAX_FLOAT:
         value = float(value)
     if type(value) is not hint:
-        problems.append(f"{name} = {value!r} is {type(value).__name__}: expected {hint.__name__}")
+        problems.append(f"{name} = {quoted(value)} is {type(value).__name__}: expected {hint.__name__}")
         return spec.default
-    choices, low, high = (spec.metadata.get(key) for key in ("choices", "low", "high"))
+    choices = spec.metadata.get("choices")
     if choices and value not in choices:
-        near = did_you_mean(str(value), map(str, choices))
-        problems.append(f"{name} = {value!r}: expected one of {', '.join(map(repr, choices))}{near}")
-    if (low is not None and value < low) or (high is not None and value > high) or _is_not_finite(value):
-        problems.append(
-            f"{name} = {value!r}: expected a value {'>= ' + str(low) if high is None else f'in [{low}, {high}]'}"
-        )
+        near = did_you_mean(str(value)[:100], map(str, choices))
+        problems.append(f"{name} = {quoted(value)}: expected one of {', '.join(map(repr, choices))}{near}")
+    elif hint is str:
+        problems += [f"{name} = {quoted(value)}: {problem}" for problem in _text_problems(value, spec)]
+    elif expected := _out_of_range(value, spec):
+        problems.append(f"{name} = {quoted(value)}: expected {expected}")
     return value
 
 
-def _is_not_finite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+def _out_of_range(value: Any, spec: dataclasses.Field) -> str:
+    """What was expected of a number that is outside its range; "" if it is inside (and for true and false)."""
+    if isinstance(value, bool):
+        return ""
+    low, high = (spec.metadata.get(key) for key in ("low", "high"))
+    most = MAX_COUNT if isinstance(value, int) else MAX_FLOAT
+    bottom, top = -most if low is None else low, most if high is None else high
+    if bottom <= value <= top:
+        return ""
+    if high is not None:
+        return f"a value in [{low}, {high}]"
+    if value < bottom and low is not None:
+        return f"a value >= {low}"
+    return f"a value from {bottom:,} to {top:,}" if isinstance(value, int) else f"a value from {bottom:g} to {top:g}"
+
+
+def _text_problems(text: str, spec: dataclasses.Field) -> list[str]:
+    """Why a text cannot be a setting: it could not be written down again, or is a path that nothing can have."""
+    is_path = spec.name.endswith("path") or spec.name == "compilation_cache"
+    if is_path and (problem := path_problem(text)):
+        return [f"{problem}; expected a path"]
+    if "\0" in text or not _is_unicode(text):
+        return ["expected text without NUL characters and halves of surrogate pairs"]
+    return [f"expected at most {_MAX_TEXT:,} characters"] if len(text) > _MAX_TEXT else []
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _names(value: Any, spec: dataclasses.Field, name: str, problems: list[str]) -> tuple[str, ...]:
+    items = (value,) if isinstance(value, str) else value
+    if not isinstance(items, tuple | list) or not all(isinstance(item, str) for item in items):
+        problems.append(f"{name} = {quoted(value)}: expected a tuple of names")
+        return typing.cast(tuple[str, ...], spec.default)
+    if not spec.metadata.get("verbatim"):
+        items = [part.strip() for item in items for part in item.split(",")]  # --config.stages=sft,dpo
+    problems += [f"{name}: {quoted(item)}: {problem}" for item in items for problem in _text_problems(item, spec)]
+    return tuple(items)
 
 
 def _numbers(value: Any, name: str, problems: list[str]) -> tuple[float, ...]:
@@ -122,9 +162,12 @@ def _numbers(value: Any, name: str, problems: list[str]) -> tuple[float, ...]:
     try:
         if any(isinstance(item, bool) for item in items):
             raise ValueError
-        return tuple(float(item) for item in items)
-    except (TypeError, ValueError):
-        problems.append(f"{name} = {value!r}: expected a tuple of numbers")
+        numbers = tuple(float(item) for item in items)
+        if not all(abs(number) <= MAX_FLOAT for number in numbers):
+            raise ValueError
+        return numbers
+    except (OverflowError, TypeError, ValueError):
+        problems.append(f"{name} = {quoted(value)}: expected a tuple of numbers")
         return ()
 
 

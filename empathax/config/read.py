@@ -71,6 +71,11 @@ def _check_stages(config: Config, problems: list[str]) -> None:
         problems.append(f"eval.objectives = {config.eval.objectives!r}: expected some of {', '.join(STAGES)}")
     for block in dict.fromkeys(kind.options for kind in STAGES.values()):
         options: StageOptions = getattr(config, block)
+        is_used = any(STAGES[stage].options == block for stage in config.stages if stage in STAGES)
+        if is_used and not options.num_epochs and not options.max_steps:
+            problems.append(
+                f"{block}.num_epochs = 0.0 and {block}.max_steps = 0: a stage without steps; take it out of stages"
+            )
         problems += [f"{block}.{problem}" for problem in _stage_problems(options, config.data.eval_split)]
 
 

@@ -9,15 +9,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from empathax import json_text
+from empathax.config.arguments import path_problem
 from empathax.config.losses import REPLY_ROWS
 from empathax.data.records import Tally
 from empathax.data.splits import VALIDATION_NAMES, choose_splits, split_name
 from empathax.errors import DataError, did_you_mean
+from empathax.shown import quoted, shown
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".ndjson")
 MAX_LINE_BYTES = 8 << 20  # a longer line is no row but a damaged file
@@ -26,6 +31,8 @@ _OTHER_BOMS = {
     **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "UTF-16"),
     b"PK\x03\x04": "a zip archive",
 }
+_SPACE = re.compile(r"\s*")
+_ANY_JSON = json.JSONDecoder(parse_int=len)  # whatever Python takes for JSON, numbers of any length
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}  # first bytes -> pyarrow's name
 _PACKED_SUFFIXES = (".gz", ".bz2", ".zst", ".zstd")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -56,6 +63,8 @@ def open_source(path: str, rows_kind: str, eval_split: str = "valid", train_spli
         kind = "dialogues" if rows_kind == REPLY_ROWS else "preferences"
         folder = Path(__file__).with_name("samples")
         return {"train": _read([folder / f"{kind}_train.jsonl"]), "eval": _read([folder / f"{kind}_heldout.jsonl"])}
+    if problem := path_problem(path):
+        raise DataError(f"{quoted(path)} cannot be a path: {problem}")
     if "://" in path:
         raise DataError(f"{path} is in a store: data are read from a disk or the hub, so copy them first (gsutil cp)")
     place = Path(path).expanduser()
@@ -95,11 +104,12 @@ def read_values(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
         DataError: the file as a whole cannot be read.
     """
     readers = {".csv": _read_csv, ".parquet": _read_parquet}
-    try:
-        _check_encoding(path)
-        yield from readers.get(data_suffix(path), _read_any_json)(path, tally)
-    except OSError as error:  # also what unpacking finds wrong
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    with json_text.content_of(path, DataError):
+        try:
+            _check_encoding(path)
+            yield from readers.get(data_suffix(path), _read_any_json)(path, tally)
+        except OSError as error:  # also what unpacking finds wrong
+            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def _read(paths: Sequence[Path]) -> Part:
@@ -189,7 +199,15 @@ def _hub_rows(rows: Iterable[dict[str, Any]], origin: str) -> Part:
     return lambda tally: [values()]
 
 
+def check_ordinary(path: Path) -> None:
+    """Raises a DataError for a device or a pipe, which may have no end, and an OSError if there is nothing."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path}: it is {'a directory' if stat.S_ISDIR(mode) else 'no ordinary file'}, expected a file")
+
+
 def _check_encoding(path: Path) -> None:
+    check_ordinary(path)
     with _opened(path) as file:
         head = file.read(len(_LFS_POINTER))
     if not head.removeprefix(_UTF8_BOM):
@@ -235,18 +253,20 @@ def _read_any_json(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
 def _read_objects(path: Path) -> Iterator[tuple[Any, str]]:
     """Objects printed over several lines, one after another; of a single one that holds one list, its items."""
     with _opened(path) as file:
-        text = file.read().decode("utf-8-sig", errors="replace")
-    decoder, position, found = json.JSONDecoder(), 0, []
-    while position < len(text.rstrip()):
-        position += len(text[position:]) - len(text[position:].lstrip())
-        line = 1 + text.count("\n", 0, position)
+        text = file.read().decode("utf-8-sig", errors="replace").rstrip()
+    decoder, end, line, found = json_text.decoder(), 0, 1, []
+    while end < len(text):
+        space = _SPACE.match(text, end)
+        start = space.end() if space else end
+        line += text.count("\n", end, start)
         try:
-            value, position = decoder.raw_decode(text, position)
+            value, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError) as error:
-            line = getattr(error, "lineno", line)
-            reason = getattr(error, "msg", "nested too deeply")
-            raise DataError(f"{path}:{line}: not JSON: {reason}; expected a row on each line, or a list") from None
+            at = getattr(error, "lineno", line)
+            reason = getattr(error, "msg", str(error) or "nested too deeply")
+            raise DataError(f"{path}:{at}: not JSON: {shown(reason)}; expected a row on each line, or a list") from None
         found.append((value, f"{path}:{line}"))
+        line += text.count("\n", start, end)
     if len(found) == 1 and (key := _container(path, found[0][0])):
         found = [(item, f"{path}:{key}[{number}]") for number, item in enumerate(found[0][0][key])]
     yield from found
@@ -289,13 +309,9 @@ def _parsed(line: bytes) -> Any:
     if len(line) > MAX_LINE_BYTES:
         raise BadRow(f"the line has more than {MAX_LINE_BYTES >> 20} MiB")
     try:
-        return json.loads(line.decode("utf-8").rstrip())
-    except UnicodeDecodeError as error:
-        raise BadRow(f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}") from None
-    except json.JSONDecodeError as error:
-        raise BadRow(f"not JSON: {error.msg} at column {error.colno}") from None
-    except RecursionError:
-        raise BadRow("not JSON: nested too deeply") from None
+        return json_text.parse(line.rstrip())
+    except json_text.JsonError as error:
+        raise BadRow(str(error)) from None
 
 
 def _read_json(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
@@ -308,7 +324,6 @@ def _read_json(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
     if not text.lstrip().startswith("["):
         yield from _read_json_lines(path, tally)
         return
-    decoder = json.JSONDecoder()
     position, line, counted = text.index("[") + 1, 1, 0
     while True:
         while text[position : position + 1].isspace():
@@ -320,14 +335,32 @@ def _read_json(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
             return
         line, counted = line + text.count("\n", counted, position), position
         try:
-            value, position = decoder.raw_decode(text, position)
+            value, position = _next_item(text, position)
         except (json.JSONDecodeError, RecursionError) as error:
             if isinstance(error, json.JSONDecodeError):
                 line = error.lineno
             raise DataError(f"{path}:{line}: not a JSON list: {getattr(error, 'msg', 'nested too deeply')}") from None
-        yield value, f"{path}:{line}"
+        if isinstance(value, BadRow):
+            tally.num_rows += 1
+            tally.add_bad(f"{path}:{line}", str(value))
+        else:
+            yield value, f"{path}:{line}"
         while text[position : position + 1].isspace() or text[position : position + 1] == ",":
             position += 1
+
+
+def _next_item(text: str, position: int) -> tuple[Any, int]:
+    """The value that begins at `position`, or a BadRow if it is JSON that is refused, and where it ends."""
+    try:
+        value, end = json_text.decoder().raw_decode(text, position)
+        json_text.check_value(value, text[position:end])
+        return value, end
+    except json_text.JsonError:
+        end = _ANY_JSON.raw_decode(text, position)[1]
+    try:
+        return json_text.parse(text[position:end]), end  # raises it again, with the name of the field
+    except json_text.JsonError as error:
+        return BadRow(str(error)), end
 
 
 def _read_csv(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
@@ -344,7 +377,7 @@ def _read_csv(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except csv.Error as error:
-        raise DataError(f"{path}: not a CSV file: {error}") from None
+        raise DataError(f"{path}: not a CSV file: {shown(str(error))}") from None
 
 
 def _read_parquet(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
@@ -357,4 +390,4 @@ def _read_parquet(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
                 number += 1
                 yield {key: item for key, item in value.items() if item is not None}, f"{path}:{number}"
     except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: not a parquet file: {error}") from None
+        raise DataError(f"{path}: not a parquet file: {shown(str(error))}") from None

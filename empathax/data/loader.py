@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int
 
+from empathax.config.arguments import MAX_COUNT
 from empathax.data.batch import Batch
 from empathax.data.packing import PackedRows
 from empathax.data.passes import PassOrder, row_order
@@ -56,7 +57,6 @@ class Loader:
         num_parts: int = 1,
         ref_logps: Float32[np.ndarray, " sequences"] | None = None,
     ) -> None:
-        self._own = _rows_of(parts, num_parts, rows_per_batch, "rows_per_batch")
         self.rows = rows
         self.rows_per_step = rows_per_batch * accumulation_steps
         if len(rows) < self.rows_per_step:
@@ -65,6 +65,7 @@ class Loader:
                 f"rows_per_batch * accumulation_steps = {rows_per_batch} * {accumulation_steps}: lower these, lower "
                 "data.row_length, or add data"
             )
+        self._own = _rows_of(parts, num_parts, rows_per_batch, "rows_per_batch")
         self._shape = (accumulation_steps, rows_per_batch)
         self._order = {"seed": seed, "shuffle": shuffle}
         self._ref_logps = ref_logps
@@ -76,8 +77,17 @@ class Loader:
         return len(self.rows) / self.rows_per_step
 
     def num_steps(self, num_epochs: float, max_steps: int = 0) -> int:
-        """Steps of a stage: every row at least `num_epochs` times, or `max_steps` where that is set."""
-        return max_steps or math.ceil(round(num_epochs * self.steps_per_epoch, 6))
+        """Steps of a stage: every row at least `num_epochs` times, or `max_steps` where that is set.
+
+        Raises a ConfigError for epochs that come to no step, or to more than can be counted.
+        """
+        steps = max_steps or math.ceil(round(num_epochs * self.steps_per_epoch, 6))
+        if not 1 <= steps <= MAX_COUNT:
+            raise ConfigError(
+                f"num_epochs = {num_epochs:g} makes {steps:.6g} steps ({self.steps_per_epoch:g} an epoch): expected "
+                f"from 1 to {MAX_COUNT:,}; raise or lower num_epochs, or set max_steps"
+            )
+        return steps
 
     def row_ids(self, step: int) -> Int[np.ndarray, "A B"]:
         """The rows of step `step` over all processes."""
@@ -148,6 +158,8 @@ def eval_batches(
 
     `parts` of `num_parts` are read, as by Loader.
     """
+    if rows_per_batch % num_parts == 0:  # a batch is no larger than all rows, in equal parts
+        rows_per_batch = min(rows_per_batch, max(1, -(-len(rows) // num_parts)) * num_parts)
     own = _rows_of(parts, num_parts, rows_per_batch, "eval.rows_per_batch")
     for start in range(0, len(rows), rows_per_batch):
         yield _stack([_read(rows, start + int(row), ref_logps) for row in own])

@@ -22,6 +22,7 @@ from empathax.data.prefix_tree import PrefixTrie, ScoredSequence, common_length
 from empathax.errors import ConfigError
 
 ROW_MULTIPLE = 128  # T, for attention blocks
+ANY_ROW = 1 << 16  # tokens of a row that is made as long as asked for
 LONG_ROW, LONG_ROW_MULTIPLE = 1024, 256  # rows above this many tokens may as well allow the larger, faster blocks
 CANDIDATES = 8  # row lengths tried by row_length = 0
 # Row length at which attention costs a token as much as everything else; a rough mean of models.
@@ -79,6 +80,8 @@ def plan_rows(passes: Sequence[Sequence[Group]], share: bool, merge: bool, row_l
     common = _common_prefix_length(groups) if merge else 0
     if row_length:
         _check_units(groups, sizes, row_length, share)
+        if row_length > ANY_ROW:  # longer than all data together, a row holds nothing more
+            row_length = min(row_length, round_up(max(ANY_ROW, sum(sizes)), LONG_ROW_MULTIPLE))
         lengths = [round_up(row_length, ROW_MULTIPLE)]
     else:
         lengths = _candidate_lengths(groups, sizes, max_length, share)

@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from empathax import json_text
 from empathax.errors import DataError
+from empathax.shown import shown
 
 CPU_SECONDS = 5.0  # of one rendering; a dialogue takes about a ten-thousandth
 WALL_SECONDS = 120.0  # for a machine so busy that CPU_SECONDS take this long
@@ -61,20 +63,19 @@ class TemplateProcess:
         self._close()
 
     def _ask(self, request: Any) -> dict[str, Any]:
-        answer = self._exchange(json.dumps(request))
-        if not answer:
+        result = _parsed(self._exchange(json.dumps(request)))
+        if result is None:
             self.close()
             raise DataError(
                 f"{self._name}: ended after {CPU_SECONDS:.0f} s of CPU time or out of memory (it loops, or builds "
                 "a huge text); set data.chat_template to a family's name or to another .jinja file"
             )
-        result = json.loads(answer)
         if result.get("kind") == "refused":
-            raise TemplateRefused(f"{self._name} refuses the messages: {result['error']}")
+            raise TemplateRefused(f"{self._name} refuses the messages: {shown(result['error'])}")
         if "error" in result:
             raise DataError(
-                f"{self._name} cannot be used: {result['error']}; set data.chat_template to a family's name or to "
-                "another .jinja file"
+                f"{self._name} cannot be used: {shown(result['error'])}; set data.chat_template to a family's name or "
+                "to another .jinja file"
             )
         return result
 
@@ -91,6 +92,13 @@ class TemplateProcess:
                 if selector.select(WALL_SECONDS):
                     return answers.readline()
         return ""
+
+
+def _parsed(answer: str) -> dict[str, Any] | None:
+    """A line of the worker; None if there is none, or half of one: it ended."""
+    with contextlib.suppress(json_text.JsonError):
+        return json_text.parse(answer, half_pairs=True)
+    return None
 
 
 def _close(process: subprocess.Popen) -> None:

@@ -6,11 +6,11 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from empathax import json_text
 from empathax.config import DataOptions
 from empathax.config.losses import LABELED_ROWS, MISMATCHED_ROWS, PAIRED_ROWS, REPLY_ROWS
 from empathax.data.files import BadRow, NoReply, Part, Values, open_source
@@ -18,6 +18,7 @@ from empathax.data.records import CompletionRow, Dialogue, Row, Tally
 from empathax.data.support_corpora import esconv_pairs, parse_empathetic_dialogues, parse_esconv
 from empathax.data.trl_format import LABEL_WORDS, group_id, messages_id, parse_row, unread_columns
 from empathax.errors import DataError, raise_all
+from empathax.shown import shown
 
 SHOWN_REASONS = 5
 
@@ -184,6 +185,9 @@ def _results(values: Values, source: str, tally: Tally) -> Iterator[tuple[Row | 
         except BadRow as error:
             yield error, origin
             continue
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            yield BadRow(f"malformed ({type(error).__name__}: {shown(str(error))})"), origin
+            continue
         if parse is parse_row:
             tally.unread.update(unread_columns(value, row))
         yield row, origin
@@ -198,8 +202,8 @@ def _unwrapped(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if value.keys() == {"text"} and str(value["text"]).startswith("{"):
-        with contextlib.suppress(json.JSONDecodeError):
-            return json.loads(value["text"])
+        with contextlib.suppress(json_text.JsonError):
+            return json_text.parse(value["text"])
     is_pair = value.get("chosen") is not None
     return {key: item for key, item in value.items() if item is not None or (key == "prompt" and is_pair)}
 

@@ -15,6 +15,7 @@ from empathax.data.messages import checked_text
 from empathax.data.records import Dialogue, Message, PreferenceRow
 from empathax.data.trl_format import messages_id
 from empathax.errors import DataError
+from empathax.shown import quoted
 
 ADVICE = frozenset({"Providing Suggestions", "Providing Suggestions or Information", "Information"})
 _ESCONV_ROLES = {
@@ -77,6 +78,8 @@ def parse_empathetic_dialogues(
     for row, origin in rows:
         try:
             name, text, index = row["conv_id"], row["utterance"].strip(), int(row["utterance_idx"])
+            texts = {key: (row.get(key) or "").strip() for key in ("prompt", "context")}
+            hash(name)
         except (KeyError, ValueError, TypeError, AttributeError):
             yield BadRow("expected the columns conv_id, utterance_idx (a number) and utterance"), origin
             continue
@@ -84,8 +87,8 @@ def parse_empathetic_dialogues(
             yield BadRow("the utterance is empty"), origin
             continue
         if name not in metas:
-            metas[name] = {"situation": (row.get("prompt") or "").replace("_comma_", ",").strip()}
-            if emotion := (row.get("context") or "").strip():
+            metas[name] = {"situation": texts["prompt"].replace("_comma_", ",")}
+            if emotion := texts["context"]:
                 metas[name]["emotion_type"] = emotion
         by_conversation.setdefault(name, []).append((index, text.replace("_comma_", ","), origin))
     for name, turns in by_conversation.items():
@@ -144,11 +147,13 @@ def _esconv_utterance(item: Any, number: int) -> Utterance:
     if not isinstance(item, dict) or "speaker" not in item:
         raise BadRow(f'dialog[{number}]: expected an object with "speaker" and "text" or "content"')
     speaker = item["speaker"]
-    if speaker not in _ESCONV_ROLES:
-        raise BadRow(f"dialog[{number}]: unknown speaker {speaker!r}, expected one of {', '.join(_ESCONV_ROLES)}")
+    if not isinstance(speaker, str) or speaker not in _ESCONV_ROLES:
+        raise BadRow(f"dialog[{number}]: unknown speaker {quoted(speaker)}, expected one of {', '.join(_ESCONV_ROLES)}")
     text = checked_text(item.get("text", item.get("content")), f"dialog[{number}]: the text").strip()
     annotation = item.get("annotation")
     strategy = item.get("strategy") or (annotation.get("strategy") if isinstance(annotation, dict) else None)
+    if strategy is not None and not isinstance(strategy, str):
+        raise BadRow(f"dialog[{number}]: strategy is {quoted(strategy)}, expected text")
     return Utterance(_ESCONV_ROLES[speaker], text, strategy)
 
 

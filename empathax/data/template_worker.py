@@ -16,6 +16,7 @@ import jinja2.nodes
 import jinja2.sandbox
 
 MEMORY_LIMIT_BYTES = 2 << 30
+REASON_CHARACTERS = 1000  # of an error's text: a template may raise any
 
 
 class GenerationTag(jinja2.ext.Extension):
@@ -69,23 +70,31 @@ def limit_cpu_time(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
+def reason(error: Exception) -> str:
+    """What an error says, cut: the parent shows less of it. A template may raise what is no text."""
+    try:
+        return str(error)[:REASON_CHARACTERS] or type(error).__name__
+    except Exception:
+        return type(error).__name__
+
+
 def answer(template: jinja2.Template, request: dict) -> dict:
     """{"texts"} or {"error", "kind"}: kind "refused" where the template raised, else "broken"."""
     limit_cpu_time(request["cpu_seconds"])
     try:
         return {"texts": [render(template, variables, request["max_characters"]) for variables in request["requests"]]}
     except jinja2.sandbox.SecurityError as error:
-        return {"error": f"it does what the sandbox forbids: {error}", "kind": "broken"}
+        return {"error": f"it does what the sandbox forbids: {reason(error)}", "kind": "broken"}
     except jinja2.UndefinedError as error:
-        return {"error": str(error), "kind": "broken"}
+        return {"error": reason(error), "kind": "broken"}
     except jinja2.TemplateError as error:
-        return {"error": str(error), "kind": "refused"}
+        return {"error": reason(error), "kind": "refused"}
     except MemoryError:
         return {"error": "it takes too much memory", "kind": "broken"}
     except RecursionError:
         return {"error": "it calls itself too deeply", "kind": "broken"}
     except Exception as error:
-        return {"error": f"{type(error).__name__}: {error}", "kind": "broken"}
+        return {"error": f"{type(error).__name__}: {reason(error)}", "kind": "broken"}
     finally:
         limit_cpu_time(0)
 
@@ -106,11 +115,10 @@ def main() -> None:
         template = compile_template(request["source"], request["date"])
         limit_cpu_time(0)
         print(json.dumps({}), file=reply, flush=True)
-    except (jinja2.TemplateError, MemoryError, RecursionError) as error:
+    except Exception as error:  # not only jinja2's: its compiler works with the template's own numbers and names
         line = getattr(error, "lineno", None)
         where = f"line {line}: " if line else ""
-        reason = str(error) or type(error).__name__
-        print(json.dumps({"error": f"{where}{reason}", "kind": "broken"}), file=reply, flush=True)
+        print(json.dumps({"error": f"{where}{reason(error)}", "kind": "broken"}), file=reply, flush=True)
         return
     for line in sys.stdin:
         print(json.dumps(answer(template, json.loads(line))), file=reply, flush=True)

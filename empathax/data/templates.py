@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from empathax import json_text
 from empathax.errors import ConfigError, DataError
 from empathax.models.tokenizers.template_defaults import defaults_of, with_defaults
+from empathax.shown import quoted
 
 if TYPE_CHECKING:
     from empathax.models.tokenizers.tokenizer import Tokenizer
@@ -103,13 +105,14 @@ def template_source(tokenizer: Tokenizer, choice: str, family: str) -> tuple[str
         return "the tokenizer's own chat template", tokenizer.chat_template
     if choice.endswith(".jinja"):
         try:
-            return f"the chat template {choice}", Path(choice).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"data.chat_template = {choice!r} cannot be read: {error}") from None
+            return f"the chat template {choice}", json_text.read_text(Path(choice), DataError)
+        except FileNotFoundError:
+            raise DataError(f"data.chat_template = {quoted(choice)} cannot be read: there is no such file") from None
     name = _fallback_name(family, tokenizer.special_tokens) if choice == "auto" else choice
     if name not in TEMPLATES:
         raise DataError(
-            f"data.chat_template = {choice!r}: expected auto, one of {', '.join(TEMPLATES)}, or a path ending in .jinja"
+            f"data.chat_template = {quoted(choice)}: expected auto, one of {', '.join(TEMPLATES)}, or a path ending in "
+            ".jinja"
         )
     missing = [token for token in CONTROL_TOKENS[name] if token not in tokenizer.special_tokens]
     if missing:

@@ -7,14 +7,15 @@ https://huggingface.co/docs/trl/dataset_formats; a "system" column is put before
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
+from empathax import json_text
 from empathax.data.files import BadRow, NoReply
 from empathax.data.messages import check_turns, checked_text, kind_of, read_messages, refuse_media
 from empathax.data.records import CompletionRow, Dialogue, Message, PreferenceRow, Row
+from empathax.shown import shown
 
 FORMATS = (
     '{"prompt", "chosen", "rejected"}, {"prompt", "completion"}, {"prompt", "completion", "label"} or {"messages"}'
@@ -48,7 +49,7 @@ def parse_row(value: Any, origin: str) -> Row:
         return _dialogue(value, key, system, origin)
     if _first(value, _PROMPTS) and _first(value, _COMPLETIONS):
         return _completion(value, system, origin)
-    raise BadRow(f"found the keys {', '.join(map(str, value)) or '(none)'}; expected {FORMATS}")
+    raise BadRow(f"found the keys {shown(', '.join(map(str, value))) or '(none)'}; expected {FORMATS}")
 
 
 def unread_columns(value: Mapping[str, Any], row: Row) -> set[str]:
@@ -194,7 +195,7 @@ def _reply_text(value: dict[str, Any], key: str) -> Text:
 def _text(value: dict[str, Any], key: str) -> tuple[Text, frozenset[int]]:
     """A field as text or as messages, and which of these are context only."""
     if key not in value:
-        raise BadRow(f"{key} is missing; found {', '.join(map(str, value))}")
+        raise BadRow(f"{key} is missing; found {shown(', '.join(map(str, value)))}")
     content = value[key]
     if isinstance(content, list):
         return read_messages(content, key)
@@ -221,8 +222,8 @@ def _from_json(value: dict[str, Any], key: str) -> Any:
     if not isinstance(content, str):
         return content
     try:
-        return json.loads(content) if content.strip() else None
-    except (ValueError, RecursionError) as error:
+        return json_text.parse(content) if content.strip() else None
+    except json_text.JsonError as error:
         raise BadRow(f"{key} is text, but not JSON: {error}") from None
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from empathax import json_text
 from empathax.atomic import whole_file
 from empathax.errors import ConfigError
 
@@ -30,7 +30,7 @@ def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes one indented JSON value; errors as `write_json_lines`."""
-    _write(path, [json.dumps(value, indent=2, ensure_ascii=False) + "\n"])
+    _write(path, [json_text.dumps(value, indent=2, ensure_ascii=False) + "\n"])
 
 
 def write_text(path: Path, text: str) -> None:
@@ -50,7 +50,7 @@ def make_directory(path: Path) -> None:
 
 def json_line(row: Any) -> str:
     """One row of a JSON lines file."""
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return json_text.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _write(path: Path, parts: Iterable[str]) -> None:

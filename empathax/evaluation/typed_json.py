@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, NoReturn, TypeVar
 
+from empathax.config.arguments import MAX_FLOAT
 from empathax.errors import DataError
+from empathax.shown import quoted, shown
 
 Decoded = TypeVar("Decoded")
 Kinds = Mapping[str, type]  # of a base class: its subclasses by the entry `kind` that names them
@@ -57,10 +58,12 @@ class _Decoder:
     def _fields(self, cls: type, value: dict[str, Any], where: str) -> Any:
         hints = _hints(cls)
         if unknown := sorted(value.keys() - hints.keys()):
-            raise DataError(f"{where or 'the record'} has an unknown entry {unknown[0]!r}: expected {', '.join(hints)}")
+            raise DataError(
+                f"{shown(where) or 'the record'} has an unknown entry {quoted(unknown[0])}: expected {', '.join(hints)}"
+            )
         needed = [field.name for field in fields(cls) if field.default is field.default_factory is MISSING]
         if missing := [name for name in needed if name not in value]:
-            raise DataError(f"{where or 'the record'} has no entry {missing[0]!r}: {self._remedy}")
+            raise DataError(f"{shown(where) or 'the record'} has no entry {missing[0]!r}: {self._remedy}")
         prefix = f"{where}." if where else ""
         return cls(**{name: self.decode(hints[name], entry, prefix + name) for name, entry in value.items()})
 
@@ -68,7 +71,7 @@ class _Decoder:
         entries = dict(_checked(dict, value, where))
         kind = entries.pop("kind", None)
         if not isinstance(kind, str) or kind not in kinds:
-            raise DataError(f"{where}.kind is {kind!r}: expected one of {', '.join(kinds)}")
+            raise DataError(f"{where}.kind is {quoted(kind)}: expected one of {', '.join(kinds)}")
         return self._fields(kinds[kind], entries, where)
 
     def _union(self, hints: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -90,14 +93,16 @@ def _hints(cls: type) -> dict[str, Any]:
 
 def _checked(cls: type, value: Any, where: str) -> Any:
     if cls is float and type(value) in (int, float):
-        if not math.isfinite(value):  # 1e999
-            _refuse("a finite number", value, where)
+        if not abs(value) < MAX_FLOAT:
+            _refuse("a number that float32 can hold", value, where)
         return float(value)
+    if cls is int and type(value) is int and not abs(value) < 2**63:
+        _refuse("a whole number of at most 64 bits", value, where)
     if type(value) is not cls:
         _refuse(_IN_WORDS[cls], value, where)
     return value
 
 
 def _refuse(expected: str, value: Any, where: str) -> NoReturn:
-    shown = json.dumps(value)
-    raise DataError(f"{where} is {shown[:60]}{'...' if len(shown) > 60 else ''}: expected {expected}")
+    text = json.dumps(value)
+    raise DataError(f"{shown(where)} is {text[:60]}{'...' if len(text) > 60 else ''}: expected {expected}")

@@ -65,6 +65,11 @@ def fail_together() -> Iterator[None]:
         raise error
 
 
+def first_error(message: str) -> str:
+    """The message of the first process that has one ("": none), on all of them."""
+    return exchange_via_leader(message, lambda messages: next((one for one in messages if one), ""))
+
+
 def from_leader(compute: Callable[[], Any]) -> Any:
     """What `compute` returns on process 0, the only one that runs it, on all processes. A small JSON value.
 

@@ -9,6 +9,8 @@ import os
 import sys
 from pathlib import Path
 
+from empathax.sigterm import block_until_listening
+
 _HUGE_PAGES = "glibc.malloc.hugetlb"
 _CACHE_OPTION = "jax_compilation_cache_dir"
 
@@ -22,6 +24,7 @@ def restart_with_huge_pages() -> None:
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if sys.platform != "linux" or _HUGE_PAGES in tunables:
         return
+    block_until_listening()
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, f"{_HUGE_PAGES}=1")))
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -14,7 +13,8 @@ import numpy as np
 from jax._src import distributed as _jax_distributed  # the coordinator's client is not public
 from jax.sharding import Mesh, NamedSharding
 
-from empathax.errors import ConfigError, EmpathaxError, exit_code
+from empathax import sigterm
+from empathax.errors import ConfigError, EmpathaxError, exit_code, unexpected
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 COORDINATOR_TIMEOUT_MS = 24 * 3600 * 1000  # a live process may read its data for long; a dead one is noticed anyway
@@ -64,6 +64,7 @@ def initialize() -> None:
         raise ConfigError(
             f"--multihost: {error}; start every process by the job's launcher, or set {', '.join(VARIABLES)}"
         ) from error
+    sigterm.listen_again()
 
 
 def process_number() -> int:
@@ -138,5 +139,4 @@ def _code_of(error: BaseException) -> int:
         return exit_code(error)
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
-    traceback.print_exception(error)
-    return 1
+    return unexpected(error)

@@ -18,7 +18,7 @@ from empathax.errors import ConfigError
 from empathax.evaluation.generation.decoding import DecodeOptions, generate
 from empathax.evaluation.generation.prompt_tree import PromptTree, rounded_up
 from empathax.models.architecture.model_config import ModelConfig
-from empathax.models.lora.adapters import abstract_adapter, overlay
+from empathax.models.lora.adapters import abstract_adapter, check_rank, overlay
 from empathax.models.lora.quantized import abstract_quantized
 from empathax.models.transformer import abstract_params, logical_axes, placed
 from empathax.parallel.rules import batch_sharding, check_batches, param_shardings, replicated
@@ -109,7 +109,10 @@ def base_of(setup: Setup) -> Tree:
 def trained_of(setup: Setup) -> Tree:
     """What is trained, abstract, with its shardings: the parameters, or an adapter's."""
     params = params_of(setup)
-    return abstract_adapter(params, setup.spec) if setup.spec else params
+    if not setup.spec:
+        return params
+    check_rank(params, setup.spec)
+    return abstract_adapter(params, setup.spec)
 
 
 def state_of(setup: Setup) -> TrainState:

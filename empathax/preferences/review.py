@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from empathax import json_text
 from empathax.errors import ConfigError, DataError, raise_all
 from empathax.evaluation import output
 from empathax.preferences.overlap import plain
 from empathax.preferences.ranking import Ranker, Ranking, RankingTask
+from empathax.shown import shown
 
 COLUMNS = ("context_id", "conversation", "candidate", "reply", "rank")
 LETTERS = string.ascii_uppercase
@@ -207,16 +209,16 @@ def fleiss_kappa(labels: Sequence[Sequence[str]]) -> float | None:
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     """(line, cells) of a file with commas or semicolons, which spreadsheets of many countries write."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = json_text.read_text(path, DataError)
         head = text.split("\n", 1)[0]
         reader = csv.DictReader(
             io.StringIO(text, newline=""), delimiter=";" if head.count(";") > head.count(",") else ","
         )
         rows = [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as CSV in UTF-8: {error}; save it so") from None
+    except FileNotFoundError:
+        raise DataError(f"{path} cannot be read: there is no such file") from None
+    except csv.Error as error:
+        raise DataError(f"{path}: cannot be read as CSV: {shown(str(error))}; save it so") from None
     found = list(reader.fieldnames or ())
     if missing := {"context_id", "candidate", "rank"} - set(found):
         raise DataError(

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from empathax import json_text
 from empathax.config.fields import flat
 from empathax.errors import ConfigError, DataError, raise_all
 from empathax.evaluation import output
 from empathax.evaluation.judging.response_cache import FILE_NAME as ANSWERS
 from empathax.preferences.filters import REASONS, Filtered
 from empathax.preferences.surface_cues import LONG, SEPARATES, SurfaceCues, surface_cues
+from empathax.shown import quoted, shown
 
 STARTED, SUMMARY, DROPPED, CARD = "started.json", "summary.json", "dropped.jsonl", "README.md"
 
@@ -74,13 +76,13 @@ def start(directory: Path, settings: Mapping[str, Any]) -> float:
         output.write_json(path, {"time": started, "settings": plain})
         return started
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = json_text.read(path, ConfigError)
         old, started = flat(before["settings"]), float(before["time"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error!r}): name another directory") from None
+    except (ArithmeticError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} cannot be read ({quoted(error)}): name another directory") from None
     new = flat(plain)
     different = [
-        f"{name} was {old.get(name)!r} and is now {new.get(name)!r}"
+        f"{shown(name)} was {quoted(old.get(name))} and is now {quoted(new.get(name))}"
         for name in sorted({*old, *new})
         if old.get(name) != new.get(name)
     ]
@@ -117,10 +119,10 @@ def write_set(directory: Path, made: PreferenceSet, started: float) -> dict[str,
 def done_before(directory: Path) -> tuple[int, int]:
     """Contexts that the set in `directory` is made of, and its pairs; zeros if there is none yet."""
     try:
-        summary = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
+        summary = json_text.read(directory / SUMMARY, ConfigError)
         pairs = sum(facts["pairs"] for facts in summary["splits"].values())
         return sum(summary["notes"]["contexts"].values()), pairs
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ConfigError, OSError, KeyError, TypeError, AttributeError):
         return 0, 0
 
 

@@ -17,7 +17,7 @@ from empathax.config import Config, ModelOptions
 from empathax.config.losses import REPLY_ROWS
 from empathax.config.mesh import parse_rules
 from empathax.data.dataset import Dataset, build_dataset, trained_tokens
-from empathax.errors import DataError
+from empathax.errors import ConfigError, DataError
 from empathax.evaluation.generation.replies import stop_token_ids
 from empathax.evaluation.generation.sampling import sampling_from
 from empathax.models.lora.adapters import Adapter, overlay
@@ -26,6 +26,7 @@ from empathax.models.lora.quantized import quantized_parameter
 from empathax.models.tokenizers.tokenizer import Tokenizer
 from empathax.models.transformer import abstract_params, logical_axes, placed
 from empathax.models.weights.loading import identity
+from empathax.models.weights.memory import machine_memory
 from empathax.models.weights.source import ModelSource, adapted_model, fingerprint_with, load_tokenizer, resolve_model
 from empathax.parallel.agreement import check_agreement, fail_together, from_leader
 from empathax.parallel.host import use_compilation_cache
@@ -130,6 +131,7 @@ def _assemble(
         stop_token_ids(dataset.template, config.eval.stop_tokens)
         if not len(dataset.eval):
             _check_nothing_held_out(config, name, trains)
+    _check_rows(config, {stage: datasets[stage] for stage in trains}, source.config.model_dim)
     adapter = read_adapter(Path(config.lora.path), source.config) if config.lora.path else None
     return Experiment(config, BaseModel(config.model, source, tokenizer, mesh, shardings, adapter), datasets)
 
@@ -146,6 +148,18 @@ def _check_nothing_held_out(config: Config, name: str, trains: Sequence[str]) ->
             raise DataError(
                 f"{setting} = {value!r} is measured on held-out rows, and there are none with data.eval_fraction = 0: "
                 f"leave {setting} out, or hold rows out"
+            )
+
+
+def _check_rows(config: Config, datasets: Mapping[str, Dataset], model_dim: int) -> None:
+    """Raises a ConfigError for micro-batches of which this machine could not hold a single layer's output."""
+    there = machine_memory()
+    for stage, dataset in datasets.items():
+        rows, tokens = config.stage(stage).rows_per_batch, dataset.train.sizes.tokens
+        if (needed := 2 * rows * tokens * model_dim) > there:
+            raise ConfigError(
+                f"{stage}.rows_per_batch = {rows:,} rows of {tokens:,} tokens (data.row_length): one layer's output of "
+                f"them takes {needed / 2**30:,.1f} GiB, and this machine has {there / 2**30:,.1f} GiB; lower one"
             )
 
 

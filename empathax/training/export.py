@@ -21,72 +21,76 @@ from empathax.models.lora.files import adapted_params, checkpoint_adapters, join
 from empathax.models.tokenizers.tokenizer import Tokenizer
 from empathax.models.transformer import abstract_params, logical_axes, placed
 from empathax.models.weights.export import export_directory, export_model, export_orbax
-from empathax.models.weights.orbax import latest_checkpoint, read_meta, restore_params
-from empathax.models.weights.source import ModelSource, load_tokenizer, resolve_model
+from empathax.models.weights.source import ModelSource, first_model, load_tokenizer, resolve_model
+from empathax.models.weights.steps import Step, find_steps, newest_verified
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import param_shardings
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint's step directory, and what the model in it is."""
+    """One verified checkpoint, and what the model in it is."""
 
-    step_dir: Path
+    step: Step
     model_config: ModelConfig
     tokenizer: Tokenizer
-    meta: Mapping[str, Any]
     base: ModelSource  # what the run began with
 
     @property
     def has_adapters(self) -> bool:
         """Whether the run trained adapters, which are then all that its checkpoints hold."""
-        return "lora" in self.meta
+        return "lora" in self.step.meta
 
     def adapters(self) -> list[Adapter]:
         """Its adapters, the lowest first."""
-        return checkpoint_adapters(self.step_dir, self.meta, self.model_config)
+        return checkpoint_adapters(self.step, self.model_config)
 
     def describe(self) -> str:
         """One line for the terminal."""
         num_params = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(self.model_config)))
-        return f"{self.step_dir}: {self.model_config.family}, {num_params / 1e6:,.1f}M parameters"
+        return f"{self.step.directory}: {self.model_config.family}, {num_params / 1e6:,.1f}M parameters"
 
 
 def open_checkpoint(path: Path, model_path: str = "") -> Checkpoint:
-    """The newest checkpoint at or below `path` (a run's workdir, a stage or a step); reads no weights.
+    """The newest checkpoint at or below `path` (a run's workdir, a stage or a step) that is what was saved.
 
-    Architecture and tokenizer come from the model that the run began with: its path is in the checkpoint, `model_path`
-    names another place where it is now. Raises a CheckpointError if that is another model.
+    Its parameters are read once to be sure of that. Architecture and tokenizer come from the model that the run began
+    with: its path is in the checkpoint, `model_path` names another place where it is now. Raises a CheckpointError if
+    that is another model, or no checkpoint can be used.
     """
-    step_dir = latest_checkpoint(path)
-    meta = read_meta(step_dir)
-    source = resolve_model(model_path or meta["model_path"])
-    _check_same_model(meta["model_config"], source.config, step_dir, source.path)
+    step, _ = newest_verified(find_steps(path), _verify)
+    meta = step.meta
+    source = first_model(step, model_path)
+    _check_same_model(meta["model_config"], source.config, step.directory, source.path)
     tokenizer = source.tokenizer() if model_path else load_tokenizer(meta["tokenizer_path"])
     tokenizer = tokenizer.fitted_to(source.config.vocab_size)
     if not tokenizer.chat_template or meta.get("chat_template"):
         # vLLM and transformers must render chats as training did, also where the tokenizer brought no template
         fallback = ChatTemplate(tokenizer, "auto", source.config.family).source
         tokenizer.chat_template = meta.get("chat_template") or fallback
-    return Checkpoint(step_dir, source.config, tokenizer, meta, source)
+    return Checkpoint(step, source.config, tokenizer, source)
+
+
+def _verify(step: Step) -> None:
+    step.verify([item for item in step.leaves if item != "rest"])
 
 
 def check_form(checkpoint: Checkpoint, adapter: bool, merge: bool) -> None:
     """Raises a ConfigError if adapters are to be written (`adapter`) or merged that the checkpoint does not have."""
     if (adapter or merge) and not checkpoint.has_adapters:
         flag = "--adapter" if adapter else "--merge"
-        raise ConfigError(f"{flag}: {checkpoint.step_dir} is of a run without adapters (lora.rank = 0); leave it out")
+        raise ConfigError(
+            f"{flag}: {checkpoint.step.directory} is of a run without adapters (lora.rank = 0); leave it out"
+        )
 
 
 def export_checkpoint(checkpoint: Checkpoint, out_dir: Path, dtype: str) -> Path:
     """Writes the whole model's directory, adapters merged in, whole or not at all; returns it."""
     if checkpoint.has_adapters:
-        params = adapted_params(checkpoint.base, checkpoint.step_dir, checkpoint.meta, jnp.float32)
+        params = adapted_params(checkpoint.base, checkpoint.step, jnp.float32)
     else:
-        shapes = abstract_params(checkpoint.model_config, jnp.float32)
-        params = restore_params(
-            checkpoint.step_dir, placed(shapes, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-        )
+        one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        params = checkpoint.step.read_as(placed(abstract_params(checkpoint.model_config, jnp.float32), one_device))
     return export_model(params, checkpoint.model_config, checkpoint.tokenizer, out_dir, dtype=dtype)
 
 
@@ -97,7 +101,7 @@ def export_adapters(checkpoint: Checkpoint, out_dir: Path) -> Path:
     """
     adapter = joined(checkpoint.adapters())
     with export_directory(out_dir, "float32") as directory:
-        write_adapter(directory, adapter, checkpoint.meta["model_path"])
+        write_adapter(directory, adapter, checkpoint.step.meta["model_path"])
         checkpoint.tokenizer.save(directory)
     return Path(out_dir).absolute()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import time
@@ -37,10 +38,11 @@ BatchSource = Callable[[int, int, Callable[[], TrainState]], Iterator[Batch]]
 
 @dataclass(frozen=True)
 class Every:
-    """What is done with the state after every `steps` steps; never where that is 0."""
+    """What is done with the state after every `steps` steps; never where that is 0. `poll` is called after each."""
 
     steps: int
     action: Callable[[TrainState], Any]
+    poll: Callable[[], None] = lambda: None
 
     def is_due(self, step: int) -> bool:
         """Whether it is to be done after `step`."""
@@ -62,7 +64,8 @@ def train(
 
     Returns the last state and whether the processes agreed to stop before the end, all after the same step; that state
     has then been handed to `save`. Metrics of step n-1 are read after step n was dispatched, so that the device never
-    waits for the host. Raises NonFiniteError after too many skipped updates in a row.
+    waits for the host. Within a streak of skipped updates nothing is saved. Raises NonFiniteError where the streak
+    becomes too long.
     """
     start = int(state.step)
 
@@ -79,9 +82,11 @@ def train(
             evaluate.action(state)
             recorder.clock.read()
         is_stopping = stop.last_vote() if is_last else stop.vote()
+        save.poll()
         if is_stopping or (not is_last and save.is_due(step)):
             recorder.flush()
-            save.action(state)
+            if is_stopping or not recorder.nonfinite_streak:
+                save.action(state)
         if is_stopping:
             return state, True
     recorder.flush()
@@ -126,6 +131,7 @@ class Recorder:
     profile_dir: Path
     check_first: Callable[[Mapping[str, float]], None] | None = None
     clock: Clock = field(default_factory=Clock)
+    nonfinite_streak: int = 0  # updates skipped in a row, up to the last step that was recorded
     _pending: tuple[int, dict[str, jax.Array]] | None = None
 
     def before_step(self, number: int) -> None:
@@ -165,13 +171,19 @@ class Recorder:
         self.bar.update(step, {**shown, "GB": memory_gb()})
 
     def _check_finite(self, step: int, metrics: Mapping[str, float]) -> None:
-        if metrics["skipped"] and is_leader():
-            print(f"step {step}: loss or gradient is not finite; the update was skipped", file=sys.stderr)
-        if metrics["nonfinite_streak"] >= self.options.max_nonfinite_steps:
+        self.nonfinite_streak = int(metrics["nonfinite_streak"])
+        if not metrics["skipped"]:
+            return
+        values = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]
+        what = f"{' and '.join(values)} not finite" if values else "the update makes parameters that are not finite"
+        if is_leader():
+            print(f"step {step}: {what}; the update was skipped", file=sys.stderr)
+        if self.nonfinite_streak >= self.options.max_nonfinite_steps:
             raise NonFiniteError(
-                f"{self.stage}: {int(metrics['nonfinite_streak'])} steps in a row up to step {step} were not finite; "
-                f"the last checkpoint is intact: lower {self.stage}.learning_rate (now "
-                f"{self.options.learning_rate}) or look for broken rows"
+                f"{self.stage}: {self.nonfinite_streak} updates in a row up to step {step} were skipped ({what}); "
+                f"lower {self.stage}.learning_rate (now {self.options.learning_rate}), look for broken rows, or allow "
+                f"more with {self.stage}.max_nonfinite_steps. The parameters are those before the streak, and no "
+                "checkpoint holds others"
             )
 
 

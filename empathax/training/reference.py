@@ -21,7 +21,8 @@ from jaxtyping import Float32
 
 from empathax.atomic import whole_file
 from empathax.errors import CheckpointError
-from empathax.training.state import Tree, leaf_digests
+from empathax.models.weights.digests import leaf_digests
+from empathax.training.state import Tree
 
 SequenceLogps = Float32[np.ndarray, " sequences"]
 

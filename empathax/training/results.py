@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from empathax import json_text
 from empathax.atomic import whole_file
 from empathax.config import Config
+from empathax.errors import CheckpointError
 from empathax.evaluation.reply_metrics import ReplyScorer
 from empathax.evaluation.report.curves import read_curves
 from empathax.evaluation.report.level_plot import level_plot
@@ -46,9 +49,7 @@ class Evaluations:
     def __init__(self, workdir: Path, fingerprint: str) -> None:
         self._path = workdir / FILE
         self._fingerprint = fingerprint
-        stored = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
-        known = stored.get("measured", {}) if stored.get("fingerprint") == fingerprint else {}
-        self.measured = {name: Measured(**values) for name, values in known.items()}
+        self.measured = _known(self._path, fingerprint)
 
     def add(self, name: str, measured: Measured, write: bool = True) -> None:
         """Records one model, on disk too if `write`."""
@@ -59,6 +60,20 @@ class Evaluations:
         text = json.dumps({"fingerprint": self._fingerprint, "measured": values}, indent=1, ensure_ascii=False)
         with whole_file(self._path) as file:
             file.write(text + "\n")
+
+
+def _known(path: Path, fingerprint: str) -> dict[str, Measured]:
+    """What the file holds; nothing, and a word about it, if it is damaged: it can be measured again."""
+    try:
+        stored = json_text.read(path, CheckpointError, max_bytes=1 << 30, half_pairs=True, non_finite=True)
+        with json_text.content_of(path, CheckpointError):
+            known = stored.get("measured", {}) if stored.get("fingerprint") == fingerprint else {}
+            return {name: Measured(**values) for name, values in known.items()}
+    except FileNotFoundError:
+        return {}
+    except CheckpointError as error:
+        print(f"{error}; what it held is measured again", file=sys.stderr)
+        return {}
 
 
 def table(rows: Mapping[str, Row]) -> str:

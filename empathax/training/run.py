@@ -11,11 +11,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from empathax import json_text, sigterm
+from empathax.atomic import whole_file
 from empathax.config import Config, to_dict
+from empathax.config.arguments import path_problem
 from empathax.config.fields import flat
-from empathax.errors import ConfigError, Preempted
+from empathax.errors import CheckpointError, ConfigError, DataError, Preempted, keep_traces_in
 from empathax.evaluation import output
 from empathax.evaluation.progress import ProgressBar
 from empathax.evaluation.reply_metrics import ReplyScorer, ReplyScores
@@ -23,10 +26,11 @@ from empathax.evaluation.reply_record import make_record, slug
 from empathax.evaluation.report.record import FILE, write_record
 from empathax.evaluation.report.table import table_1
 from empathax.models.transformer import placed
-from empathax.parallel.agreement import check_shared_directory, fail_together
+from empathax.models.weights.steps import Step
+from empathax.parallel.agreement import check_shared_directory, fail_together, from_leader
 from empathax.parallel.mesh import compute_dtype
-from empathax.parallel.processes import is_leader
-from empathax.parallel.stopping import StopVote, listening
+from empathax.parallel.processes import is_leader, num_processes
+from empathax.parallel.stopping import StopVote
 from empathax.training import experiment as experiments
 from empathax.training import results, workdirs
 from empathax.training.checkpoint import (
@@ -34,7 +38,9 @@ from empathax.training.checkpoint import (
     StageCheckpoints,
     check_best_metric,
     check_same_run,
+    newest_checkpoint,
     newest_meta,
+    restore_state,
     stage_meta,
 )
 from empathax.training.experiment import Experiment, Params, assemble
@@ -46,8 +52,9 @@ from empathax.training.stages.stage import Stage, find_stage, row_names, rows_ki
 from empathax.training.state import TrainState, abstract_state, init_state, state_shardings
 from empathax.training.step import TrainStep, make_train_step
 from empathax.training.tracking import Tracker
-from empathax.training.trainable import trainable_of
+from empathax.training.trainable import Trainable, trainable_of
 
+T = TypeVar("T")
 NOTES = (
     "perplexity and token accuracy: held-out replies, given the dialogue before them",
     "reward accuracy and margin: held-out pairs, rewards against the base model in every row (so 0 for base itself)",
@@ -116,8 +123,10 @@ def open_workdir(run: Run, overwrite: bool = False) -> None:
     """
     with fail_together():
         if is_leader():
-            workdirs.open_workdir(run.workdir, overwrite)
+            workdirs.open_workdir(run.workdir, overwrite, _paths_in(run.config))
     check_shared_directory(run.workdir)
+    if is_leader():
+        keep_traces_in(run.workdir)
 
 
 def describe(run: Run) -> str:
@@ -144,7 +153,9 @@ def execute(run: Run, labels: Mapping[str, str] | None = None, bases: dict[str, 
     default); rows that `labels` lacks leave none. `bases` holds what earlier runs measured of base models, by
     fingerprint, and takes this one's. Of several processes the first writes and returns the text, the others "".
     """
-    with listening():
+    with sigterm.listening():
+        if num_processes() > 1:  # one that ends by itself would leave the others waiting
+            sigterm.hold(sigterm.STOP_SECONDS)
         return _execute(run, labels, {} if bases is None else bases)
 
 
@@ -178,13 +189,8 @@ def run_stage(run: Run, stage: Stage, source: Callable[[], Params], evaluator: E
     The result is the last step's, or the best evaluation's where the stage names a `best_metric`; with `ema_decay` the
     running mean of the parameters there.
     """
-    experiment, config, directory = run.experiment, run.config, _checkpoints_of(run, stage)
+    experiment, config = run.experiment, run.config
     num_steps, trainable = stage.num_steps(experiment), trainable_of(experiment, stage.name)
-    found, meta = newest_meta(directory), stage_meta(experiment, stage, num_steps)
-    if found is not None:
-        check_same_run(found, meta, str(directory))
-        if found["finished"]:
-            return StageResult(trainable.restored(directory / str(found["step"]), source))
     tx, schedule = make_optimizer(config.stage(stage.name), num_steps)
     extras = {
         "moving_reference": stage.moves_reference(config),
@@ -192,34 +198,71 @@ def run_stage(run: Run, stage: Stage, source: Callable[[], Params], evaluator: E
     }
     abstract = abstract_state(trainable.abstract, tx, **extras)
     shardings = state_shardings(abstract, trainable.shardings)
+    meta = stage_meta(experiment, stage, num_steps)
+    read = partial(_result_or_state, trainable=trainable, source=source, like=placed(abstract, shardings), meta=meta)
+    found = _newest_checkpoint(run, stage, read)
+    if found is not None and found[0].meta["finished"]:
+        return StageResult(found[1])
     start = trainable.start(source())
     reference = stage.reference(experiment, run.workdir / "reference", start.model, evaluator.held_out.row_logps)
     with ExitStack() as stack:
         best = _best_evaluation(run, stage, stack, is_new=found is None)
-        after = best.checkpoints if best else None
-        checkpoints = StageCheckpoints(directory, config.checkpoint.keep, frozen=start.frozen, after=after)
+        checkpoints = StageCheckpoints(
+            _checkpoints_of(run, stage),
+            config.checkpoint.keep,
+            frozen=start.frozen,
+            after=best.checkpoints if best else None,
+            committed=partial(workdirs.record_saved, run.workdir, stage.name),
+        )
         stack.enter_context(checkpoints)
-        if found is None:
-            state = init_state(start.params(), tx, shardings, **extras)
-        else:
-            state, _ = checkpoints.restore(placed(abstract, shardings))
+        state = found[1] if found is not None else init_state(start.params(), tx, shardings, **extras)
         model_of = partial(trainable.model, base=start.base)
         step = make_train_step(
             stage.name, experiment.model.source.config, config, tx, schedule, shardings=shardings, spec=trainable.spec
         )
         step = partial(step, ref_params=reference.params, base=start.base)
-        del start, source
+        del start, source, read, found
         batches = partial(stage.batches, experiment, reference)
         evaluations = _evaluations(run, stage, num_steps, int(state.step), evaluator, model_of, best, stack)
         state, measured = _train(run, stage, state, step, batches, evaluations, checkpoints, meta)
         if best is not None and best.step not in (None, int(state.step)):
             state = state.replace(params=best.params(trainable.abstract), mean_params=None)
             measured, meta = None, {**meta, "best_step": best.step}
-        checkpoints.save(state, {**meta, "finished": True})
+        checkpoints.save(state, {**meta, "finished": True}, evaluations.tracker.problem())
         checkpoints.wait()
     if StopVote(experiment.model.mesh).last_vote():
         raise Preempted(f"stopped by SIGTERM after {stage.name} was finished; run the same command again to go on")
+    if num_processes() == 1:
+        sigterm.release()
     return StageResult(model_of(state.result), measured)
+
+
+def _result_or_state(
+    step: Step, trainable: Trainable, source: Callable[[], Params], like: TrainState, meta: Mapping[str, Any]
+) -> Params | TrainState:
+    """A finished stage's parameters, or the state to go on with. Raises a CheckpointError for another run's step."""
+    check_same_run(step.meta, meta, str(step.directory.parent))
+    return trainable.restored(step, source) if step.meta["finished"] else restore_state(step, like)
+
+
+def _newest_checkpoint(run: Run, stage: Stage, read: Callable[[Step], T]) -> tuple[Step, T] | None:
+    """The newest checkpoint that can be used, as `newest_checkpoint`, and what `read` makes of it.
+
+    Raises a CheckpointError also where all are gone though the run has saved some: it never starts anew by itself.
+    """
+    directory = _checkpoints_of(run, stage)
+    found = newest_checkpoint(directory, read)
+    saved = from_leader(lambda: workdirs.saved_step(run.workdir, stage.name))
+    if saved is None or (found is not None and found[0].number >= saved):
+        return found
+    if found is None:
+        raise CheckpointError(
+            f"{directory} holds no checkpoint, but this run has saved step {saved} of {stage.name}: bring it back from "
+            "a copy; --overwrite or another --workdir starts anew"
+        )
+    if is_leader():
+        print(f"{stage.name}: step {saved} was saved, going on from step {found[0].number}", file=sys.stderr)
+    return found
 
 
 def _train(
@@ -234,6 +277,10 @@ def _train(
 ) -> tuple[TrainState, Measured | None]:
     """The last state, and what held-out data say of it. Raises Preempted after SIGTERM, with the state saved."""
     config, start = run.config, int(state.step)
+
+    def save(state: TrainState) -> None:
+        checkpoints.save(state, {**meta, "finished": False}, evaluations.tracker.problem())
+
     if start == 0:
         evaluations.at_start(config)
     is_shown = config.tracking.progress and is_leader()
@@ -254,7 +301,7 @@ def _train(
             evaluations.num_steps,
             recorder=recorder,
             evaluate=Every(config.eval.every_steps, evaluations.during),
-            save=Every(config.checkpoint.every_steps, partial(checkpoints.save, meta={**meta, "finished": False})),
+            save=Every(config.checkpoint.every_steps, save, checkpoints.poll),
             stop=StopVote(run.experiment.model.mesh),
         )
     if is_stopped:
@@ -304,6 +351,17 @@ def base_fingerprint(experiment: Experiment) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _paths_in(config: Config) -> list[tuple[str, Path]]:
+    """Every setting that names something on this machine."""
+    values = [
+        (name, text)
+        for name, value in flat(to_dict(config)).items()
+        for text in (value if isinstance(value, list | tuple) else [value])
+        if isinstance(text, str) and text
+    ]
+    return [(name, Path(text)) for name, text in values if not path_problem(text) and Path(text).exists()]
+
+
 def _checkpoints_of(run: Run, stage: Stage) -> Path:
     return run.workdir / "checkpoints" / stage.name
 
@@ -318,14 +376,21 @@ def _record_settings(run: Run) -> None:
         return
     path, settings = run.workdir / "config.json", to_dict(run.config)
     if path.exists():
-        _say_differences(json.loads(path.read_text(encoding="utf-8")), settings)
-    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        _say_differences(path, settings)
+    with whole_file(path) as file:
+        file.write(json.dumps(settings, indent=2) + "\n")
     for name, dataset in run.experiment.datasets.items():
         if dataset.rejects:
             dataset.write_rejects(run.workdir / f"rejected_rows_{name}.txt")
 
 
-def _say_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _say_differences(path: Path, now: Mapping[str, Any]) -> None:
+    try:
+        with json_text.content_of(path, DataError):
+            before = json_text.an_object(json_text.read(path, DataError), "the settings", DataError)
+    except DataError as error:
+        print(f"{error}; it is written anew", file=sys.stderr)
+        return
     old, new = (flat(json.loads(json.dumps(settings))) for settings in (before, now))
     changed = [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in sorted(old | new) if old.get(key) != new.get(key)
@@ -378,7 +443,8 @@ def _report(run: Run, held_out: HeldOut, known: Evaluations, scores: Mapping[str
         headings = ", ".join(column.heading for column in table_1())
         notes.append(f"{headings}: replies to {len(held_out.turns):,} held-out turns")
     text = results.markdown(f"{run.config.name}: before and after", rows, notes)
-    (run.workdir / "report.md").write_text(text, encoding="utf-8")
+    with whole_file(run.workdir / "report.md") as file:
+        file.write(text)
     return text
 
 

@@ -100,26 +100,6 @@ def _without_dim(shape: tuple[int, ...], sharding: NamedSharding, dim: int) -> t
     return shape[:dim] + shape[dim + 1 :], NamedSharding(sharding.mesh, spec)
 
 
-def leaf_digests(tree: Tree) -> dict[str, int]:
-    """A 32-bit digest of each leaf's bits by path: equal on every mesh, unequal after any change of one element.
-
-    The wrap-around sum of bit patterns times an odd weight that depends on the position.
-    """
-    digests = jax.device_get(jax.jit(lambda tree: jax.tree.map(_digest, tree))(tree))
-    leaves = jax.tree_util.tree_leaves_with_path(digests)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): int(digest) for path, digest in leaves}
-
-
-def _digest(leaf: jax.Array) -> jax.Array:
-    unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-    bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-    position = jnp.zeros(leaf.shape, jnp.uint32)
-    for dim, size in enumerate(leaf.shape):  # no reshape: that would gather a sharded leaf
-        position = position * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim)
-    mixed = (position ^ (position >> 15)) * np.uint32(2654435761)
-    return (bits * (mixed | np.uint32(1))).sum(dtype=jnp.uint32)
-
-
 def _new_state(
     params: Tree, tx: optax.GradientTransformation, moving_reference: bool, running_mean: bool
 ) -> TrainState:

@@ -41,8 +41,9 @@ def make_train_step(
     `batch` has leading dims [A, B]: A micro-batches whose gradient and loss are those of one batch, whatever the counts
     of tokens or pairs in each. `tx` and `schedule` come from `make_optimizer`, `shardings` from `state_shardings`. The
     reference of a stage that has one is `state.ref_params`, `ref_params` or `batch.ref_logps_BS`. An update is
-    skipped, and counted, if the loss or the gradient's norm is not finite: parameters and optimizer state then keep
-    every bit, as frozen parameters always do. A running mean in the state follows each update.
+    skipped, and counted, if the loss, the gradient's norm, or any parameter or optimizer value that it makes is not
+    finite: parameters and optimizer state then keep every bit, as frozen parameters always do. A running mean in the
+    state follows each update.
 
     With `spec` the state's parameters are such an adapter on the model `base`, which is not trained, and is the
     reference where the stage's is "adapter_off".
@@ -73,10 +74,11 @@ def make_train_step(
         grads, sums = _accumulate(loss, trained, batch, grad_shardings)
         scalars = metrics.in_graph(sums)
         grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(grad_norm)
         learning_rate = schedule(state.step)
         grads = _clipped(grads, grad_norm, options.max_grad_norm)
         updated = _update(state, trained, frozen, grads, learning_rate, tx)
+        finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(grad_norm)
+        finite &= _all_finite((split(updated.params, options.freeze)[0], updated.opt_state))
         new_state = _with_moved_reference(_gated(finite, state, updated, options.ema_decay), options)
         scalars |= {
             "grad_norm": grad_norm,
@@ -163,6 +165,11 @@ def _update(
 
     moved = jax.tree.map(move, trained, directions)
     return state.replace(params=merge(moved, frozen), opt_state=opt_state)
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
 
 
 def _gated(finite: jax.Array, old: TrainState, new: TrainState, ema_decay: float) -> TrainState:

@@ -19,6 +19,7 @@ from empathax.evaluation.report.text import markdown
 from empathax.parallel.agreement import check_code_and_settings, fail_together
 from empathax.parallel.processes import is_leader
 from empathax.training import run as runs_of
+from empathax.training import workdirs
 from empathax.training.held_out import Measured
 from empathax.training.run import Run, execute
 from empathax.training.stages.stage import row_names
@@ -39,6 +40,10 @@ def prepare(variations: Mapping[str, Config], workdir: Path, overwrite: bool = F
     with fail_together():
         for run in runs.values():
             check_trained(run.experiment)
+    if "" not in runs:
+        with fail_together():
+            if is_leader():
+                workdirs.open_sweep(workdir)
     for run in runs.values():
         runs_of.open_workdir(run, overwrite)
     return runs

@@ -5,15 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from empathax.config.lora import LoraSpec, spec_of
 from empathax.config.options import stage_kind
-from empathax.models.lora.adapters import abstract_adapter, adapters_of, init_adapter, merged, overlay, without_adapters
-from empathax.models.weights.orbax import restore_params
+from empathax.models.lora.adapters import (
+    abstract_adapter,
+    adapters_of,
+    check_rank,
+    init_adapter,
+    merged,
+    overlay,
+    without_adapters,
+)
+from empathax.models.weights.steps import Step
 from empathax.training.experiment import Experiment, Params
 from empathax.training.optimizer import check_patterns
 
@@ -67,10 +74,11 @@ class Trainable:
         """The model that `params` make, of a stage that began with `base`."""
         return params if self.spec is None or base is None else overlay(base, params, self.spec)
 
-    def restored(self, step_dir: Path, source: Callable[[], Params]) -> Params:
+    def restored(self, step: Step, source: Callable[[], Params]) -> Params:
         """The model of a checkpoint; `source` gives the model that its stage started from."""
+        params = step.read(self.abstract)
         base = None if self.spec is None else self.start(source()).base
-        return self.model(restore_params(step_dir, self.abstract), base)
+        return self.model(params, base)
 
 
 def trainable_of(experiment: Experiment, stage: str) -> Trainable:
@@ -79,6 +87,7 @@ def trainable_of(experiment: Experiment, stage: str) -> Trainable:
     spec = spec_of(options)
     if spec is None:
         return Trainable(model.abstract_params)
+    check_rank(model.abstract_params, spec)
     given = model.adapter.spec if model.adapter else None
     first = given if given and stage_kind(stages[0]).continues_adapter else spec  # of the first stage
     number = stages.index(stage)

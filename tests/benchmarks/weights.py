@@ -75,8 +75,8 @@ def load(directory: str, convert_to: str) -> None:
 
     from empathax.config import MeshOptions
     from empathax.models.transformer import abstract_params, logical_axes
-    from empathax.models.weights.orbax import write_params
     from empathax.models.weights.source import resolve_model
+    from empathax.models.weights.steps import seal_files, write_converted
     from empathax.parallel.mesh import make_mesh
     from empathax.parallel.rules import param_shardings
 
@@ -86,8 +86,10 @@ def load(directory: str, convert_to: str) -> None:
     before, started = _memory(), time.perf_counter()
     params = jax.block_until_ready(source.load_params(jnp.bfloat16, shardings))
     if convert_to:
-        write_params(Path(convert_to), params)
-        shutil.copy(Path(directory) / "config.json", convert_to)
+        write_converted(Path(convert_to), params)
+        if jax.process_index() == 0:
+            shutil.copy(Path(directory) / "config.json", convert_to)
+            seal_files(Path(convert_to))
     local = sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards)
     found = {"seconds": time.perf_counter() - started, "before": before, "peak": _memory(), "parameters": local}
     reader = getattr(source, "_weights", None)

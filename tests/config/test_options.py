@@ -168,6 +168,72 @@ def test_no_choice_on_the_test_split():
         from_config_dict({"data": {"eval_split": "test"}, "sft": {"best_metric": "perplexity"}})
 
 
+def test_every_number_has_a_range():
+    """Whatever no 32 bits hold is refused where settings are read, for every setting."""
+    for name, value in flat(to_dict(Config())).items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        strange = [10**18, 10**400] if isinstance(value, int) else [1e308, 10**400, float("inf"), float("nan")]
+        for one in strange:
+            values = default_config().to_dict()
+            *blocks, last = name.split(".")
+            (values[blocks[0]] if blocks else values)[last] = one
+            with pytest.raises(ConfigError, match=re.escape(name)):
+                from_config_dict(values)
+
+
+@pytest.mark.parametrize("text", ["a\0b", "x" * 300, "/x" * 3000])
+@pytest.mark.parametrize("name", ["model.path", "data.path", "data.eval_path", "lora.path", "compilation_cache"])
+def test_paths_that_nothing_can_have(name, text):
+    values = default_config().to_dict()
+    *blocks, last = name.split(".")
+    (values[blocks[0]] if blocks else values)[last] = text
+    with pytest.raises(ConfigError, match=rf"{name} = .*expected a path"):
+        from_config_dict(values)
+
+
+def test_a_stage_without_steps():
+    config = default_config()
+    config.sft.num_epochs = 0.0
+    with pytest.raises(ConfigError, match=r"sft.num_epochs = 0.0 and sft.max_steps = 0: a stage without steps"):
+        from_config_dict(config)
+    config.stages = ("dpo",)
+    from_config_dict(config)
+    config.stages, config.sft.max_steps = ("sft",), 1
+    from_config_dict(config)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("def get_config():\n    return 1 / 0", r"c\.py:2: ZeroDivisionError: division by zero"),
+        ("def get_config():\n    raise SystemExit('bye')", r"c\.py:2: SystemExit: bye"),
+        ("def get_config():\n    return {}['x']", r"c\.py:2: KeyError: x"),
+        ("import absent_module\n", r"c\.py:1: ModuleNotFoundError"),
+        ("def get_config(:\n", r"c\.py:1: SyntaxError"),
+        ("def get_config():\n    raise ValueError(chr(27) + 'a' * 5000)", r"c\.py:2: ValueError: \\x1ba+\.\.\.$"),
+        ("def get_config():\n    return 5", "no attribute 'to_dict'"),
+    ],
+)
+def test_a_config_file_that_raises(tmp_path, code, reason):
+    path = tmp_path / "c.py"
+    path.write_text(code)
+    with pytest.raises(ConfigError, match=reason):
+        load_config([f"--config={path}"])
+
+
+@pytest.mark.parametrize("file", ["a\0b.py", "x" * 300 + ".py", "/dev/null", "."])
+def test_config_files_that_are_none(file):
+    with pytest.raises(ConfigError, match=r"--config=.*(cannot be a path|is no file)"):
+        load_config([f"--config={file}"])
+
+
+def test_a_value_of_5000_digits():
+    with pytest.raises(ConfigError, match=r"sft\.max_steps") as caught:
+        load_config([f"--config={ROOT}/configs/demo.py", "--config.sft.max_steps=" + "9" * 5000])
+    assert len(str(caught.value)) < 1000
+
+
 @pytest.mark.parametrize(
     ("flags", "stages"),
     [

@@ -140,3 +140,24 @@ def test_the_fingerprint_names_what_changed():
     changed = Loader(ROWS, rows_per_batch=2, seed=2).fingerprint()
     assert [key for key in base if base[key] != changed[key]] == ["seed"]
     assert Loader(rows_of(9), rows_per_batch=2, seed=1).fingerprint()["rows"] != base["rows"]
+
+
+def test_an_evaluation_batch_is_no_larger_than_all_rows():
+    (batch,) = eval_batches(ROWS, 10**9)
+    assert same(batch, next(eval_batches(ROWS, 10)))
+    halves = [list(eval_batches(ROWS, 10**9, parts=(i,), num_parts=4)) for i in range(4)]
+    assert [len(part) for part in halves] == [1, 1, 1, 1]
+    assert halves[0][0].token_ids_BT.shape == (3, 128)  # 10 rows in 4 equal parts
+
+
+@pytest.mark.parametrize(("rows", "accumulate"), [(10**9, 1), (2**31 - 1, 2**31 - 1), (11, 1)])
+def test_more_rows_a_step_than_there_are(rows, accumulate):
+    with pytest.raises(DataError, match="the data fill 10 row"):
+        Loader(ROWS, rows_per_batch=rows, accumulation_steps=accumulate)
+
+
+@pytest.mark.parametrize("epochs", [0.0, 1e-12, 1e30])
+def test_epochs_that_are_no_number_of_steps(epochs):
+    with pytest.raises(ConfigError, match=r"num_epochs = .*expected from 1 to 2,147,483,647"):
+        Loader(ROWS, rows_per_batch=2).num_steps(epochs)
+    assert Loader(ROWS, rows_per_batch=2).num_steps(epochs, max_steps=7) == 7

@@ -188,3 +188,10 @@ def test_the_fingerprint_sees_one_token():
     other[0][0] = (_sequence(other[0][0][0].prompt_ids + 1, other[0][0][0].reply_ids, 0),)
     assert pack(groups, "tree").fingerprint() == pack(dialogues([4], paired=False), "tree").fingerprint()
     assert pack(groups, "tree").fingerprint() != pack(other, "tree").fingerprint()
+
+
+def test_a_row_longer_than_all_data_is_cut_to_them():
+    groups = [[(ScoredSequence(np.full(100, i, np.int32), np.array([i], np.int32), i),)] for i in range(3)]
+    rows = pack(groups, "tree", row_length=2**31 - 1)
+    assert rows.sizes.tokens == 2**16
+    assert pack(groups, "tree", row_length=512).sizes.tokens == 512

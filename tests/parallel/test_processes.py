@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from empathax import evaluate, train
-from empathax.models.weights.orbax import latest_checkpoint
+from empathax.models.weights.steps import find_steps
 from empathax.parallel.processes import rows_of_process
 from empathax.training import loop
-from empathax.training.workdirs import LOCK
+from empathax.training.workdirs import LOCK, MARK
 from tests.benchmarks import weights
 from tests.launch.dry_runs import ROOT
 from tests.parallel.job_config import write_data
@@ -73,12 +73,12 @@ def test_a_run_cut_over_and_over_is_the_same_run(folder, data, cache, whole, mon
     codes, outputs = on_two("1:5:SIGTERM")  # process 1 alone is told to stop
     assert codes == [75, 75], outputs
     assert all("stopped by SIGTERM after step 6 of sft" in output for output in outputs)
-    assert latest_checkpoint(workdir).name == "6"
+    assert find_steps(workdir)[0].name == "6"
 
     with monkeypatch.context() as patch:
         _stop_here(patch, 8)
         assert train.main(arguments) == 75
-    assert latest_checkpoint(workdir).name == "8"
+    assert find_steps(workdir)[0].name == "8"
 
     codes, outputs = on_two("0:0:SIGTERM")
     assert codes == [0, 0], outputs
@@ -175,7 +175,7 @@ def test_a_directory_that_is_not_shared(folder, data):
     assert codes == [2, 2], outputs
     message = f"process 1 of 2: {folder}/own is not the directory that process 0 has under this name"
     assert all(message in output for output in outputs), outputs
-    assert {entry.name for entry in (folder / "shared").iterdir()} <= {LOCK}
+    assert {entry.name for entry in (folder / "shared").iterdir()} <= {LOCK, MARK}
 
 
 def test_each_process_reads_its_part_of_the_weights(folder):

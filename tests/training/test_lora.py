@@ -23,8 +23,8 @@ from empathax.evaluation.scoring import logps_by_sequence
 from empathax.models.lora import adapters as lora
 from empathax.models.lora.files import write_adapter
 from empathax.models.transformer import init_params, logits
-from empathax.models.weights.orbax import latest_checkpoint
 from empathax.models.weights.source import resolve_model
+from empathax.models.weights.steps import find_steps
 from empathax.training.checkpoint import StageCheckpoints
 from empathax.training.forward import make_score_step
 from empathax.training.optimizer import make_optimizer
@@ -166,8 +166,8 @@ def _run(path, sft_adapter, alpha=8):
 def test_a_run_goes_on_to_the_bit(workdir, sft_adapter, tmp_path):
     again = tmp_path / "run"
     shutil.copytree(workdir, again)
-    shutil.rmtree(latest_checkpoint(again))  # the finished one
-    assert latest_checkpoint(again).name != latest_checkpoint(workdir).name
+    shutil.rmtree(find_steps(again)[0])  # the finished one
+    assert find_steps(again)[0].name != find_steps(workdir)[0].name
     resumed = _run(again, sft_adapter)
     assert resumed.returncode == 0
     assert "WARNING" not in resumed.stderr

@@ -14,8 +14,9 @@ from empathax.config.read import BFLOAT16_MAX_DECAY
 from empathax.errors import ConfigError
 from empathax.models.architecture.presets import preset
 from empathax.models.transformer import abstract_params
+from empathax.models.weights.digests import leaf_digests
 from empathax.training.optimizer import decay_mask, make_optimizer, make_schedule
-from empathax.training.state import abstract_state, init_state, leaf_digests, state_shardings
+from empathax.training.state import abstract_state, init_state, state_shardings
 
 OPTIONS = StageOptions(learning_rate=1e-3, warmup_ratio=0.0, schedule="constant")
 

@@ -15,7 +15,7 @@ from empathax.config import Config, MeshOptions, ModelOptions, SftOptions, defau
 from empathax.errors import ConfigError
 from empathax.models.architecture.presets import preset
 from empathax.models.transformer import abstract_params, init_params, logical_axes
-from empathax.models.weights.orbax import latest_checkpoint, restore_params
+from empathax.models.weights.steps import find_steps, open_step
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import param_shardings
 from empathax.training import experiment
@@ -137,7 +137,7 @@ def test_a_mean_is_a_checkpoints_model_and_is_resumed_bit_for_bit(tmp_path):
         checkpoints.wait()
         restored, _ = checkpoints.restore(abstract_state(abstract_params(MODEL), tx, running_mean=True))
     jax.tree.map(np.testing.assert_array_equal, restored, second)
-    model = restore_params(latest_checkpoint(tmp_path), abstract_params(MODEL))
+    model = open_step(find_steps(tmp_path)[0]).read_as(abstract_params(MODEL))
     jax.tree.map(np.testing.assert_array_equal, model, second.mean_params)
     again, _ = _plain()[2](restored, with_steps(dialogue_batch(2), 1))
     jax.tree.map(np.testing.assert_array_equal, again, third)
@@ -211,6 +211,6 @@ def test_a_run_evaluates_and_keeps_the_mean(tmp_path, monkeypatch, rank):
     if rank:  # its checkpoint has no whole model
         return
     base = jobs[""].experiment.model
-    model = restore_params(latest_checkpoint(tmp_path / "run"), abstract_params(base.source.config))
+    model = open_step(find_steps(tmp_path / "run")[0]).read_as(abstract_params(base.source.config))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9)
     jax.tree.map(close, model, jax.device_get(base.load_params()))

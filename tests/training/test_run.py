@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from empathax.models.weights.orbax import latest_checkpoint
+from empathax.models.weights.steps import find_steps, open_step
 from tests.training.tiny import OPTIMIZED
 
 HERE = Path(__file__).parent
@@ -30,7 +31,7 @@ def _child(workdir, stage="none", step=0, name="NONE", seed=0):
 
 def _params(workdir, stage):
     with ocp.StandardCheckpointer() as reader:
-        return reader.restore(latest_checkpoint(workdir / "checkpoints" / stage) / "params")
+        return reader.restore(find_steps(workdir / "checkpoints" / stage)[0] / "params")
 
 
 def _record(workdir):
@@ -80,13 +81,58 @@ def test_sigterm_saves_at_once_and_ends_with_75(whole, tmp_path):
     stopped = _child(workdir, "sft", 3, "SIGTERM")
     assert stopped.returncode == 75
     assert "run the same command again" in stopped.stderr
-    assert latest_checkpoint(workdir).name == "3"
+    assert find_steps(workdir)[0].name == "3"
     last = max(line["step"] for line in _record(whole) if line["stage"] == "sft")
     assert _child(workdir, "sft", last, "SIGTERM").returncode == 75  # at the very end of a stage
-    assert latest_checkpoint(workdir).name == str(last)
+    assert find_steps(workdir)[0].name == str(last)
     assert _child(workdir).returncode == 0
     jax.tree.map(np.testing.assert_array_equal, _params(workdir, "dpo"), _params(whole, "dpo"))
     assert _record(workdir) == _record(whole)
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 8
+    path.write_bytes(content)
+
+
+def _arrays(step):
+    return max((path for path in (step / "rest" / "d").iterdir()), key=lambda path: path.stat().st_size)
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(whole, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    newest, older = find_steps(workdir)
+    _flip(_arrays(newest))
+    again = _child(workdir)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("checkpoint not used: ") == 1
+    assert f"going on from step {older.name}" in again.stderr
+    jax.tree.map(np.testing.assert_array_equal, _params(workdir, "dpo"), _params(whole, "dpo"))
+    assert _record(workdir) == _record(whole)
+    assert open_step(find_steps(workdir)[0]).leaves == open_step(find_steps(whole)[0]).leaves
+
+
+@pytest.mark.parametrize("harm", ["all damaged", "all gone", "no checkpoints/", "an item gone"])
+def test_a_run_that_was_trained_never_starts_anew_by_itself(whole, tmp_path, harm):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    steps = find_steps(workdir)
+    if harm == "no checkpoints/":
+        shutil.rmtree(workdir / "checkpoints")
+    for step in steps if harm != "no checkpoints/" else ():
+        if harm == "all damaged":
+            _flip(_arrays(step))
+        else:
+            shutil.rmtree(step if harm == "all gone" else step / "params")
+    before = (workdir / "metrics.jsonl").read_bytes()
+    refused = _child(workdir)
+    assert refused.returncode == 5, refused.stderr
+    assert "Traceback" not in refused.stderr
+    expected = "no checkpoint can be used; found 2" if harm in ("all damaged", "an item gone") else "has saved step"
+    assert expected in refused.stderr
+    assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_refused_resume_touches_nothing(whole):

@@ -213,6 +213,25 @@ def test_a_non_finite_step_changes_no_bit_and_is_counted(objective):
     assert not _is_bitwise_equal(state.params, before.params)
 
 
+OVERFLOWS = {  # (optimizer, learning rate): where what is finite before the update is not after it
+    "learning rate": (optax.scale_by_adam(), jnp.inf),
+    "parameters": (optax.scale(1e38), 1e6),
+    "optimizer state": (optax.chain(optax.scale(1e30), optax.scale_by_adam()), 1e-3),
+}
+
+
+@pytest.mark.parametrize(("tx", "rate"), OVERFLOWS.values(), ids=OVERFLOWS)
+def test_an_update_that_is_not_finite_changes_no_bit_and_is_counted(tx, rate):
+    """Loss and gradient are finite: what the update makes of them is not."""
+    step = make_train_step("sft", MODEL, CONFIG, tx, lambda count: jnp.float32(rate))
+    start = init_state(_fresh(), tx)
+    before = jax.device_get((start.params, start.opt_state))
+    state, scalars = step(start, with_steps(dialogue_batch(4), 2))
+    assert np.isfinite([float(scalars["loss"]), float(scalars["grad_norm"])]).all()
+    assert (float(scalars["skipped"]), int(state.nonfinite_streak)) == (1.0, 1)
+    jax.tree.map(np.testing.assert_array_equal, (state.params, state.opt_state), before)
+
+
 def test_a_batch_that_trains_nothing_is_skipped_not_a_loss_of_zero():
     step, state = _start("sft")
     batch = with_steps(dialogue_batch(4), 2)

@@ -18,8 +18,8 @@ from empathax.evaluation.report.files import read_runs
 from empathax.evaluation.report.record import read_record
 from empathax.models.lora.adapters import Adapter, init_adapter
 from empathax.models.lora.files import write_adapter
-from empathax.models.weights.orbax import latest_checkpoint, read_meta, restore_params
 from empathax.models.weights.source import resolve_model
+from empathax.models.weights.steps import find_steps, open_step
 from empathax.parallel.mesh import make_mesh
 from empathax.training import experiment, sweep
 from empathax.training.run import base_fingerprint, prepare
@@ -107,10 +107,12 @@ def test_the_stage_ends_with_its_best_evaluation(workdir):
     assert best != max(seen), "the test needs a stage whose last step is not its best"
     record = read_record(workdir / "sft_dpo" / "evaluations" / "sft" / "evaluation.json")
     assert record.metrics["perplexity"] == pytest.approx(seen[best], rel=1e-5)
-    finished = latest_checkpoint(workdir / "sft_dpo" / "checkpoints" / "sft")
-    assert read_meta(finished)["best_step"] == best
+    finished = find_steps(workdir / "sft_dpo" / "checkpoints" / "sft")[0]
+    assert open_step(finished).meta["best_step"] == best
     like = resolve_model("random:tiny-llama").load_params()
-    kept, chosen = (restore_params(step, like) for step in (finished, workdir / "sft_dpo" / "best" / "sft" / str(best)))
+    kept, chosen = (
+        open_step(step).read_as(like) for step in (finished, workdir / "sft_dpo" / "best" / "sft" / str(best))
+    )
     jax.tree.map(np.testing.assert_array_equal, kept, chosen)
 
 

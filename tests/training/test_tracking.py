@@ -2,12 +2,14 @@
 
 import io
 import json
+import os
 
 import numpy as np
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from empathax.evaluation.report.level_plot import level_plot
+from empathax.training import tracking
 from empathax.training.tracking import Tracker
 
 
@@ -74,3 +76,36 @@ def test_an_evaluation_that_is_made_again_is_written_once(tmp_path):
     with Tracker(tmp_path, "sft", 3, True, tensorboard=False) as tracker:
         tracker.scalars(3, "eval", {"perplexity": 2.0})
     assert [line["split"] for line in _lines(tmp_path)] == ["train", "eval"]
+
+
+def test_a_full_disk_loses_no_line(tmp_path, monkeypatch, capsys):
+    """Lines wait in memory, none is half on disk, and a checkpoint is not saved without the lines before it."""
+    write, full = os.write, False
+
+    def write_or_refuse(descriptor, data):
+        if not full:
+            return write(descriptor, data)
+        write(descriptor, data[: len(data) // 2])  # a disk takes what fits
+        return len(data) // 2
+
+    monkeypatch.setattr(tracking.os, "write", write_or_refuse)
+    with Tracker(tmp_path, "sft", 0, tensorboard=False) as tracker:
+        for step in (1, 2, 3, 4):
+            full = step in (2, 3)
+            tracker.scalars(step, "train", {"loss": float(step)})
+            assert bool(tracker.problem()) == full
+            assert [line["step"] for line in _lines(tmp_path)] == ([1] if full else list(range(1, step + 1)))
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].endswith(
+        "cannot be written: No space left on device; training goes on, its lines are kept in memory"
+    )
+    assert said[1].endswith("is written again, with all that waited")
+    assert len(said) == 2
+
+
+def test_a_number_that_json_does_not_know_is_null(tmp_path):
+    with Tracker(tmp_path, "sft", 0, tensorboard=False) as tracker:
+        tracker.scalars(1, "train", {"loss": float("nan"), "grad_norm": float("-inf"), "accuracy": 0.5})
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    line = {"step": 1, "stage": "sft", "split": "train", "loss": None, "grad_norm": None, "accuracy": 0.5}
+    assert _lines(tmp_path) == [line]

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from empathax.errors import ConfigError
+from empathax.errors import CheckpointError, ConfigError
 from empathax.training import workdirs
-from empathax.training.workdirs import LOCK, open_workdir
+from empathax.training.workdirs import LOCK, MARK, open_sweep, open_workdir, record_saved, saved_step
 
 OTHER = """
 import pathlib, sys, time
@@ -68,15 +68,67 @@ def test_a_lock_that_nobody_touches_is_taken_over(tmp_path):
         first.communicate()
 
 
-def test_overwriting_empties_a_runs_directory_and_no_other(tmp_path):
+def test_overwriting_removes_what_a_run_wrote_and_says_so(tmp_path, capsys):
     run = tmp_path / "run"
     open_workdir(run, True)
     (run / "checkpoints" / "sft").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="holds files of something else"):
-        open_workdir(run, True)
-    (run / "config.json").write_text("{}")
+    (run / "rejected_rows_sft.txt").write_text("")
+    (run / "notes.txt").write_text("mine")
+    (run / "exported").mkdir()
     open_workdir(run, False)
     assert (run / "checkpoints").exists()
     open_workdir(run, True)
-    assert [entry.name for entry in run.iterdir()] == [LOCK]
-    open_workdir(run, False)  # as a start that was killed at once leaves it
+    assert sorted(entry.name for entry in run.iterdir()) == [MARK, LOCK, "exported", "notes.txt"]
+    said = capsys.readouterr().err
+    assert (
+        f"removing the run in {run}: {MARK}, checkpoints, rejected_rows_sft.txt; left as it is: exported, notes.txt"
+        in said
+    )
+
+
+# what people mistype a --workdir as: a model, a dataset, a checkout, an older version's run, somebody's home
+NO_RUNS = {
+    "model": ["config.json", "model.safetensors", "tokenizer.json"],
+    "data": ["train.jsonl", "metrics.jsonl"],
+    "config alone": ["config.json"],
+    "older run": ["config.json", "metrics.jsonl", "checkpoints", "report.md"],
+    "hidden": [".bashrc"],
+}
+
+
+@pytest.mark.parametrize("names", NO_RUNS.values(), ids=NO_RUNS)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_directory_of_something_else_is_never_touched(tmp_path, names, overwrite):
+    for name in names:
+        (tmp_path / name).write_text("precious")
+    with pytest.raises(ConfigError, match=f"holds .*and no {MARK} says that training made them"):
+        open_workdir(tmp_path, overwrite)
+    with pytest.raises(ConfigError, match=r"and no \.empathax-sweep says"):
+        open_sweep(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(names, "precious")
+
+
+def test_what_a_run_reads_is_not_removed_first(tmp_path):
+    run = tmp_path / "run"
+    open_workdir(run)
+    (run / "checkpoints" / "sft").mkdir(parents=True)
+    (run / "kept").mkdir()
+    open_workdir(run, True, [("model.path", run / "kept"), ("data.path", tmp_path)])
+    (run / "checkpoints" / "sft").mkdir(parents=True)
+    for path in (run / "checkpoints" / "sft", run / "checkpoints", run):
+        with pytest.raises(ConfigError, match=r"model.path = .* --overwrite would remove first"):
+            open_workdir(run, True, [("model.path", path)])
+    assert (run / "checkpoints" / "sft").is_dir()
+
+
+def test_the_mark_remembers_what_was_saved(tmp_path):
+    open_workdir(tmp_path / "run")
+    assert saved_step(tmp_path / "run", "sft") is None
+    record_saved(tmp_path / "run", "sft", 4)
+    record_saved(tmp_path / "run", "dpo", 2)
+    open_workdir(tmp_path / "run")
+    assert (saved_step(tmp_path / "run", "sft"), saved_step(tmp_path / "run", "dpo")) == (4, 2)
+    for text in ("{", "[]", '{"saved": {"sft": "x"}}', "\0"):
+        (tmp_path / "run" / MARK).write_text(text)
+        with pytest.raises(CheckpointError, match="says which steps this run has saved"):
+            saved_step(tmp_path / "run", "sft")

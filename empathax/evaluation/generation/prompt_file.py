@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from empathax.data.files import BadRow, read_values
+from empathax.data.files import BadRow, check_ordinary, read_values
 from empathax.data.messages import check_turns, checked_text
 from empathax.data.records import ROLES, Message, Tally
 from empathax.errors import DataError, raise_all
+from empathax.shown import quoted, shown
 
 _JSON_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".csv")
 
@@ -58,6 +59,7 @@ def _values(path: Path, tally: Tally) -> Iterator[tuple[Any, str]]:
 
 def _begins_with_brace(path: Path) -> bool:
     try:
+        check_ordinary(path)
         with path.open("rb") as file:
             return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
     except OSError as error:
@@ -72,7 +74,7 @@ def _with_system(row: PromptRow, system: str | None) -> PromptRow:
 
 def _prompt_row(value: Any) -> PromptRow:
     if not isinstance(value, dict) or not ({"prompt", "messages"} & value.keys()):
-        found = f"the keys {', '.join(map(str, value))}" if isinstance(value, dict) else type(value).__name__
+        found = f"the keys {shown(', '.join(map(str, value)))}" if isinstance(value, dict) else type(value).__name__
         raise BadRow(f'found {found}; expected {{"prompt": text or messages}} or {{"messages": ...}}')
     given = value["prompt"] if "prompt" in value else value["messages"]
     if isinstance(given, list):
@@ -97,5 +99,5 @@ def _message(item: Any, number: int) -> Message:
     if not isinstance(item, dict) or not {"role", "content"} <= item.keys():
         raise BadRow(f'message {number} is no {{"role", "content"}}')
     if item["role"] not in ROLES:
-        raise BadRow(f"message {number}: unknown role {item['role']!r}, expected one of {', '.join(ROLES)}")
+        raise BadRow(f"message {number}: unknown role {quoted(item['role'])}, expected one of {', '.join(ROLES)}")
     return Message(item["role"], checked_text(item["content"], f"message {number}"))

@@ -14,15 +14,18 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from empathax.config import Config
+from empathax.config.arguments import MAX_COUNT
 from empathax.data.chat import ChatTemplate
 from empathax.errors import ConfigError, DataError, raise_all
 from empathax.evaluation.generation.decoding import DecodeOptions, Generated, generate
 from empathax.evaluation.generation.prompt_tree import lay_out_prompts
 from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.tokenizers.tokenizer import Tokenizer
+from empathax.models.weights.memory import machine_memory
 from empathax.parallel.rules import replicated
 
 Prompts = Sequence[Sequence[int]]
+_REPLY_BYTES, _USUAL_TOKENS = 100, 64  # a reply's text and indices on the host; most end long before the limit
 
 
 def generate_replies(
@@ -46,6 +49,7 @@ def generate_replies(
     work.
     """
     stop_ids = stop_token_ids(template, config.eval.stop_tokens)
+    check_memory(prompts, model_config, config)
     replies = [""] * (len(prompts) * config.eval.num_samples)
     answered = generate_ids(params, model_config, stop_ids, prompts, config, mesh=mesh)
     for num_done, (index, token_ids) in enumerate(answered, start=1):
@@ -73,6 +77,7 @@ def generate_ids(
     """
     options, num_samples = DecodeOptions.of(config, stop_ids, mesh), config.eval.num_samples
     check_room(prompts, model_config, options.max_new_tokens)
+    check_memory(prompts, model_config, config)
     num_shards = mesh.shape["data"] if mesh else 1
     streams = np.arange(len(prompts), dtype=np.int32) if stream_ids is None else np.array(stream_ids, np.int32)
     for indices in _batches(prompts, num_samples, config.eval.generation_batch, num_shards):
@@ -95,6 +100,23 @@ def check_room(prompts: Prompts, model_config: ModelConfig, max_new_tokens: int)
                 f"prompt {number} of {len(prompts)} has {len(prompt)} tokens; with {max_new_tokens} new ones it passes "
                 f"the model's {model_config.max_positions} positions: shorten it, or generate fewer tokens"
             )
+
+
+def check_memory(prompts: Prompts, model_config: ModelConfig, config: Config) -> None:
+    """Raises a ConfigError for replies, or keys and values of a batch, that this machine cannot hold."""
+    options, there = config.eval, machine_memory()
+    num_replies = len(prompts) * options.num_samples
+    batch = min(options.generation_batch, num_replies)
+    slots = max(map(len, prompts), default=0) + options.max_new_tokens
+    cache = 4 * batch * slots * model_config.num_layers * model_config.kv_dim  # keys and values in two bytes each
+    kept = num_replies * (_REPLY_BYTES + 4 * min(options.max_new_tokens, _USUAL_TOKENS))
+    if num_replies > MAX_COUNT or cache + kept > there:
+        raise ConfigError(
+            f"{num_replies:,} replies ({len(prompts):,} prompts x num_samples = {options.num_samples:,}), "
+            f"{batch:,} at once, of up to {options.max_new_tokens:,} new tokens take {(cache + kept) / 2**30:,.1f} GiB "
+            f"or more, and this machine has {there / 2**30:,.1f} GiB: lower num_samples, max_new_tokens or "
+            "generation_batch (--batch-size)"
+        )
 
 
 def _batches(prompts: Prompts, num_samples: int, size: int, multiple: int) -> Iterator[np.ndarray]:

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from empathax import json_text
 from empathax.errors import ConfigError, DataError
 from empathax.evaluation.judging.chat_requests import FAILED, STATUSES, ChatOutcome, ChatRequest
 from empathax.evaluation.typed_json import decode
@@ -84,8 +85,8 @@ class ResponseCache:
                 if line == b"\n":  # written before an answer, for a half line that another process then finished
                     continue
                 try:
-                    key, outcome, when = _entry(json.loads(line))
-                except (ValueError, KeyError, TypeError, RecursionError, DataError):
+                    key, outcome, when = _entry(json_text.parse(line, half_pairs=True))
+                except (ValueError, KeyError, TypeError, DataError):
                     continue
                 if key not in self._outcomes:
                     self._outcomes[key] = outcome

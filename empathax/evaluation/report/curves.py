@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 from pathlib import Path
 
+from empathax import json_text
+from empathax.config.arguments import MAX_COUNT
 from empathax.errors import DataError
 from empathax.evaluation.report.record import Curve
 from empathax.evaluation.report.table import table_1
+from empathax.shown import quoted, shown
+
+MAX_BYTES = 1 << 30  # of a run's metrics.jsonl
 
 _LOSS_AND_REWARDS = (
     "loss", "perplexity", "token_accuracy", "entropy", "reward_accuracy", "reward_margin",
@@ -28,21 +33,29 @@ def read_curves(metrics_file: Path) -> tuple[Curve, ...]:
     killed may have left unfinished).
     """
     try:
-        lines = metrics_file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{metrics_file} cannot be read: {error.strerror}; expected a run's metrics.jsonl") from error
+        lines = json_text.read_bytes(metrics_file, DataError, MAX_BYTES).splitlines()
+    except FileNotFoundError:
+        raise DataError(
+            f"{metrics_file} cannot be read: there is no such file; expected a run's metrics.jsonl"
+        ) from None
     known = names()
     points: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-            key, step = (str(record["stage"]), str(record["split"])), int(record["step"])
+            record = json_text.parse(line, non_finite=True)
+            key, step = (str(record["stage"]), str(record["split"])), record["step"]
+            if type(step) is not int or not 0 <= step <= MAX_COUNT:
+                raise ValueError(f"step = {quoted(step)}")
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):
+                print(f"{metrics_file}:{number}: the last line is not whole and was left out", file=sys.stderr)
                 break
-            raise DataError(f"{metrics_file}:{number}: expected a record with step, stage and split") from error
+            raise DataError(
+                f"{metrics_file}:{number}: expected a record with step, stage and split ({shown(str(error))}); a run "
+                "that is continued mends its file"
+            ) from error
         for name in known:
             if isinstance(value := record.get(name), (int, float)) and math.isfinite(value):
                 points.setdefault((*key, name), []).append((step, float(value)))

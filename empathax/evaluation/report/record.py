@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
+from empathax import json_text
 from empathax.data.records import Message
 from empathax.errors import DataError, raise_all
 from empathax.evaluation import output
@@ -23,6 +23,7 @@ from empathax.evaluation.typed_json import decode
 
 FILE = "evaluation.json"
 FORMAT = 1
+MAX_BYTES = 1 << 30  # of a record: statistics and replies of all held-out turns
 Scalar = str | bool | int | float
 Rows = tuple[tuple[float, ...], ...]
 AGREEMENT = 1e-3  # relative: float32 sums on a device against float64 here
@@ -146,7 +147,7 @@ def write_record(path: Path, record: EvaluationRecord) -> None:
     value["per_example"] = {
         name: {"kind": statistic.kind, **asdict(statistic)} for name, statistic in record.per_example.items()
     }
-    lines = [f"{json.dumps(key)}: {json.dumps(entry, ensure_ascii=False)}" for key, entry in value.items()]
+    lines = [f"{json.dumps(key)}: {json_text.dumps(entry, ensure_ascii=False)}" for key, entry in value.items()]
     text = "{\n" + ",\n".join(lines) + "\n}\n"
     # half a surrogate pair, which a model may emit, has no UTF-8 form but a JSON escape
     output.write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
@@ -155,23 +156,18 @@ def write_record(path: Path, record: EvaluationRecord) -> None:
 def read_record(path: Path) -> EvaluationRecord:
     """Reads `path`. Raises a DataError that names the entry, what was found there and what was expected."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; expected an evaluation's record") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}; evaluate the model again") from error
+        value = json_text.read(path, DataError, max_bytes=MAX_BYTES, half_pairs=True)
+    except FileNotFoundError:
+        raise DataError(f"{path} cannot be read: there is no such file; expected an evaluation's record") from None
     if not isinstance(value, dict) or "format" not in value:
         raise DataError(f"{path} has no format number: expected an evaluation's record, see docs/report.md")
     if value.pop("format") != FORMAT:
         raise DataError(f"{path} is not of format {FORMAT}, the one this version reads: evaluate the model again")
-    try:
-        return decode(EvaluationRecord, value, {Statistic: KINDS}, remedy="evaluate the model again")
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"found {name}, expected a finite number")
+    with json_text.content_of(path, DataError):
+        try:
+            return decode(EvaluationRecord, value, {Statistic: KINDS}, remedy="evaluate the model again")
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
 
 
 def _share_problems(levels: LevelShares) -> list[str]:

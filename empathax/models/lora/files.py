@@ -13,15 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from empathax import json_text
+from empathax.config.arguments import MAX_COUNT, MAX_FLOAT
 from empathax.config.lora import TARGETS, LoraSpec, module_name
 from empathax.errors import WeightsError, raise_all
 from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.lora.adapters import Adapter, Params, abstract_adapter, with_adapters
 from empathax.models.lora.quantized import rounded_parameter
 from empathax.models.transformer import abstract_params, placed
+from empathax.models.weights.checks import check_finite
 from empathax.models.weights.names import HF_PREFIXES
-from empathax.models.weights.orbax import FROZEN, restore_params
 from empathax.models.weights.safetensors import SafetensorsFiles, read_json, write_json
+from empathax.models.weights.steps import FROZEN, Step
+from empathax.shown import quoted, shown
 
 Place = tuple[str, int, str]  # target, layer, part: ("q_proj", 0, "lora_a")
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
@@ -47,6 +51,11 @@ def read_adapter(directory: Path, config: ModelConfig) -> Adapter:
     Raises one WeightsError with every setting that is not supported and every tensor that is missing, left over or of
     another shape.
     """
+    with json_text.content_of(directory, WeightsError):
+        return _read(directory, config)
+
+
+def _read(directory: Path, config: ModelConfig) -> Adapter:
     settings = read_json(directory / CONFIG_NAME)
     if settings is None:
         raise WeightsError(f"{directory} holds no adapter: expected {CONFIG_NAME} and {WEIGHTS_NAME} there")
@@ -69,12 +78,16 @@ def read_adapter(directory: Path, config: ModelConfig) -> Adapter:
         values = files.read(name, (slice(None),) * len(files.tensors[name].shape)).astype(np.float32).T
         block, product = TARGETS[target]
         tree["layers"][block][product][part][layer][tuple(slice(size) for size in values.shape)] = values
-    _check_finite(directory, tree)
+    check_finite(str(directory), tree)
     return Adapter(tree, spec)
 
 
 def write_adapter(directory: Path, adapter: Adapter, base_model: str) -> None:
-    """Writes the two files into `directory`; `base_model` is what PEFT loads below the adapter."""
+    """Writes the two files into `directory`; `base_model` is what PEFT loads below the adapter.
+
+    Raises a WeightsError for one that is not finite.
+    """
+    check_finite(str(directory), adapter.tree)
     tensors = {_spell(*place): np.ascontiguousarray(values.T) for place, values in _parts(adapter)}
     safetensors.numpy.save_file(tensors, directory / WEIGHTS_NAME, metadata={"format": "pt"})
     write_json(directory / CONFIG_NAME, _settings(adapter.spec, base_model))
@@ -103,36 +116,34 @@ def joined(adapters: Sequence[Adapter]) -> Adapter:
     return Adapter(tree, LoraSpec(rank, float(rank), False, False, tuple(ranks), others, alphas))
 
 
-def checkpoint_adapters(step_dir: Path, meta: Mapping[str, Any], config: ModelConfig) -> list[Adapter]:
-    """The adapters of a checkpoint whose `meta` says "lora", the lowest first, on one device.
+def checkpoint_adapters(step: Step, config: ModelConfig) -> list[Adapter]:
+    """The adapters of a checkpoint whose meta says "lora", the lowest first, on one device.
 
     Added to the model that the run began with, one after another, they make the model of the checkpoint.
     """
-    specs = [LoraSpec(**{**spec, "targets": tuple(spec["targets"])}) for spec in meta["lora"]["adapters"]]
+    specs = [LoraSpec(**{**spec, "targets": tuple(spec["targets"])}) for spec in step.meta["lora"]["adapters"]]
     one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = [placed(abstract_adapter(abstract_params(config), spec), one_device) for spec in specs]
     below = {str(number): tree for number, tree in enumerate(shapes[:-1])}
-    frozen = restore_params(step_dir, below, item=FROZEN) if below else {}
-    trees = [*(frozen[str(number)] for number in range(len(below))), restore_params(step_dir, shapes[-1])]
+    frozen = step.read_as(below, FROZEN) if below else {}
+    trees = [*(frozen[str(number)] for number in range(len(below))), step.read_as(shapes[-1])]
     return [Adapter(tree, spec) for tree, spec in zip(trees, specs, strict=True)]
 
 
-def adapted_params(
-    base: Any, step_dir: Path, meta: Mapping[str, Any], param_dtype: Any, shardings: Any = None
-) -> dict[str, Any]:
+def adapted_params(base: Any, step: Step, param_dtype: Any, shardings: Any = None) -> dict[str, Any]:
     """The model of such a checkpoint: `base` (a ModelSource) with the adapters merged in.
 
     A base that was in 4 or 8 bits below the adapters is rounded the same way first, from the dtype that it had in
     training.
     """
-    kind = meta["lora"]["quantization"]
-    if kind == "none":
+    lora = step.meta["lora"]
+    if lora["quantization"] == "none":
         params = base.load_params(param_dtype, shardings)
     else:
-        trained = jnp.dtype(meta["lora"]["param_dtype"])
-        params = base.load_params(trained, shardings, partial(rounded_parameter, kind))
+        trained = jnp.dtype(lora["param_dtype"])
+        params = base.load_params(trained, shardings, partial(rounded_parameter, lora["quantization"]))
         params = jax.tree.map(lambda leaf: leaf.astype(param_dtype), params)
-    return with_adapters(params, checkpoint_adapters(step_dir, meta, base.config))
+    return with_adapters(params, checkpoint_adapters(step, base.config))
 
 
 def _scaled(adapter: Adapter, target: str) -> tuple[np.ndarray, np.ndarray]:
@@ -155,17 +166,32 @@ def _unsupported(settings: Mapping[str, Any]) -> Iterator[str]:
         )
     for name in _REFUSED:
         if settings.get(name):
-            yield f"{name} = {settings[name]!r} is not supported"
-    if type(settings.get("r")) is not int or settings["r"] < 1:
-        yield f"r = {settings.get('r')!r}: expected a whole number from 1"
-    if not isinstance(settings.get("lora_alpha"), int | float):
-        yield f"lora_alpha = {settings.get('lora_alpha')!r}: expected a number"
-    for name in ("rank_pattern", "alpha_pattern"):
-        for pattern in settings.get(name) or {}:
+            yield f"{name} = {quoted(settings[name])} is not supported"
+    if not _is_rank(settings.get("r")):
+        yield f"r = {quoted(settings.get('r'))}: expected a whole number from 1"
+    if not _is_alpha(settings.get("lora_alpha")):
+        yield f"lora_alpha = {quoted(settings.get('lora_alpha'))}: expected a number"
+    for name, fits, expected in (
+        ("rank_pattern", _is_rank, "whole numbers from 1"),
+        ("alpha_pattern", _is_alpha, "numbers"),
+    ):
+        patterns = settings.get(name) or {}
+        if not isinstance(patterns, dict) or not all(map(fits, patterns.values())):
+            yield f"{name} = {quoted(patterns)}: expected {expected} by pattern"
+            continue
+        for pattern in patterns:
             try:
                 re.compile(pattern)
             except re.error as error:
-                yield f"{name}: {pattern!r} is no regular expression: {error}"
+                yield f"{name}: {quoted(pattern)} is no regular expression: {shown(str(error))}"
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= MAX_COUNT
+
+
+def _is_alpha(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= MAX_FLOAT
 
 
 def _spec(settings: Mapping[str, Any], targets: set[str]) -> LoraSpec:
@@ -248,16 +274,6 @@ def _parts(adapter: Adapter) -> Iterator[tuple[Place, np.ndarray]]:
 
 def _spell(target: str, layer: int, part: str) -> str:
     return f"{_PREFIX}{module_name(target, layer)}.{_SUFFIXES[part]}"
-
-
-def _check_finite(directory: Path, tree: Params) -> None:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    problems = [
-        f"{jax.tree_util.keystr(path, simple=True, separator='/')}: found NaN or infinite values"
-        for path, leaf in leaves
-        if not np.isfinite(leaf).all()
-    ]
-    raise_all(WeightsError, f"{directory} holds an adapter that is not finite", problems)
 
 
 def _whole(number: float) -> float | int:

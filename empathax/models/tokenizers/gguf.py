@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
+from empathax import json_text
 from empathax.errors import WeightsError
 from empathax.models.tokenizers.sentencepiece import CONTROL, USER_DEFINED, Piece, Spaces, bpe_backend
 from empathax.models.tokenizers.tokenizer import SpecialNames, Tokenizer, add_whole_tokens, begin_with
@@ -48,9 +49,15 @@ _ROLES = {"bos": "bos_token_id", "eos": "eos_token_id", "pad": "padding_token_id
 
 def tokenizer_from_gguf(metadata: dict[str, Any], source: str) -> Tokenizer:
     """The tokenizer of a GGUF file; raises a WeightsError that names `source` if its kind is not supported."""
+    with json_text.content_of(f"{source}: the tokenizer", WeightsError):
+        return _read(metadata, source)
+
+
+def _read(metadata: dict[str, Any], source: str) -> Tokenizer:
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not tokens:
         raise WeightsError(f"{source} has no tokenizer (tokenizer.ggml.tokens): name another with model.tokenizer_path")
+    json_text.texts(tokens, f"{source}: tokenizer.ggml.tokens", WeightsError)
     kind = metadata.get("tokenizer.ggml.model")
     builders = {"gpt2": _byte_level, "llama": _sentencepiece}
     if kind not in builders:

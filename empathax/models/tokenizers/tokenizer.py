@@ -19,8 +19,9 @@ from typing import Any
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from empathax.errors import ConfigError
+from empathax.errors import ConfigError, WeightsError
 from empathax.models.weights.safetensors import write_json
+from empathax.shown import quoted, shown
 
 # Tokens that end a turn in the known chat formats; a model stops at them even where its files name only an end of text.
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>")
@@ -85,7 +86,7 @@ class Tokenizer:
 
         Chat templates write the BOS token themselves; `add_special_tokens` adds it (see `add_bos`) for raw text.
         """
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return _ids(self._backend, text, add_special_tokens)
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of `text` without control tokens: "<|im_end|>" is spelled out like any other characters."""
@@ -104,7 +105,7 @@ class Tokenizer:
         hidden, names = self._hidden
         rename = functools.partial(self._control_pattern.sub, lambda match: names[match[0]])
         renamed = "".join(text if is_plain else rename(text) for text, is_plain in segments)
-        return hidden.encode(renamed, add_special_tokens=False).ids
+        return _ids(hidden, renamed)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids; `skip_special_tokens` leaves out those that the files mark as special."""
@@ -232,6 +233,13 @@ class Tokenizer:
     def _control_pattern(self) -> re.Pattern[str]:
         longest_first = sorted(self._controls, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+def _ids(backend: Backend, text: str, add_special_tokens: bool = False) -> list[int]:
+    try:
+        return backend.encode(text, add_special_tokens=add_special_tokens).ids
+    except Exception as error:  # the library raises plain Exception
+        raise WeightsError(f"the tokenizer cannot encode {quoted(text, 40)}: {shown(str(error))}") from error
 
 
 def byte_tokenizer() -> Tokenizer:

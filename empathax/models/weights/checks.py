@@ -5,18 +5,23 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from empathax.errors import WeightsError, raise_all
 from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.transformer import abstract_params
 from empathax.models.weights.byte_files import TensorReader
+from empathax.models.weights.digests import differing, layout, leaf_name
+from empathax.models.weights.memory import LEAST_BYTES, check_fits
 from empathax.models.weights.names import Naming, Stored, stored_parameters
+from empathax.shown import shown
 
+_FEW_LAYERS = 1000  # of more, the tensors are not listed by name unless a file can hold them
 _COMPARED_BYTES = 8 << 20  # of a tied output projection and the embedding, at one time
 
 
@@ -27,6 +32,13 @@ def check_tensors(reader: TensorReader, config: ModelConfig, naming: Naming, sou
     """
     expected: dict[str, tuple[int, ...]] = {}
     shapes = abstract_params(config)
+    check_size(shapes, config, source, LEAST_BYTES)
+    if config.num_layers > max(len(reader.tensors), _FEW_LAYERS):
+        raise WeightsError(
+            f"{source} does not hold the {config.family} model that its config describes: found "
+            f"{len(reader.tensors):,} tensors, expected several for each of {config.num_layers:,} layers "
+            "(num_hidden_layers)"
+        )
     for stored in stored_parameters(config, naming):
         expected |= dict.fromkeys(stored.names, file_shape(stored, parameter_at(shapes, stored.path).shape))
     found = reader.tensors
@@ -46,6 +58,47 @@ def check_tensors(reader: TensorReader, config: ModelConfig, naming: Naming, sou
     if tied_head and not problems:
         problems = _tied_head_problems(reader, next(iter(expected)), tied_head)
     raise_all(WeightsError, f"{source} does not hold the {config.family} model that its config describes", problems)
+
+
+def check_params(source: str, leaves: Mapping[str, str], config: ModelConfig) -> None:
+    """Compares the parameters of an Orbax directory with what `config` needs: every one that is missing, left over or
+    of another shape is in a WeightsError. `leaves` has dtype, shape and digest by name."""
+    found = {name: _shape_in(record) for name, record in leaves.items()}
+    expected = {name: _shape_in(spelled) for name, spelled in layout(abstract_params(config)).items()}
+    problems = differing(found, expected)
+    raise_all(WeightsError, f"{source} does not hold the {config.family} model that its config describes", problems)
+
+
+def check_finite(source: str, params: Any) -> None:
+    """Raises a WeightsError with every parameter that holds NaN or infinite values, and how many."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    # one after another: what is compared may be in memory too
+    counts = {leaf_name(path): int(_num_nonfinite(leaf)) for path, leaf in leaves}
+    problems = [f"{name}: found {count:,} NaN or infinite values" for name, count in counts.items() if count]
+    raise_all(WeightsError, f"{source} holds weights that are not finite", problems)
+
+
+@jax.jit
+def _num_nonfinite(leaf: jax.Array) -> jax.Array:
+    return (~jnp.isfinite(leaf)).sum()
+
+
+def _shape_in(spelled: str) -> str:
+    """ "[3, 4]" of "float32[3, 4] 09f3..."."""
+    return spelled[spelled.index("[") : spelled.index("]") + 1]
+
+
+def check_size(shapes: dict[str, Any], config: ModelConfig, source: str, bytes_a_parameter: float) -> None:
+    """Raises a WeightsError, with the config's sizes, for a model that this machine cannot hold."""
+    sizes = {
+        "num_hidden_layers": config.num_layers,
+        "hidden_size": config.model_dim,
+        "intermediate_size": config.ff_dim,
+        "num_attention_heads": config.num_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+    }
+    check_fits(shapes, source, bytes_a_parameter, sizes)
 
 
 def parameter_at(tree: dict[str, Any], path: tuple[str, ...]) -> Any:
@@ -94,8 +147,8 @@ def _grouped(notes: Iterable[tuple[str, str]]) -> list[str]:
     problems = []
     for (pattern, note), group in itertools.groupby(notes, key=lambda item: (_pattern(item[0]), item[1])):
         names = [name for name, _ in group]
-        shown = ", ".join(names) if len(names) <= 3 else f"{names[0]} ... {names[-1]} ({len(names)} tensors {pattern})"
-        problems.append(f"{shown}: {note}")
+        several = f"{shown(names[0])} ... {shown(names[-1])} ({len(names)} tensors {shown(pattern)})"
+        problems.append(f"{', '.join(map(shown, names)) if len(names) <= 3 else several}: {note}")
     return problems
 
 
@@ -109,4 +162,4 @@ def _by_layer(item: tuple[str, str | None]) -> tuple[str, str, int]:
 
 
 def _some(names: Iterable[str]) -> str:
-    return ", ".join(itertools.islice(names, 3)) or "nothing"
+    return ", ".join(map(shown, itertools.islice(names, 3))) or "nothing"

@@ -19,10 +19,10 @@ from empathax.models.architecture.hf_config import to_hf_config
 from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.tokenizers.template_defaults import defaults_of
 from empathax.models.tokenizers.tokenizer import Tokenizer
-from empathax.models.weights.checks import file_shape, parameter_at
+from empathax.models.weights.checks import check_finite, file_shape, parameter_at
 from empathax.models.weights.names import Naming, Stored, stored_parameters
-from empathax.models.weights.orbax import write_params
 from empathax.models.weights.safetensors import INDEX_NAME, SINGLE_NAME, write_json
+from empathax.models.weights.steps import seal_files, write_converted
 
 _DTYPES = {"float32": ("F32", np.dtype(np.float32)), "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16))}
 
@@ -51,8 +51,10 @@ def export_model(
     parameter is on the host at a time. `dtype` is "float32" or "bfloat16".
 
     Raises:
-        WeightsError: transformers cannot read this model's config.json. Nothing is written then.
+        WeightsError: the weights are not finite, or transformers cannot read this model's config.json. Nothing is
+            written then.
     """
+    check_finite(str(out_dir), params)
     with export_directory(out_dir, dtype) as directory:
         _write_settings(directory, config, tokenizer, dtype)
         _check_with_transformers(directory)
@@ -67,9 +69,11 @@ def export_orbax(
 
     They are stored in small chunks, so that each host later reads its own part, in whatever layout.
     """
+    check_finite(str(out_dir), params)
     with export_directory(out_dir, dtype) as directory:
-        write_params(directory, params)
+        write_converted(directory, params)
         _write_settings(directory, config, tokenizer, dtype)
+        seal_files(directory)
     return Path(out_dir).absolute()
 
 

@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from empathax import json_text
 from empathax.errors import WeightsError, raise_all
 from empathax.models.architecture.gguf_config import from_gguf_metadata
 from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.rope import RopeConfig, inverse_frequencies
 from empathax.models.weights.byte_files import MappedFile, TensorInfo
+from empathax.shown import quoted, shown
 
 # files named "Q4_K_M" and the like mix several of these
 GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
@@ -28,6 +30,10 @@ GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _CHUNK_BYTES = 8 << 20  # float32 bytes unpacked at once
+# A header's counts are bounded by what files have, not by what they say: a vocabulary has some 260,000 tokens.
+_MAX_ITEMS, _MAX_FIELDS, _MAX_TENSORS = 1 << 24, 1 << 16, 1 << 20
+_MAX_DIMS = 4  # GGML_MAX_DIMS
+_MAX_NAME_BYTES, _MAX_TEXT_BYTES = 1 << 16, 64 << 20
 
 
 class _Place(NamedTuple):
@@ -45,14 +51,15 @@ class GgufFile:
         self.path = path
         self._gguf = _import_gguf()
         self._file = MappedFile(path)
-        try:
-            self.metadata, entries, data_start = _parse_header(self._file)
-        except (struct.error, UnicodeDecodeError, _BadHeader) as error:
-            detail = error if isinstance(error, _BadHeader) else "the header ends early or is damaged"
-            raise WeightsError(f"{path} cannot be read as GGUF: {detail}; download it again") from error
         self.tensors: dict[str, TensorInfo] = {}
         self._places: dict[str, _Place] = {}
-        self._locate(entries, data_start)
+        with json_text.content_of(path, WeightsError):
+            try:
+                self.metadata, entries, data_start = _parse_header(self._file)
+            except (struct.error, UnicodeDecodeError, _BadHeader) as error:
+                detail = error if isinstance(error, _BadHeader) else "the header ends early or is damaged"
+                raise WeightsError(f"{path} cannot be read as GGUF: {detail}; download it again") from error
+            self._locate(entries, data_start)
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """Float32 values of a tensor at `index`; only the rows asked for are unpacked."""
@@ -81,11 +88,11 @@ class GgufFile:
             row_bytes = shape[-1] // block * block_bytes if shape else 0
             end = data_start + offset + math.prod(shape[:-1]) * row_bytes
             if name in self.tensors:
-                problems.append(f"{name}: found twice, expected once")
+                problems.append(f"{shown(name)}: found twice, expected once")
             elif block and end > len(self._file):
-                problems.append(f"{name}: ends at byte {end:,}, but the file has {len(self._file):,}")
+                problems.append(f"{shown(name)}: ends at byte {end:,}, but the file has {len(self._file):,}")
             elif block and (len(shape) not in (1, 2) or shape[-1] % block):
-                problems.append(f"{name}: shape {list(shape)} does not fit blocks of {block} ({type_name})")
+                problems.append(f"{shown(name)}: shape {list(shape)} does not fit blocks of {block} ({type_name})")
             self.tensors[name] = TensorInfo(shape, type_name, self.path.name, type_name in GGUF_TYPES)
             self._places[name] = _Place(data_start + offset, row_bytes, type_id)
         raise_all(WeightsError, f"{self.path} is damaged or cut short; download it again", problems)
@@ -165,10 +172,14 @@ def _parse_header(file: MappedFile) -> tuple[dict[str, Any], list[tuple[str, tup
     version, num_tensors, num_fields = struct.unpack_from("<IQQ", file.buffer, 4)
     if version not in (2, 3):
         raise _BadHeader(f"found version {version}, expected 2 or 3 (little-endian)")
+    _check_count("tensors", num_tensors, _MAX_TENSORS)
+    _check_count("metadata fields", num_fields, _MAX_FIELDS)
     cursor = _Cursor(file.buffer, 24)
-    metadata = {}
+    metadata: dict[str, Any] = {}
     for _ in range(num_fields):
-        key = cursor.string()
+        key = cursor.string(_MAX_NAME_BYTES)
+        if key in metadata:
+            raise _BadHeader(f"the header has the key {quoted(key)} twice")
         metadata[key] = cursor.value(cursor.scalar("I"))
     entries = [_tensor_entry(cursor) for _ in range(num_tensors)]
     alignment = metadata.get("general.alignment", 32)
@@ -178,10 +189,16 @@ def _parse_header(file: MappedFile) -> tuple[dict[str, Any], list[tuple[str, tup
 
 
 def _tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
-    name = cursor.string()
+    name = cursor.string(_MAX_NAME_BYTES)
     num_dims = cursor.scalar("I")
+    _check_count(f"dimensions of {shown(name)}", num_dims, _MAX_DIMS)
     sizes = tuple(cursor.scalar("Q") for _ in range(num_dims))
     return name, sizes[::-1], cursor.scalar("I"), cursor.scalar("Q")  # GGUF names the fastest axis first
+
+
+def _check_count(what: str, count: int, limit: int) -> None:
+    if count > limit:
+        raise _BadHeader(f"the header speaks of {count:,} {what}, expected at most {limit:,}")
 
 
 class _Cursor:
@@ -196,9 +213,10 @@ class _Cursor:
         self.position += struct.calcsize(code)
         return value
 
-    def string(self) -> str:
+    def string(self, limit: int = _MAX_TEXT_BYTES) -> str:
         start = self.position + 8
         (length,) = struct.unpack_from("<Q", self._buffer, self.position)
+        _check_count("bytes of one text", length, limit)
         if start + length > len(self._buffer):
             raise _BadHeader("the header ends early or is damaged")
         self.position = start + length
@@ -212,8 +230,11 @@ class _Cursor:
                 raise _BadHeader(f"the header has a value of unknown type {kind}")
             return self.scalar(_SCALARS[kind])
         item, count = self.scalar("I"), self.scalar("Q")
+        _check_count("values of one list", count, _MAX_ITEMS)
         if item in _SCALARS:
             values = struct.unpack_from(f"<{count}{_SCALARS[item]}", self._buffer, self.position)
             self.position += count * struct.calcsize(_SCALARS[item])
             return list(values)
-        return [self.value(item) for _ in range(count)]
+        if item != _STRING:
+            raise _BadHeader(f"the header has a list of values of type {item}, expected numbers or texts")
+        return [self.string() for _ in range(count)]

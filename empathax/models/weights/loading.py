@@ -18,7 +18,7 @@ from empathax.errors import WeightsError, raise_all
 from empathax.models.architecture.model_config import ModelConfig
 from empathax.models.transformer import abstract_params
 from empathax.models.weights.byte_files import TensorReader
-from empathax.models.weights.checks import check_tensors, parameter_at, put_parameter
+from empathax.models.weights.checks import check_size, check_tensors, parameter_at, put_parameter
 from empathax.models.weights.names import Naming, Stored, stored_parameters
 
 Params = dict[str, Any]
@@ -60,8 +60,10 @@ def load_params(
     However the parameters are laid out, each device reads other rows of the file's tensors, which lie together there,
     and the devices exchange what they have read: of n hosts each reads 1/n of the bytes, and none twice.
     """
-    check_tensors(reader, config, naming, source)
     shapes = abstract_params(config, param_dtype)
+    if finish is identity:
+        check_size(shapes, config, source, np.dtype(param_dtype).itemsize)
+    check_tensors(reader, config, naming, source)
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     nonfinite: dict[str, int] = {}
     params: Params = {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,26 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from empathax import json_text
 from empathax.errors import WeightsError, raise_all
 from empathax.models.weights.byte_files import RangeFile, TensorInfo, exists, is_url
+from empathax.shown import quoted, shown
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 FLOAT_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _CUT_BYTES = 16 << 20  # read at a time where only a part of each row is wanted
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_MAX_NAME_BYTES = 255  # of a file's name, in all usual file systems
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None if there is no such file, a WeightsError if it is not a JSON object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json_text.read(path, WeightsError)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:  # ValueError: bad JSON or bad UTF-8
-        raise WeightsError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise WeightsError(f"{path} holds a JSON {type(value).__name__}, expected an object")
     return value
@@ -95,40 +97,70 @@ class SafetensorsFiles:
         try:
             file = RangeFile(path)
             size = len(file)
+            header, data_start = _header(file)
             if is_url(str(path)):
-                _check_size(file)
+                _check_end(file, header, data_start)
             else:
                 with safetensors.safe_open(path, framework="numpy"):  # checks sizes and offsets against the file
                     pass
         except FileNotFoundError:
-            problems.append(f"{file_name}: found no such file in {parent}, expected a weight shard")
+            problems.append(f"{shown(file_name)}: found no such file in {parent}, expected a weight shard")
             return
         except (safetensors.SafetensorError, WeightsError, OSError, ValueError) as error:
-            problems.append(f"{file_name}: cut short or damaged ({size:,} bytes: {error}); download it again")
+            problems.append(
+                f"{shown(file_name)}: cut short or damaged ({size:,} bytes: {shown(str(error))}); download it again"
+            )
             return
         self._files.append(file)
-        length = int.from_bytes(file.read(0, 8).tobytes(), "little")
-        header = json.loads(
-            file.read(8, length).tobytes(), object_pairs_hook=lambda pairs: _unique(pairs, file_name, problems)
-        )
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            first, _ = entry["data_offsets"]
-            shape, dtype = tuple(entry["shape"]), entry["dtype"]
+        for name, info, first in _entries(header, file_name):
             if name in self.tensors:
                 problems.append(f"{name}: found in {self.tensors[name].file} and in {file_name}, expected once")
-            self.tensors[name] = TensorInfo(shape, dtype, file_name, dtype in FLOAT_TYPES)
-            self._places[name] = (file, 8 + length + first)
+            self.tensors[name] = info
+            self._places[name] = (file, data_start + first)
 
 
-def _check_size(file: RangeFile) -> None:
-    """Raises a ValueError unless the tensors of a file in a store end where it ends."""
+def _header(file: RangeFile) -> tuple[dict[str, Any], int]:
+    """The JSON object that a file begins with, and where its data begin. Raises a ValueError, or a WeightsError."""
     length = int.from_bytes(file.read(0, 8).tobytes(), "little")
-    entries = [entry for name, entry in json.loads(file.read(8, length).tobytes()).items() if name != "__metadata__"]
-    end = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
-    if end != len(file):
-        raise ValueError(f"its tensors end at byte {end:,}")
+    if length > _MAX_HEADER_BYTES:
+        raise ValueError(f"its header has {length:,} bytes, and the format allows {_MAX_HEADER_BYTES:,}")
+    if 8 + length > len(file):
+        raise ValueError(f"its header has {length:,} bytes, the file {len(file):,}")
+    header = json_text.parse(file.read(8, length).tobytes())
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    return header, 8 + length
+
+
+def _entries(header: dict[str, Any], file_name: str) -> Iterator[tuple[str, TensorInfo, int]]:
+    """(name, what it is, first byte among the data) of every tensor."""
+    for name, entry in header.items():
+        if name != "__metadata__":
+            dtype = entry["dtype"]
+            info = TensorInfo(tuple(entry["shape"]), dtype, file_name, dtype in FLOAT_TYPES)
+            yield name, info, entry["data_offsets"][0]
+
+
+def _check_end(file: RangeFile, header: dict[str, Any], data_start: int) -> None:
+    """Raises a ValueError unless the entries of a file in a store are whole and end where it ends."""
+    end = 0
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        is_whole = isinstance(entry, dict) and isinstance(entry.get("dtype"), str)
+        if not is_whole or not all(_are_sizes(entry.get(key)) for key in ("shape", "data_offsets")):
+            raise ValueError(f"the entry {shown(name)} of its header is not whole")
+        first, last = entry["data_offsets"]
+        size = np.dtype(FLOAT_TYPES.get(entry["dtype"], np.uint8)).itemsize * math.prod(entry["shape"])
+        if entry["dtype"] in FLOAT_TYPES and last - first != size:
+            raise ValueError(f"the tensor {shown(name)} has {last - first:,} bytes, expected {size:,}")
+        end = max(end, last)
+    if data_start + end != len(file):
+        raise ValueError(f"its tensors end at byte {data_start + end:,}")
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(size) is int and 0 <= size < 2**63 for size in value)
 
 
 def open_weights(directory: Path, url: str = "") -> SafetensorsFiles:
@@ -159,6 +191,11 @@ def _open_index(directory: Path, index: dict[str, Any], url: str) -> Safetensors
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise WeightsError(f"{directory / INDEX_NAME} has no 'weight_map' of tensor names to file names")
     files = sorted(set(weight_map.values()))
+    raise_all(
+        WeightsError,
+        f"{directory / INDEX_NAME} names files that no file system can hold, so nothing was read",
+        [f"found {quoted(name)}" for name in files if len(name.encode()) > _MAX_NAME_BYTES or not name.isprintable()],
+    )
     outside = [name for name in files if Path(name).name != name or name in ("", ".", "..") or "\\" in name]
     raise_all(
         WeightsError,
@@ -202,9 +239,3 @@ def _no_weights(directory: Path, found: list[Path]) -> str:
             "not read: expected *.safetensors; save the model again with transformers, or take another revision of it"
         )
     return f"{directory} has no weights: expected {SINGLE_NAME}, or {INDEX_NAME} with its shards"
-
-
-def _unique(pairs: list[tuple[str, Any]], file: str, problems: list[str]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    problems += [f"{name}: found twice in {file}, expected once" for name in set(names) if names.count(name) > 1]
-    return dict(pairs)

@@ -11,12 +11,14 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from empathax import json_text
+from empathax.config.arguments import path_problem
 from empathax.errors import WeightsError
 from empathax.models.architecture.hf_config import from_hf_config
 from empathax.models.architecture.model_config import ModelConfig
@@ -28,23 +30,17 @@ from empathax.models.tokenizers.hf import tokenizer_from_directory
 from empathax.models.tokenizers.tokenizer import Tokenizer, byte_tokenizer
 from empathax.models.transformer import abstract_params, init_params, placed
 from empathax.models.weights.byte_files import is_url
-from empathax.models.weights.checks import check_tensors
+from empathax.models.weights.checks import check_finite, check_params, check_size, check_tensors
 from empathax.models.weights.gguf import GgufFile, config_of
 from empathax.models.weights.loading import Finish, finished, identity, load_params
 from empathax.models.weights.locations import download_model, is_hub_name, local_settings, weights_in_package
 from empathax.models.weights.names import gguf_naming, hf_naming
-from empathax.models.weights.orbax import (
-    FROZEN,
-    check_finite,
-    check_params,
-    is_orbax,
-    latest_checkpoint,
-    read_meta,
-    restore_params,
-)
 from empathax.models.weights.safetensors import SafetensorsFiles, open_weights, read_json
+from empathax.models.weights.steps import FROZEN, PARAMS, Step, find_steps, is_orbax, newest_verified, open_converted
+from empathax.shown import quoted
 
 Params = dict[str, Any]
+T = TypeVar("T")
 _WHOLE_BYTES = 512 << 20  # files up to this size are hashed whole, larger ones by header and samples
 _SAMPLE_BYTES, _NUM_SAMPLES = 1 << 20, 128
 
@@ -92,6 +88,8 @@ def resolve_model(path: str | Path) -> ModelSource:
     Raises a WeightsError that says what was tried; the config is read and checked here, weights and tokenizer later.
     """
     text = str(path)
+    if problem := path_problem(text):
+        raise WeightsError(f"model {quoted(text)} cannot be a path: {problem}")
     if text.startswith("random:"):
         name, _, seed = text.removeprefix("random:").partition(":")
         if seed and not seed.isdigit():
@@ -166,7 +164,8 @@ class DirectoryModel:
 class OrbaxModel:
     """Parameters that Orbax wrote: a run's checkpoint, adapters merged in, or a directory of `export --to=orbax`.
 
-    The latter has config.json and tokenizer beside the parameters.
+    The latter has config.json and tokenizer beside the parameters. All of it is verified as it is read; of a run the
+    newest checkpoint that can be used is taken, and why others are not is said.
     """
 
     kind = "orbax"
@@ -174,29 +173,38 @@ class OrbaxModel:
     def __init__(self, path: Path):
         self.path = str(path)
         self._is_of_run = not (path / "config.json").is_file() or (path / "checkpoints").is_dir()
-        self._directory = latest_checkpoint(path) if self._is_of_run else path
-        self._meta = read_meta(self._directory) if self._is_of_run else {}
-        self._settings = resolve_model(self._meta["model_path"]) if self._is_of_run else DirectoryModel(path)
+        self._older: list[Path] = []  # than the chosen step
+        if self._is_of_run:
+            self._choose(find_steps(path), lambda step: None)
+        else:
+            self._step = open_converted(path.absolute())
+        self._meta = self._step.meta
+        self._settings = first_model(self._step) if self._is_of_run else DirectoryModel(path)
         self.config = self._settings.config
 
     def load_params(
         self, param_dtype: jnp.dtype = jnp.float32, shardings: Params | None = None, finish: Finish = identity
     ) -> Params:
         """See ModelSource."""
-        if "lora" in self._meta:
-            params = adapted_params(self._settings, self._directory, self._meta, param_dtype, shardings)
-            return finished(params, finish)
         one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        like = placed(abstract_params(self.config, param_dtype), shardings or one_device)
-        params = restore_params(self._directory, like)
-        check_finite(self._directory, params)
-        return finished(params, finish)
+        shapes = abstract_params(self.config, param_dtype)
+        check_size(shapes, self.config, self.path, jnp.dtype(param_dtype).itemsize)
+        like = placed(shapes, shardings or one_device)
+
+        def read(step: Step) -> Params:
+            if "lora" in step.meta:
+                return adapted_params(self._settings, step, param_dtype, shardings)
+            params = step.read_as(like)
+            check_finite(str(step.directory), params)
+            return params
+
+        return finished(self._choose([self._step.directory, *self._older], read), finish)
 
     def check(self) -> None:
         """See ModelSource."""
         if "lora" in self._meta:
             return self._settings.check()
-        return check_params(self._directory, self.config)
+        return check_params(str(self._step.directory), self._step.leaves[PARAMS], self.config)
 
     def tokenizer(self) -> Tokenizer:
         """See ModelSource."""
@@ -207,11 +215,43 @@ class OrbaxModel:
         return found
 
     def fingerprint(self) -> str:
-        """See ModelSource."""
-        items = ("params", FROZEN)
-        files = sorted(path for item in items for path in (self._directory / item).rglob("*") if path.is_file())
+        """See ModelSource; reads all of it, so that it is the fingerprint of what will be loaded."""
+        items = tuple(item for item in (PARAMS, FROZEN) if item in self._step.leaves)
+        self._choose([self._step.directory, *self._older], lambda step: step.verify(items))
+        leaves = [self._step.leaves[item] for item in items]
         below = f"{self._meta['lora']}{self._settings.fingerprint()}" if "lora" in self._meta else ""
-        return hashlib.sha256(f"{self.config!r}{digest_of_files(files)}{below}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.config!r}{leaves}{below}".encode()).hexdigest()
+
+    def _choose(self, directories: list[Path], read: Callable[[Step], T]) -> T:
+        """The newest step that `read` can read becomes the chosen one; returns what it read."""
+        if not self._is_of_run:
+            return read(self._step)
+        self._step, value = newest_verified(directories, read)
+        self._older = directories[directories.index(self._step.directory) + 1 :]
+        return value
+
+
+_RESOLVING: list[str] = []  # paths whose runs began with each other
+
+
+def first_model(step: Step, moved_to: str = "") -> ModelSource:
+    """What a run began with, or `moved_to`, where that is now.
+
+    Raises a WeightsError if the checkpoint does not say, or names the run itself.
+    """
+    path = step.meta.get("model_path")
+    if not isinstance(path, str) or "model_config" not in step.meta:
+        raise WeightsError(
+            f"{step.directory} does not say which model its run began with; name the run's --workdir or its "
+            "checkpoints/"
+        )
+    if str(step.directory) in _RESOLVING:
+        raise WeightsError(f"{step.directory} began with {path}, which is this very run: its architecture is nowhere")
+    _RESOLVING.append(str(step.directory))
+    try:
+        return resolve_model(moved_to or path)
+    finally:
+        _RESOLVING.pop()
 
 
 class GgufModel:
@@ -310,9 +350,8 @@ class AdaptedModel:
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer at `path` (anything `resolve_model` takes, or a directory with tokenizer files only)."""
-    place = Path(path).expanduser()
-    if place.is_dir():
-        return tokenizer_from_directory(place)
+    if not path_problem(str(path)) and Path(path).expanduser().is_dir():
+        return tokenizer_from_directory(Path(path).expanduser())
     return resolve_model(path).tokenizer()
 
 
@@ -369,7 +408,8 @@ def _open(place: Path) -> ModelSource:
 
 def _named(path: Path, read: Callable[[Any], ModelConfig], value: Any) -> ModelConfig:
     """`read(value)`, with the file's name in front of its errors."""
-    try:
-        return read(value)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
+    with json_text.content_of(path, WeightsError):
+        try:
+            return read(value)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from error

@@ -8,6 +8,7 @@ from empathax.config import Config, EvalOptions
 from empathax.data.chat import ChatTemplate
 from empathax.data.records import Message
 from empathax.errors import ConfigError, DataError
+from empathax.evaluation.generation import replies
 from empathax.evaluation.generation.replies import check_room, generate_ids, generate_replies
 from empathax.models.weights.source import resolve_model
 
@@ -101,3 +102,12 @@ def test_prompts_without_room_are_refused(model):
         check_room([[1], [1] * 5], config, 6)
     with pytest.raises(DataError, match="prompt 1 of 1 is empty"):
         check_room([[]], config, 6)
+
+
+@pytest.mark.parametrize("changes", [{"num_samples": 10**9}, {"num_samples": 10**8, "max_new_tokens": 4000}])
+def test_replies_that_no_machine_holds_are_refused(model, prompts, changes, monkeypatch):
+    monkeypatch.setattr(replies, "machine_memory", lambda: 24 << 30)
+    config = settings(temperature=1.0)
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, **changes))
+    with pytest.raises(ConfigError, match=rf"num_samples = {changes['num_samples']:,}\), .* this machine has 24.0 GiB"):
+        generate_replies(*model, prompts, config)

@@ -89,8 +89,8 @@ def test_what_is_wrong_is_named(tmp_path, change, words):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("", "not JSON"), ("{", "not JSON"), ("[1]", "no format number"), ('{"format": 1, "seed": NaN}', "found NaN"),
-     ("[" * 100000, "not JSON")],
+    [("", "it is empty"), ("{", "not JSON"), ("[1]", "no format number"), ('{"format": 1, "seed": NaN}', "found NaN"),
+     ("[" * 100000, "nested too deeply")],
 )  # fmt: skip
 def test_files_that_are_no_records(tmp_path, text, words):
     (tmp_path / FILE).write_text(text)
@@ -99,7 +99,7 @@ def test_files_that_are_no_records(tmp_path, text, words):
 
 
 def test_places_that_are_not_there(tmp_path):
-    with pytest.raises(DataError, match="cannot be read: No such file"):
+    with pytest.raises(DataError, match="cannot be read: there is no such file"):
         read_record(tmp_path / FILE)
     with pytest.raises(ConfigError, match="cannot be written"):
         write_record(tmp_path / "missing" / FILE, made_up.record())

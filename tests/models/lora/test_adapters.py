@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec
 
 from empathax.config import MeshOptions
 from empathax.config.lora import PRESETS, TARGETS, LoraSpec
+from empathax.errors import ConfigError
 from empathax.evaluation.generation.prompt_tree import lay_out_prompts, prefill_tree
 from empathax.models.architecture.presets import preset
 from empathax.models.kv_cache import decode_step, split_layers
@@ -15,6 +16,7 @@ from empathax.models.lora.adapters import (
     Adapter,
     abstract_adapter,
     adapters_of,
+    check_rank,
     init_adapter,
     merged,
     overlay,
@@ -194,3 +196,15 @@ def test_factors_lie_as_the_kernels_do():
     assert spec(query["lora_b"]) == PartitionSpec(None, None, "tensor")
     assert spec(down["lora_a"]) == PartitionSpec(None, "tensor", None)
     assert spec(down["lora_magnitude"]) == PartitionSpec(None, "fsdp")
+
+
+@pytest.mark.parametrize(("rank", "refused"), [(32, ()), (33, ("k_proj", "v_proj")), (10**9, tuple(TARGETS))])
+def test_ranks_above_what_a_kernel_can_have(rank, refused):
+    """tiny-llama: 64 wide, 32 of keys and values, 128 of the MLP."""
+    base, spec = abstract_params(preset("tiny-llama")), LoraSpec(rank, 1.0)
+    if not refused:
+        check_rank(base, spec)
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_rank(base, spec)
+    assert [target for target in TARGETS if f"kernel of {target} is" in str(caught.value)] == list(refused)

@@ -1,5 +1,6 @@
 """Models in Orbax directories: converted ones, and a run's own checkpoints."""
 
+import shutil
 import subprocess
 import sys
 
@@ -10,10 +11,11 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from empathax import export
-from empathax.errors import WeightsError
+from empathax.errors import CheckpointError, WeightsError
 from empathax.models.transformer import abstract_params
-from empathax.models.weights.export import export_orbax
+from empathax.models.weights.export import export_model, export_orbax
 from empathax.models.weights.source import resolve_model
+from empathax.models.weights.steps import seal_files
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +63,38 @@ def test_parameters_of_another_model(tmp_path, original):
         resolve_model(tmp_path / "mixed").check()
 
 
-def test_weights_that_are_not_finite(tmp_path, original):
+def test_weights_that_are_not_finite_are_not_written(tmp_path, original):
     params = original.load_params()
     params["final_norm"]["scale"] = params["final_norm"]["scale"].at[3].set(jnp.nan)
-    export_orbax(params, original.config, original.tokenizer(), tmp_path / "nan")
-    with pytest.raises(WeightsError, match="final_norm/scale: found NaN"):
-        resolve_model(tmp_path / "nan").load_params()
+    for write in (export_orbax, export_model):
+        with pytest.raises(WeightsError, match="final_norm/scale: found 1 NaN"):
+            write(params, original.config, original.tokenizer(), tmp_path / "nan")
+    assert not (tmp_path / "nan").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "params/_METADATA", "params/manifest.ocdbt", "arrays.json", "files.json"]
+)
+def test_a_converted_model_with_one_flipped_bit_is_refused(converted, tmp_path, name):
+    copy = tmp_path / "copy"
+    shutil.copytree(converted, copy)
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 4
+    (copy / name).write_bytes(content)
+    with pytest.raises(CheckpointError):
+        resolve_model(copy).load_params()
+
+
+def test_a_converted_model_with_other_arrays_is_refused(converted, tmp_path):
+    other = resolve_model("random:tiny-llama:1")
+    export_orbax(other.load_params(), other.config, other.tokenizer(), tmp_path / "other")
+    shutil.copytree(converted, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "params")
+    shutil.copytree(tmp_path / "other" / "params", tmp_path / "copy" / "params")
+    (tmp_path / "copy" / "files.json").unlink()
+    seal_files(tmp_path / "copy")
+    with pytest.raises(CheckpointError, match="params/embedding/kernel: found float32"):
+        resolve_model(tmp_path / "copy").load_params()
 
 
 @pytest.mark.parametrize("flags", [["--to=orbax"], ["--to=orbax", "--model=a", "--checkpoint=b"], ["--model=a"]])
