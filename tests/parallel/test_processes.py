@@ -16,6 +16,7 @@ from empathax.training import loop
 from empathax.training.workdirs import LOCK
 from tests.benchmarks import weights
 from tests.launch.dry_runs import ROOT
+from tests.launch.slurm_cluster import free_ports
 from tests.parallel.job_config import write_data
 from tests.parallel.processes import run
 
@@ -164,6 +165,16 @@ def test_processes_that_differ_all_stop(folder, data, last, message):
     assert codes == [2, 2], outputs
     assert all(message in output for output in outputs), outputs
     assert not (folder / "never").exists()
+
+
+@pytest.mark.parametrize("process", ["0", "1"])
+def test_a_process_whose_peers_never_come_does_not_train_alone(folder, data, process):
+    command = ["-m", "empathax.train", CONFIG, *data, f"--workdir={folder}/alone", "--multihost"]
+    missing = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_ports(1)[0]}", "JAX_NUM_PROCESSES": "2"}
+    codes, outputs = run(command, folder / "log", count=1, last=([], missing | {"JAX_PROCESS_ID": process}),
+                         EMPATHAX_JOIN_SECONDS="3")  # fmt: skip
+    assert codes[0] not in (0, 75), outputs
+    assert not (folder / "alone").exists()
 
 
 def test_a_directory_that_is_not_shared(folder, data):

@@ -2,17 +2,25 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from empathax.errors import CheckpointError
 from empathax.models.weights.steps import find_steps
+from empathax.training import run, workdirs
+from empathax.training.checkpoint import StageCheckpoints
+from empathax.training.state import init_state
 from tests.training.tiny import OPTIMIZED
 
 HERE = Path(__file__).parent
@@ -106,3 +114,21 @@ def test_a_finished_run_only_reports(whole):
     done = _child(whole)
     assert "+SFT+DPO" in done.stdout
     assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("gone", ["checkpoints", "checkpoints/sft/2", "checkpoints/sft/2/params"])
+def test_steps_that_are_gone_are_never_a_fresh_start(tmp_path, gone):
+    workdirs.open_workdir(tmp_path / "run")
+    ours, sft = SimpleNamespace(workdir=tmp_path / "run"), SimpleNamespace(name="sft")
+    assert run._newest_checkpoint(ours, sft, lambda step: None) is None  # nothing was ever saved
+    with StageCheckpoints(
+        ours.workdir / "checkpoints" / "sft", committed=lambda step: workdirs.record_saved(ours.workdir, "sft", step)
+    ) as checkpoints:
+        state = init_state({"kernel": jnp.ones(3)}, optax.sgd(0.1)).replace(step=jnp.int32(2))
+        checkpoints.save(state, {"finished": False})
+    assert run._newest_checkpoint(ours, sft, lambda step: step.number)[1] == 2
+    shutil.rmtree(ours.workdir / gone)
+    with pytest.raises(CheckpointError, match=r"this run has saved step 2|no checkpoint can be used; found 1") as caught:
+        run._newest_checkpoint(ours, sft, lambda step: None)
+    assert "--overwrite or another --workdir starts anew" in str(caught.value)
+    workdirs.release()
