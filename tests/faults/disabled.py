@@ -15,6 +15,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -111,16 +112,37 @@ def _plain_template(original: Any) -> Any:
     return jinja2.Environment
 
 
+def _patient_supervisor(original: str) -> str:
+    """For the path of supervise.sh: a copy of launch/ whose supervisor gives up later than it is told to."""
+    import shutil
+    import tempfile
+
+    place = Path(shutil.copytree(Path(original).parent, Path(tempfile.mkdtemp()) / "launch"))
+    script = place / Path(original).name
+    text, limit = script.read_text(), "if ((fruitless >= max_restarts))"
+    assert limit in text
+    script.write_text(text.replace(limit, "if ((fruitless >= max_restarts + 5))"))
+    return str(script)
+
+
+def _with_an_eval(original: Any) -> Any:
+    """For `ast.parse`: every file runs code from data."""
+
+    def parse(source: Any, *rest: Any, **named: Any) -> Any:
+        is_plain = isinstance(source, str) and not rest and not named
+        return original(source + "\neval(input())\n" if is_plain else source, *rest, **named)
+
+    return parse
+
+
 REPLACEMENTS: dict[str, Replacement] = {
     "nothing": _returning(lambda: None),
-    "true": _returning(lambda: True),
     "false": _returning(lambda: False),
     "no text": _returning(str),
     "empty list": _returning(list),
     "empty dict": _returning(dict),
     "empty JSON list": _returning(lambda: "[]"),
     "zero": _returning(lambda: 0),
-    "dict": lambda original: dict,
     "first argument": _first_argument,
     "text unchanged": lambda original: lambda text, limit=0: text,
     "second argument": lambda original: lambda first, second, *rest, **named: second,
@@ -135,7 +157,8 @@ REPLACEMENTS: dict[str, Replacement] = {
     "unread": _unread,
     "raises": _raising_at_once,
     "plain Jinja": _plain_template,
-    "true always": lambda original: lambda *args, **kwargs: True,
+    "patient supervisor": _patient_supervisor,
+    "with an eval": _with_an_eval,
 }
 
 
@@ -192,3 +215,5 @@ def install(text: str) -> None:
 
 if os.environ.get(VARIABLE):
     install(os.environ[VARIABLE])
+    if (child := str(Path(__file__).parent / "child")) not in os.environ.get("PYTHONPATH", ""):
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (child, os.environ.get("PYTHONPATH"))))

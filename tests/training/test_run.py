@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -47,6 +48,13 @@ def _record(workdir):
     return [{key: value for key, value in line.items() if key not in timing} for line in lines]
 
 
+def _without_timings(workdir):
+    """The text of metrics.jsonl without what depends on the machine."""
+    return re.sub(
+        r', "(tokens_per_second|pairs_per_second|memory_gb)": [^,}]+', "", (workdir / "metrics.jsonl").read_text()
+    )
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An uninterrupted run."""
@@ -81,6 +89,12 @@ def test_killed_and_run_again_is_bitwise_the_same(whole, tmp_path, stage, step):
     for name in ("sft", "dpo"):
         jax.tree.map(np.testing.assert_array_equal, _params(workdir, name), _params(whole, name))
     assert _record(workdir) == _record(whole)
+
+
+def test_the_same_seed_twice_is_the_same_record(whole, tmp_path):
+    workdir = tmp_path / "run"
+    assert _child(workdir).returncode == 0
+    assert _without_timings(workdir) == _without_timings(whole)
 
 
 def test_sigterm_saves_at_once_and_ends_with_75(whole, tmp_path):
@@ -128,7 +142,9 @@ def test_steps_that_are_gone_are_never_a_fresh_start(tmp_path, gone):
         checkpoints.save(state, {"finished": False})
     assert run._newest_checkpoint(ours, sft, lambda step: step.number)[1] == 2
     shutil.rmtree(ours.workdir / gone)
-    with pytest.raises(CheckpointError, match=r"this run has saved step 2|no checkpoint can be used; found 1") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"this run has saved step 2|no checkpoint can be used; found 1"
+    ) as caught:
         run._newest_checkpoint(ours, sft, lambda step: None)
     assert "--overwrite or another --workdir starts anew" in str(caught.value)
     workdirs.release()
