@@ -1,4 +1,4 @@
-"""A test-only seam: replaces one detector of the package, in a pytest process and in the processes that its tests start.
+"""A test-only seam: replaces one detector of the package, in a pytest process and in those that its tests start.
 
 EMPATHAX_DISABLED=MODULE:ATTRIBUTE=REPLACEMENT names it, with a function of `REPLACEMENTS`. pytest loads this file with
 `-p tests.faults.disabled`; child/sitecustomize.py does the same in every other Python. The attribute is replaced as
@@ -113,15 +113,15 @@ def _plain_template(original: Any) -> Any:
 
 
 def _patient_supervisor(original: str) -> str:
-    """For the path of supervise.sh: a copy of launch/ whose supervisor gives up later than it is told to."""
+    """For supervise.sh: a copy of launch/ whose supervisor gives up later than it is told to."""
     import shutil
     import tempfile
 
     place = Path(shutil.copytree(Path(original).parent, Path(tempfile.mkdtemp()) / "launch"))
     script = place / Path(original).name
-    text, limit = script.read_text(), "if ((fruitless >= max_restarts))"
+    text, limit = script.read_text(), "((fruitless >= max_restarts))"
     assert limit in text
-    script.write_text(text.replace(limit, "if ((fruitless >= max_restarts + 5))"))
+    script.write_text(text.replace(limit, "((fruitless >= max_restarts + 5))"))
     return str(script)
 
 

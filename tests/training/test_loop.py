@@ -1,4 +1,4 @@
-"""The loop alone, over a step that computes nothing: when a stop is granted, when a streak ends the run, what is saved."""
+"""The loop alone, over a step that computes nothing: when a stop is granted, a streak ends it, a state is saved."""
 
 import os
 import signal

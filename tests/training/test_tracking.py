@@ -87,10 +87,9 @@ def _full(*args):
 def test_a_full_disk_for_tensorboard_is_a_warning_and_no_more(tmp_path, monkeypatch):
     with Tracker(tmp_path, "sft", 0, tensorboard=True) as tracker:
         monkeypatch.setattr(tracking.EventFileWriter, "add_event", _full)
-        with pytest.warns(UserWarning, match="TensorBoard files cannot be written any more: .*No space left") as said:
+        with pytest.warns(UserWarning, match="TensorBoard files cannot be written any more: .*No space left"):
             tracker.scalars(1, "train", {"loss": 1.0})
-            tracker.scalars(2, "train", {"loss": 2.0})
-        assert len(said) == 1
+        tracker.scalars(2, "train", {"loss": 2.0})  # a second warning would be an error
     assert [line["step"] for line in _lines(tmp_path)] == [1, 2]
 
 
