@@ -113,7 +113,11 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--rows", default="", help="names of rows, with commas; all by default")
     parser.add_argument("--why", action="store_true", help="what the tests fail with when a detector is disabled")
+    parser.add_argument("--table", action="store_true", help="print the table of docs/reliability.md, and end")
     flags = parser.parse_args(argv)
+    if flags.table:
+        print("\n".join(row.line for row in ROWS))
+        return 0
     rows = [row for row in ROWS if not flags.rows or row.name in flags.rows.split(",")]
     names = list(dict.fromkeys(name for row in rows for name in row.all_tests))
     groups = [[name for name in names if name.startswith(file)] for file in ALONE]

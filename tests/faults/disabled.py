@@ -170,7 +170,7 @@ def parse(text: str) -> tuple[str, str, str]:
 
 
 def replace(module: ModuleType, attribute: str, replacement: str) -> None:
-    """Puts the replacement in place of `attribute` ("name" or "Class.name") of `module`; KeyError if it is not there."""
+    """Puts the replacement in place of `attribute` of `module` ("name" or "Class.name"). KeyError if there is none."""
     *path, name = attribute.split(".")
     owner: Any = functools.reduce(getattr, path, module)
     stored = vars(owner)[name]

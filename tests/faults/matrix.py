@@ -58,6 +58,19 @@ class Row:
         """Every test of the row, once."""
         return tuple(dict.fromkeys([test for detector in self.detectors for test in detector.tests] + [*self.tests]))
 
+    @property
+    def line(self) -> str:
+        """Its line of the table in docs/reliability.md."""
+        tests = ", ".join(f"`tests/{one.tests[0].partition('[')[0].replace('::', ': ')}`" for one in self.detectors)
+        detectors = ", ".join(f"`{_short(one.target)}`" for one in self.detectors)
+        return f"| {self.name} | {self.fault} | {self.required} | {tests} | {detectors} |"
+
+
+def _short(target: str) -> str:
+    """ "steps.check_files" of "empathax.models.weights.steps:check_files"; of a script its name."""
+    module, _, attribute = target.partition(":")
+    return "supervise.sh" if attribute == "SUPERVISE" else f"{module.rpartition('.')[2]}.{attribute}"
+
 
 ROWS = (
     Row(
