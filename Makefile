@@ -7,7 +7,7 @@ WEIGHTS := $(VENV)/.weights
 ESCONV ?= data/esconv
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test parity slurm preferences lint format typecheck bench clean help
+.PHONY: demo test parity faults slurm preferences lint format typecheck bench clean help
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -22,6 +22,10 @@ test: $(EXTRAS)-test $(WEIGHTS)  ## all tests that need no torch; FLAGS="--durat
 
 parity: $(EXTRAS)-parity $(WEIGHTS)  ## against transformers and TRL (installs torch)
 	$(BIN)/python -m pytest -c pyproject.toml --override-ini addopts="-q --strict-markers --import-mode=importlib" -n 2 --dist worksteal tests/parity
+
+faults: export XLA_FLAGS ?= --xla_backend_optimization_level=0
+faults: $(EXTRAS)-test $(WEIGHTS)  ## the fault matrix, each row with its detectors and without; FLAGS="--rows=4,9 --why"
+	$(BIN)/python -m tests.faults $(FLAGS)
 
 lint: $(EXTRAS)-lint  ## ruff, mypy and shellcheck, as CI runs them
 	$(BIN)/ruff format --check .

@@ -150,3 +150,23 @@ def test_what_a_killed_export_left_goes_with_the_next(tmp_path, workdir):
         directory.mkdir()
     assert export.main([f"--checkpoint={workdir}", f"--out={tmp_path / 'out'}"]) == 0
     assert {entry.name for entry in tmp_path.iterdir()} == {going.name, "out"}
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "gone"])
+def test_an_intact_older_step_takes_the_place_of_a_damaged_one(tmp_path, trained, damage, capfd):
+    """For export, and for whatever loads a run as a model."""
+    save(tmp_path / "run", "sft", trained, 1)
+    save(tmp_path / "run", "sft", jax.tree.map(np.negative, trained), 2)
+    step = tmp_path / "run" / "checkpoints" / "sft" / "2"
+    largest = max((path for path in step.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes({"flipped": content, "truncated": content[:-100], "gone": b""}[damage])
+    if damage == "gone":
+        largest.unlink()
+    assert export.main([f"--checkpoint={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, resolve_model(tmp_path / "out").load_params(), trained)
+    jax.tree.map(np.testing.assert_array_equal, resolve_model(tmp_path / "run").load_params(), trained)
+    said = capfd.readouterr().err
+    assert said.count(f"checkpoint not used: {step}: {largest.relative_to(step)}") == 2
+    assert said.count(f"going on from the older checkpoint {step.with_name('1')}") == 2

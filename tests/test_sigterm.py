@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from empathax import sigterm
 from tests.launch.dry_runs import ROOT
 
 CHILD = """
@@ -48,6 +49,16 @@ def test_where_nothing_would_be_lost_it_ends_at_once():
     done = _child("free", 0, 1, 50)
     assert (done.returncode, done.stdout) == (75, "")
     assert "run the same command again to go on" in done.stderr
+
+
+def test_a_stop_is_noted_while_it_is_held():
+    with sigterm.listening():
+        sigterm.hold()
+        os.kill(os.getpid(), signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while not sigterm.is_requested():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_a_second_signal_ends_it_at_once():

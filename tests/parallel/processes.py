@@ -28,7 +28,7 @@ def start(
     """
     port = free_ports(1)[0]
     common = os.environ | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0",  # else a command starts itself again

@@ -16,6 +16,7 @@ from empathax.training import loop
 from empathax.training.workdirs import LOCK, MARK
 from tests.benchmarks import weights
 from tests.launch.dry_runs import ROOT
+from tests.launch.slurm_cluster import free_ports
 from tests.parallel.job_config import write_data
 from tests.parallel.processes import run
 
@@ -164,6 +165,18 @@ def test_processes_that_differ_all_stop(folder, data, last, message):
     assert codes == [2, 2], outputs
     assert all(message in output for output in outputs), outputs
     assert not (folder / "never").exists()
+
+
+@pytest.mark.parametrize("process", ["0", "1"])
+def test_a_process_whose_peers_never_come_does_not_train_alone(folder, data, cache, process):
+    """It could: the devices that it has are enough."""
+    few = ["--config.stages=sft", "--config.sft.max_steps=1", "--config.eval.turns=0", "--config.eval.in_loop_turns=0"]
+    command = ["-m", "empathax.train", CONFIG, *data, *few, f"--workdir={folder}/alone_{process}", "--multihost"]
+    missing = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_ports(1)[0]}", "JAX_NUM_PROCESSES": "2"}
+    last = ([], missing | {"JAX_PROCESS_ID": process, "EMPATHAX_JOIN_SECONDS": "3"})
+    codes, outputs = run(command, folder / "log", count=1, devices=8, last=last, **cache)
+    assert codes[0] not in (0, 75), outputs
+    assert not (folder / f"alone_{process}").exists()
 
 
 def test_a_directory_that_is_not_shared(folder, data):

@@ -2,18 +2,26 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from empathax.errors import CheckpointError
 from empathax.models.weights.steps import find_steps, open_step
+from empathax.training import run, workdirs
+from empathax.training.checkpoint import StageCheckpoints
+from empathax.training.state import init_state
 from tests.training.tiny import OPTIMIZED
 
 HERE = Path(__file__).parent
@@ -38,6 +46,13 @@ def _record(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     timing = ("tokens_per_second", "pairs_per_second", "memory_gb")
     return [{key: value for key, value in line.items() if key not in timing} for line in lines]
+
+
+def _without_timings(workdir):
+    """The text of metrics.jsonl without what depends on the machine."""
+    return re.sub(
+        r', "(tokens_per_second|pairs_per_second|memory_gb)": [^,}]+', "", (workdir / "metrics.jsonl").read_text()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +89,12 @@ def test_killed_and_run_again_is_bitwise_the_same(whole, tmp_path, stage, step):
     for name in ("sft", "dpo"):
         jax.tree.map(np.testing.assert_array_equal, _params(workdir, name), _params(whole, name))
     assert _record(workdir) == _record(whole)
+
+
+def test_the_same_seed_twice_is_the_same_record(whole, tmp_path):
+    workdir = tmp_path / "run"
+    assert _child(workdir).returncode == 0
+    assert _without_timings(workdir) == _without_timings(whole)
 
 
 def test_sigterm_saves_at_once_and_ends_with_75(whole, tmp_path):
@@ -152,3 +173,23 @@ def test_a_finished_run_only_reports(whole):
     done = _child(whole)
     assert "+SFT+DPO" in done.stdout
     assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("gone", ["checkpoints", "checkpoints/sft/2", "checkpoints/sft/2/params"])
+def test_steps_that_are_gone_are_never_a_fresh_start(tmp_path, gone):
+    workdirs.open_workdir(tmp_path / "run")
+    ours, sft = SimpleNamespace(workdir=tmp_path / "run"), SimpleNamespace(name="sft")
+    assert run._newest_checkpoint(ours, sft, lambda step: None) is None  # nothing was ever saved
+    with StageCheckpoints(
+        ours.workdir / "checkpoints" / "sft", committed=lambda step: workdirs.record_saved(ours.workdir, "sft", step)
+    ) as checkpoints:
+        state = init_state({"kernel": jnp.ones(3)}, optax.sgd(0.1)).replace(step=jnp.int32(2))
+        checkpoints.save(state, {"finished": False})
+    assert run._newest_checkpoint(ours, sft, lambda step: step.number)[1] == 2
+    shutil.rmtree(ours.workdir / gone)
+    with pytest.raises(
+        CheckpointError, match=r"this run has saved step 2|no checkpoint can be used; found 1"
+    ) as caught:
+        run._newest_checkpoint(ours, sft, lambda step: None)
+    assert "--overwrite or another --workdir starts anew" in str(caught.value)
+    workdirs.release()

@@ -232,6 +232,19 @@ def test_an_update_that_is_not_finite_changes_no_bit_and_is_counted(tx, rate):
     jax.tree.map(np.testing.assert_array_equal, (state.params, state.opt_state), before)
 
 
+def test_an_update_that_makes_parameters_infinite_is_skipped():
+    """The loss and the gradient are finite; the rate is infinite in float32."""
+    options = dataclasses.replace(CONFIG.sft, learning_rate=3e38, warmup_ratio=0.0, schedule="constant")
+    tx, schedule = make_optimizer(options, 10)
+    step = make_train_step("sft", MODEL, dataclasses.replace(CONFIG, sft=options), tx, lambda step: schedule(step) * 2)
+    state, scalars = step(init_state(_fresh(), tx), with_steps(dialogue_batch(4), 1))
+    assert math.isfinite(float(scalars["loss"]))
+    assert math.isfinite(float(scalars["grad_norm"]))
+    assert (float(scalars["skipped"]), int(state.nonfinite_streak)) == (1.0, 1)
+    assert _is_bitwise_equal(state.params, _params())
+    assert all(np.isfinite(leaf).all() for leaf in _flat(state.opt_state).values())
+
+
 def test_a_batch_that_trains_nothing_is_skipped_not_a_loss_of_zero():
     step, state = _start("sft")
     batch = with_steps(dialogue_batch(4), 2)

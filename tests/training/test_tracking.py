@@ -1,16 +1,18 @@
 """metrics.jsonl and TensorBoard files, read back with TensorBoard's own reader."""
 
+import errno
 import io
 import json
 import os
 
 import numpy as np
+import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from empathax.evaluation.report.level_plot import level_plot
 from empathax.training import tracking
-from empathax.training.tracking import Tracker
+from empathax.training.tracking import RecordFile, Tracker
 
 
 def _lines(workdir):
@@ -109,3 +111,41 @@ def test_a_number_that_json_does_not_know_is_null(tmp_path):
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
     line = {"step": 1, "stage": "sft", "split": "train", "loss": None, "grad_norm": None, "accuracy": 0.5}
     assert _lines(tmp_path) == [line]
+
+
+def _full(*args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_for_tensorboard_is_a_warning_and_no_more(tmp_path, monkeypatch):
+    with Tracker(tmp_path, "sft", 0, tensorboard=True) as tracker:
+        monkeypatch.setattr(tracking.EventFileWriter, "add_event", _full)
+        with pytest.warns(UserWarning, match="TensorBoard files cannot be written any more: .*No space left"):
+            tracker.scalars(1, "train", {"loss": 1.0})
+        tracker.scalars(2, "train", {"loss": 2.0})  # a second warning would be an error
+    assert [line["step"] for line in _lines(tmp_path)] == [1, 2]
+
+
+def test_lines_wait_in_memory_while_the_disk_is_full(tmp_path, monkeypatch, capsys):
+    path, write = tmp_path / "metrics.jsonl", os.write
+    record = RecordFile(path)
+    record.write({"step": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.os, "write", lambda descriptor, data: write(descriptor, data[: len(data) // 2]))
+        record.write({"step": 2})
+        assert path.read_text() == '{"step": 1}\n'  # no half lines
+        patch.setattr(tracking.os, "write", _full)
+        record.write({"step": 3})
+    assert record.problem == f"{path} cannot be written: No space left on device"
+    assert capsys.readouterr().err.count("training goes on, its lines are kept in memory") == 1
+    record.write({"step": 4})
+    assert (record.problem, [line["step"] for line in _lines(tmp_path)]) == ("", [1, 2, 3, 4])
+    assert "is written again, with all that waited" in capsys.readouterr().err
+    record.close()
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+    with Tracker(tmp_path, "sft", 0, tensorboard=False) as tracker:
+        tracker.scalars(1, "train", {"loss": float("nan"), "grad_norm": float("inf"), "tokens": 1.0})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text == '{"step": 1, "stage": "sft", "split": "train", "loss": null, "grad_norm": null, "tokens": 1.0}\n'

@@ -1,5 +1,7 @@
 """One run in a directory, and nothing but a run's is emptied."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -84,6 +86,21 @@ def test_overwriting_removes_what_a_run_wrote_and_says_so(tmp_path, capsys):
         f"removing the run in {run}: {MARK}, checkpoints, rejected_rows_sft.txt; left as it is: exported, notes.txt"
         in said
     )
+
+
+def test_a_directory_that_cannot_be_written_is_a_setting_to_change(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written: Not a directory; choose another"):
+        open_workdir(tmp_path / "file" / "run")
+
+    def refuse(self, *args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(workdirs.Path, "touch", refuse)
+    with pytest.raises(ConfigError, match="cannot be written: Read-only file system") as caught:
+        open_workdir(tmp_path / "run")
+    assert caught.value.exit_code == 2
+    workdirs.release()
 
 
 # what people mistype a --workdir as: a model, a dataset, a checkout, an older version's run, somebody's home

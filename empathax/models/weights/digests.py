@@ -14,14 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 _MULTIPLIERS = (2654435761, 2246822519)  # odd: of Knuth's multiplicative hash, and of xxHash32
+_MIXER = 3266489917  # of MurmurHash3's last steps
 _HASHED_BYTES = 1 << 20  # larger files hold arrays, which have digests of their own
 
 
 def leaf_digests(tree: Any) -> dict[str, str]:
     """A 64-bit digest of each leaf's bits, in hex, by path: equal on every mesh, unequal after one flipped bit.
 
-    Two wrap-around sums of bit patterns times odd weights that depend on the place. It is compiled, and counts on the
-    devices that hold the arrays.
+    Two wrap-around sums of mixed bit patterns times odd weights that depend on the place. It is compiled, and counts on
+    the devices that hold the arrays.
     """
     names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     digests = jax.device_get(_digests(jax.tree.leaves(tree)))
@@ -76,19 +77,22 @@ def _digest(leaf: jax.Array) -> tuple[jax.Array, ...]:
     leaf = leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else leaf
     unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
     bits = jnp.atleast_1d(jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32))
-    return tuple(_weighted_sum(bits, multiplier) for multiplier in _MULTIPLIERS)
+    # mixed: a sum of bits alone would not see two flipped signs, which add up to 2^32
+    mixed = (bits ^ (bits >> 16)) * np.uint32(_MIXER)
+    mixed = mixed ^ (mixed >> 15)
+    return tuple(_weighted_sum(mixed, multiplier) for multiplier in _MULTIPLIERS)
 
 
-def _weighted_sum(bits: jax.Array, multiplier: int) -> jax.Array:
-    """The wrap-around sum of all bits, each times one odd weight of its index in every dimension.
+def _weighted_sum(values: jax.Array, multiplier: int) -> jax.Array:
+    """The wrap-around sum of all values, each times one odd weight of its index in every dimension.
 
     The first dimension goes first: sums over it run side by side for the elements of the last, and no sharded leaf is
     gathered.
     """
-    for number, size in enumerate(bits.shape):
-        weights = _weights(size, number, multiplier).reshape(-1, *[1] * (bits.ndim - 1))
-        bits = (bits * weights).sum(0, dtype=jnp.uint32)
-    return bits
+    for number, size in enumerate(values.shape):
+        weights = _weights(size, number, multiplier).reshape(-1, *[1] * (values.ndim - 1))
+        values = (values * weights).sum(0, dtype=jnp.uint32)
+    return values
 
 
 @functools.cache
@@ -96,7 +100,7 @@ def _weights(size: int, dimension: int, multiplier: int) -> np.ndarray:
     """Odd numbers that depend on the place, as in the last steps of MurmurHash3."""
     mixed = np.arange(size, dtype=np.uint32) + np.uint32(dimension * 0x9E3779B9 % 2**32)
     mixed = (mixed ^ (mixed >> np.uint32(15))) * np.uint32(multiplier)
-    mixed = (mixed ^ (mixed >> np.uint32(13))) * np.uint32(3266489917)
+    mixed = (mixed ^ (mixed >> np.uint32(13))) * np.uint32(_MIXER)
     return (mixed ^ (mixed >> np.uint32(16))) | np.uint32(1)
 
 

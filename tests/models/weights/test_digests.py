@@ -1,5 +1,7 @@
 """Digests of arrays: equal on every mesh, unequal after any change, and what a plain loop over the elements counts."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,31 +11,17 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from empathax.models.weights.digests import differing, file_records, leaf_digests, leaf_records
+from tests.test_docs import ROOT
 
 DTYPES = ["float32", "bfloat16", "int32", "int8", "uint8", "bool"]
 
 
-def _mixed(index, dimension, multiplier):
-    value = (index + dimension * 0x9E3779B9) % 2**32
-    value = (value ^ (value >> 15)) * multiplier % 2**32
-    value = (value ^ (value >> 13)) * 3266489917 % 2**32
-    return (value ^ (value >> 16)) | 1
-
-
-def _by_hand(array):
-    """docs/checkpoint_format.md in plain Python."""
-    array = np.atleast_1d(np.asarray(array))
-    bits = array.view(f"uint{8 * array.dtype.itemsize}")
-    words = []
-    for multiplier in (2654435761, 2246822519):
-        total = 0
-        for index in np.ndindex(*array.shape):
-            weight = 1
-            for dimension, place in enumerate(index):
-                weight = weight * _mixed(place, dimension, multiplier) % 2**32
-            total += int(bits[index]) * weight
-        words.append(f"{total % 2**32:08x}")
-    return "".join(words)
+def _documented():
+    """The function in the page's code block, which uses nothing of ours."""
+    page = (ROOT / "docs" / "checkpoint_format.md").read_text(encoding="utf-8")
+    names: dict = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
+    return names["leaf_digest"]
 
 
 def _array(dtype, shape, seed=0):
@@ -44,8 +32,9 @@ def _array(dtype, shape, seed=0):
 @pytest.mark.parametrize("shape", [(), (7,), (3, 5), (2, 3, 4), (0, 3)])
 def test_as_counted_by_hand(dtype, shape):
     array = _array(dtype, shape)
-    assert leaf_digests({"x": array}) == {"x": _by_hand(array)}
-    assert leaf_records({"x": array}) == {"x": f"{dtype}{list(shape)} {_by_hand(array)}"}
+    by_hand = _documented()(array)
+    assert leaf_digests({"x": array}) == {"x": by_hand}
+    assert leaf_records({"x": array}) == {"x": f"{dtype}{list(shape)} {by_hand}"}
 
 
 @settings(max_examples=60, deadline=None)
@@ -85,3 +74,19 @@ def test_differences_are_named():
         "a: found 1, expected 2",
         "b: found nothing, expected 4",
     ]
+
+
+VALUES = np.random.default_rng(1).normal(size=(8, 8)).astype(np.float32)
+
+
+def _flipped(places, bit):
+    bits = VALUES.view(np.uint32).ravel().copy()
+    bits[list(places)] ^= np.uint32(1) << np.uint32(bit)
+    return jnp.asarray(bits.view(np.float32).reshape(VALUES.shape))
+
+
+@pytest.mark.parametrize("bit", range(32))
+@pytest.mark.parametrize("places", [(0,), (63,), (0, 1), (5, 40), (1, 2, 3), (7, 8, 30, 31), range(64)], ids=str)
+def test_the_same_bit_of_several_values_is_seen(bit, places):
+    """Sums of bits alone would not: two flipped signs add up to 2^32."""
+    assert leaf_digests({"a": _flipped(places, bit)}) != leaf_digests({"a": VALUES})
