@@ -44,10 +44,10 @@ def _true_in_graph(original: Any) -> Any:
     return lambda *args: jnp.array(True)
 
 
-def _one_in_graph(original: Any) -> Any:
-    import jax.numpy as jnp
+def _all_ones(original: Any) -> Any:
+    import numpy as np
 
-    return lambda position, multiplier: jnp.ones_like(position)
+    return lambda size, dimension, multiplier: np.ones(size, np.uint32)
 
 
 def _open_context(original: Any) -> Any:
@@ -148,7 +148,7 @@ REPLACEMENTS: dict[str, Replacement] = {
     "second argument": lambda original: lambda first, second, *rest, **named: second,
     "always finite": _always_finite,
     "true in the graph": _true_in_graph,
-    "one in the graph": _one_in_graph,
+    "all ones": _all_ones,
     "open context": _open_context,
     "final directory": _final_directory,
     "from the start": _from_the_start,

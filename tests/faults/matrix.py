@@ -136,8 +136,8 @@ ROWS = (
         "digests are equal, the next ten losses within 1e-5, the same rows",
         (
             Detector(
-                "empathax.models.weights.digests:_weight",
-                "one in the graph",
+                "empathax.models.weights.digests:_weights",
+                "all ones",
                 ("training/test_resume_on_meshes.py::test_a_digest_sees_shards_that_changed_places",),
             ),
         ),
@@ -344,7 +344,7 @@ ROWS = (
                 ("data/test_trl_format.py::test_what_is_wrong_with_a_row",),
             ),
             Detector(
-                "empathax.data.chat:ChatTemplate._escaped",
+                "empathax.data.control_text:ControlText.escaped",
                 "second argument",
                 ("data/test_chat.py::test_user_text_never_becomes_control_tokens",),
             ),
