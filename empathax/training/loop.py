@@ -241,8 +241,8 @@ class StageEvaluations:
         if picture:
             self.tracker.image(step, "levels", picture)
         self.tracker.flush()
-        if is_leader():
-            print(f"{self.stage.name} step {step}/{self.num_steps}, held out: {_in_words(values)}", flush=True)
+        if is_leader() and (words := _in_words(values)):  # "": nothing is held out
+            print(f"{self.stage.name} step {step}/{self.num_steps}, held out: {words}", flush=True)
         return values
 
 
