@@ -24,8 +24,8 @@ from empathax.models.lora import adapters as lora
 from empathax.models.lora.files import write_adapter
 from empathax.models.transformer import init_params, logits
 from empathax.models.weights.source import resolve_model
-from empathax.models.weights.steps import find_steps
-from empathax.training.checkpoint import StageCheckpoints
+from empathax.models.weights.steps import find_steps, open_step
+from empathax.training.checkpoint import StageCheckpoints, restore_state
 from empathax.training.forward import make_score_step
 from empathax.training.optimizer import make_optimizer
 from empathax.training.state import abstract_state, init_state
@@ -109,7 +109,7 @@ def test_dropout_is_a_function_of_seed_and_step(tmp_path):
                 checkpoints.save(state, {"finished": False})
                 checkpoints.wait()
             state, _ = step(state, BATCH, base=_base())
-        again, _ = checkpoints.restore(abstract_state(jax.eval_shape(lambda: state.params), tx))
+    again = restore_state(open_step(find_steps(tmp_path)[0]), abstract_state(jax.eval_shape(lambda: state.params), tx))
     other_step = again.replace(step=again.step + 5)
     losses = [
         float(step(jax.tree.map(jnp.copy, start), BATCH, base=_base())[1]["loss"]) for start in (again, other_step)

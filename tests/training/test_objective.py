@@ -17,11 +17,12 @@ from empathax.config import MeshOptions, default_config, from_config_dict
 from empathax.config.losses import LOSSES, REPLIES
 from empathax.errors import ConfigError, WeightsError
 from empathax.models.transformer import abstract_params, init_params, logical_axes, logits
+from empathax.models.weights.steps import find_steps, open_step
 from empathax.objectives.preference import initial_loss
 from empathax.parallel.mesh import make_mesh
 from empathax.parallel.rules import batch_sharding, param_shardings
 from empathax.training import experiment
-from empathax.training.checkpoint import StageCheckpoints
+from empathax.training.checkpoint import StageCheckpoints, restore_state
 from empathax.training.optimizer import make_optimizer
 from empathax.training.stages.stage import find_stage
 from empathax.training.state import abstract_state, init_state, state_shardings
@@ -167,7 +168,9 @@ def test_a_reference_follows_the_policy_and_is_resumed(tmp_path):
     with StageCheckpoints(tmp_path) as checkpoints:
         checkpoints.save(state, {})
         checkpoints.wait()
-        restored, _ = checkpoints.restore(abstract_state(abstract_params(MODEL), tx, moving_reference=True))
+    restored = restore_state(
+        open_step(find_steps(tmp_path)[0]), abstract_state(abstract_params(MODEL), tx, moving_reference=True)
+    )
     assert _distance(restored.ref_params, state.ref_params) == 0.0
     expected = step(state, batch)[1]["loss"]
     assert float(step(restored, batch)[1]["loss"]) == float(expected)

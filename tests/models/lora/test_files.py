@@ -124,8 +124,14 @@ def test_a_directory_without_an_adapter_and_one_with_nan(tmp_path):
         read_adapter(tmp_path, MODEL)
     adapter = _adapter(LoraSpec(2, 2.0, targets=("q_proj",)))
     adapter.tree["layers"]["attention"]["query"]["lora_b"][1, 0, 0] = np.nan
-    with pytest.raises(WeightsError, match="layers/attention/query/lora_b: found NaN"):
-        read_adapter(_written(tmp_path / "a", adapter), MODEL)
+    with pytest.raises(WeightsError, match="layers/attention/query/lora_b: found 1 NaN"):  # nor written
+        _written(tmp_path / "a", adapter)
+    directory = _written(tmp_path / "b", _adapter(LoraSpec(2, 2.0, targets=("q_proj",))))
+    tensors = safetensors.numpy.load_file(directory / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] = np.inf
+    safetensors.numpy.save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match=r"layers/attention/query/lora_[ab]: found 1 NaN or infinite values"):
+        read_adapter(directory, MODEL)
 
 
 def _renamed(directory, prefix):

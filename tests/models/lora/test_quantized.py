@@ -1,5 +1,7 @@
 """Frozen kernels in 4 and 8 bits against the published definition, written down here in NumPy."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,7 @@ from empathax.models.lora.quantized import (
 )
 from empathax.models.transformer import abstract_params, logits
 from empathax.models.weights.source import resolve_model
+from empathax.models.weights.steps import Step
 from empathax.parallel.mesh import make_mesh
 from empathax.training.optimizer import make_optimizer
 from empathax.training.state import init_state
@@ -128,5 +131,5 @@ def test_a_checkpoints_base_is_rounded_as_in_training(monkeypatch, kind):
     base = resolve_model("random:tiny-llama")
     trained = base.load_params(jnp.bfloat16, finish=lambda *args: rounded_parameter(kind, *args))
     meta = {"lora": {"quantization": kind, "param_dtype": "bfloat16"}}
-    found = files.adapted_params(base, None, meta, jnp.float32)
+    found = files.adapted_params(base, Step(Path(), meta), jnp.float32)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.float32)), found, trained)
